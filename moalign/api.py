@@ -1,0 +1,203 @@
+"""All that a plugin may import from moalign: the types, the plugin kinds, the hook marker, the errors.
+
+A plugin is a frozen pydantic model: its fields are its keys in the configuration, its class attributes say what it
+is, its methods compute. Fields are validated before any model is loaded, so a plugin's module should import torch
+inside the functions that use it, not at the top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import pluggy
+from pydantic import BaseModel, ConfigDict
+
+from moalign.errors import (
+    ConfigError,
+    DataError,
+    ModelError,
+    MoalignError,
+    PluginError,
+    PreferenceError,
+    RunError,
+    TrainingError,
+    UserError,
+)
+from moalign.types import Batch, Candidate, Message, Outcome, Pair, PairTerms, Preference, Record, Refusal, Sample, Space
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from torch import Tensor
+
+API_VERSION = 1
+ENTRY_POINT_GROUP = "moalign"
+
+hookspec = pluggy.HookspecMarker("moalign")
+hookimpl = pluggy.HookimplMarker("moalign")
+
+Row = tuple[str, int, Mapping[str, Any]]  # file, line (or row number, from 1), the row's columns
+
+
+class Plugin(BaseModel):
+    """Base of every kind. Unknown keys are refused, fields cannot change after construction."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Objective(Plugin):
+    """A loss on token log-probabilities.
+
+    ``needs`` names what the engine must supply, and it supplies nothing else:
+    "pairs"      labelled pairs, chosen before rejected
+    "margins"    pairs in any order, with the reward difference of every objective (``terms.difference``)
+    "reference"  log-probabilities under the reference
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
+
+    def loss(self, batch: Batch, terms: PairTerms) -> Tensor:
+        """float32 [P], one value per pair, never reduced and without ``terms.weight``, which the engine applies."""
+        raise NotImplementedError
+
+
+class Combiner(Plugin):
+    """Many objectives and a preference -> one signal.
+
+    ``accepts`` says which pairs the rule has a meaning for: "labelled" (one objective judged the pair) and "scored"
+    (every objective scored both responses, as regression losses use them).
+    """
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"labelled", "scored"})
+
+    def check(self, preference: Preference) -> None:
+        """Raise PreferenceError where this rule has no meaning for the preference. Called before a model is loaded."""
+
+    def needs(self, preference: Preference) -> frozenset[str]:
+        """What ``pair_terms`` reads beside the pairs: empty, or {"margins"}."""
+        return frozenset()
+
+    def pair_terms(self, batch: Batch) -> PairTerms:
+        """Scale, margin and weight of every pair; see PairTerms."""
+        raise NotImplementedError
+
+    def scalarise(self, rewards: Tensor, preference: Tensor) -> Tensor:
+        """rewards [..., M], preference [..., M] -> [...]; NaN where a reward that carries weight is unknown."""
+        raise NotImplementedError
+
+
+class Reward(Plugin):
+    """Scores responses for one objective; larger is better."""
+
+    def score(self, samples: Sequence[Sample]) -> Sequence[float | None]:
+        """One finite number per sample, or None to abstain."""
+        raise NotImplementedError
+
+
+class Search(Plugin):
+    """Which candidates next."""
+
+    def propose(self, space: Space, history: Sequence[Outcome], rng: Random) -> Sequence[Candidate]:
+        """The next candidates; none when the search is over.
+
+        A pure function of its arguments (``rng`` is seeded anew at every call), so that a resumed run replays it.
+        """
+        raise NotImplementedError
+
+
+class Reader(Plugin):
+    """The format of a dataset: rows -> records. moalign itself parses JSON, JSONL, CSV and Parquet into rows."""
+
+    def recognises(self, row: Mapping[str, Any]) -> bool:
+        """Whether the first row of a file looks like this format; asked when the configuration says ``auto``."""
+        return False
+
+    def read(self, rows: Iterable[Row], objectives: Sequence[str]) -> Iterator[Record | Refusal]:
+        """Records, and a Refusal for everything that was not taken."""
+        raise NotImplementedError
+
+
+class Register(Protocol):
+    """Given to a ``register_*`` hook; call it once per plugin.
+
+    ``target`` is the class, or better "module:Class", which is imported only when somebody uses it.
+    """
+
+    def __call__(self, name: str, target: str | type[Plugin], *, summary: str, paper: str = "") -> None: ...
+
+
+# --- what losses share ----------------------------------------------------------------------------------------------
+
+
+def log_ratios(batch: Batch) -> Tensor:
+    """log pi(y|x) - log pi_ref(y|x), summed over the response tokens; [N]."""
+    if batch.ref_logps is None:
+        raise PluginError('the loss reads reference log-probabilities but does not declare "reference" in `needs`')
+    return ((batch.logps - batch.ref_logps) * batch.mask).sum(-1)
+
+
+def pair_log_ratios(batch: Batch) -> Tensor:
+    """Log-ratio of the chosen minus log-ratio of the rejected response; [P]."""
+    ratios = log_ratios(batch)
+    return ratios[batch.pairs[:, 0]] - ratios[batch.pairs[:, 1]]
+
+
+def pair_logits(batch: Batch, terms: PairTerms, beta: float) -> Tensor:
+    """``scale * beta * (ratio of chosen - ratio of rejected) - margin``; [P]. What a pairwise objective sees."""
+    return terms.scale * beta * pair_log_ratios(batch) - terms.margin
+
+
+def chosen_logps(batch: Batch, *, mean: bool) -> Tensor:
+    """log pi of the chosen response, summed or (``mean``) averaged over its tokens; [P]."""
+    totals = (batch.logps * batch.mask).sum(-1)
+    if mean:
+        totals = totals / batch.mask.sum(-1)
+    return totals[batch.pairs[:, 0]]
+
+
+def pair_preference(batch: Batch) -> Tensor:
+    """The preference of the candidate that each pair belongs to; [P,M]."""
+    return batch.preference[batch.pairs[:, 0]]
+
+
+__all__ = [
+    "API_VERSION",
+    "ENTRY_POINT_GROUP",
+    "Batch",
+    "Callable",
+    "Candidate",
+    "Combiner",
+    "ConfigError",
+    "DataError",
+    "Message",
+    "MoalignError",
+    "ModelError",
+    "Objective",
+    "Outcome",
+    "Pair",
+    "PairTerms",
+    "Plugin",
+    "PluginError",
+    "Preference",
+    "PreferenceError",
+    "Reader",
+    "Record",
+    "Refusal",
+    "Register",
+    "Reward",
+    "Row",
+    "RunError",
+    "Sample",
+    "Search",
+    "Space",
+    "TrainingError",
+    "UserError",
+    "chosen_logps",
+    "hookimpl",
+    "hookspec",
+    "log_ratios",
+    "pair_log_ratios",
+    "pair_logits",
+    "pair_preference",
+]

@@ -1,0 +1,186 @@
+"""The command line: parse, call, print. Whatever takes long to import is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from moalign.commands import data as data_commands
+from moalign.commands import plugins as plugin_commands
+from moalign.errors import MoalignError
+
+app = typer.Typer(
+    help="Train a language model for several objectives at once; get the whole trade-off back.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(plugin_commands.app, name="plugins", help="What is installed.")
+app.add_typer(data_commands.app, name="data", help="Look at data before training on it.")
+
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. train.lr=1e-4.")]
+NoPlugin = Annotated[list[str] | None, typer.Option("--no-plugin", help="Leave out a plugin or a distribution.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Run directory; an unfinished demo in it goes on.")] = Path("runs/demo"),
+) -> None:
+    """The main job on the embedded model, in a world whose front is known exactly. About two minutes on two cores."""
+    from moalign import registry, report
+    from moalign.demo import job
+
+    with _watching() as (console, observer):
+        front = job.run(out, registry.discover(), observer)
+        report.write(out)
+    _show(console, front, out)
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(help="Where to write it; never overwrites.")],
+    recipe: Annotated[str, typer.Option(help="What to start from: dpo, modpo or rebel.")] = "dpo",
+) -> None:
+    """Write a commented starter configuration."""
+    from moalign import recipes, storage
+
+    text = recipes.read(recipe)
+    if file.exists():
+        raise typer.BadParameter(f"{file} exists; it is not overwritten", param_hint="FILE")
+    storage.write_text(file, text)
+    Console().print(f"wrote {file}; next: moalign sweep {file} --dry-run", highlight=False)
+
+
+@app.command()
+def sweep(
+    config: Annotated[Path, typer.Argument(help="A YAML configuration; `moalign init` writes one.")],
+    out: Annotated[Path | None, typer.Option(help="Run directory; default runs/NAME.")] = None,
+    overrides: Set = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and what it will cost; train nothing.")] = False,
+    no_plugin: NoPlugin = None,
+) -> None:
+    """Train the front that the configuration describes."""
+    from moalign import config as configuration
+    from moalign import registry, report
+    from moalign.sweep.plan import prepare
+
+    settings = configuration.load(config, overrides or ())
+    installed = registry.discover(no_plugin or ())
+    plan = prepare(settings, installed)  # refuse in a second what can be refused without a model
+    directory = out or Path("runs") / config.stem
+    with _watching() as (console, observer):
+        if dry_run:
+            from moalign.commands.dry_run import show
+
+            show(plan, observer, console)
+            return
+        from moalign.sweep import run
+
+        with _resumable(directory):
+            front = run.start(settings, directory, installed, observer)
+        report.write(directory)
+    _show(console, front, directory)
+
+
+@app.command()
+def resume(run_directory: Run, no_plugin: NoPlugin = None) -> None:
+    """Go on with an interrupted run; ends with the same front as an unbroken one."""
+    from moalign import registry, report
+    from moalign.demo import job
+    from moalign.sweep import run
+
+    with _watching() as (console, observer), _resumable(run_directory):
+        front = run.resume(run_directory, registry.discover(no_plugin or ()), observer)
+        if job.is_known_world(run_directory):
+            front = job.measure(run_directory, observer)
+        report.write(run_directory)
+    _show(console, front, run_directory)
+
+
+@app.command()
+def front(
+    run_directory: Run,
+    as_json: Annotated[bool, typer.Option("--json", help="Print front.json instead of a table.")] = False,
+) -> None:
+    """The front of a run, finished or not."""
+    from moalign.report import front_table
+    from moalign.storage import canonical_json
+    from moalign.sweep.front import read
+
+    result = read(run_directory)
+    if as_json:
+        sys.stdout.write(canonical_json(result))
+    else:
+        Console().print(front_table(result))
+
+
+@app.command("report")
+def write_report(run_directory: Run) -> None:
+    """Write front.png and report.html from a run directory alone."""
+    from moalign import report
+    from moalign.sweep.front import write
+
+    write(run_directory)
+    report.write(run_directory)
+    Console().print(f"{run_directory / 'front.png'}\n{run_directory / 'report.html'}", highlight=False)
+
+
+def _show(console: Console, front: dict[str, Any], directory: Path) -> None:
+    from moalign.report import front_table
+
+    console.print(front_table(front))
+    console.print(
+        f"\nfront    {directory / 'front.json'}\npicture  {directory / 'front.png'}\n"
+        f"report   {directory / 'report.html'}\nadapters {directory / 'candidates'}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+@contextmanager
+def _watching() -> Iterator[tuple[Console, Any]]:
+    from moalign.progress import ConsoleObserver
+
+    console = Console()
+    observer = ConsoleObserver(console)
+    try:
+        yield console, observer
+    finally:
+        observer.close()
+
+
+@contextmanager
+def _resumable(directory: Path) -> Iterator[None]:
+    """Say how to go on after Ctrl-C or SIGTERM; what was finished is in the journal already."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (directory / "run.json").exists():
+            Console(stderr=True).print(f"\nstopped; moalign resume {directory} goes on from here", highlight=False)
+        raise
+
+
+def _terminate(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 2 the input was wrong, 1 it failed, 130 it was interrupted."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app()
+    except MoalignError as error:
+        Console(stderr=True).print(f"[red]error:[/] ", end="")
+        Console(stderr=True).print(str(error), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,33 @@
+"""What ``moalign sweep --dry-run`` prints."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from moalign import preference
+from moalign.progress import duration
+from moalign.sweep.estimate import estimate
+from moalign.sweep.observe import Observer
+from moalign.sweep.plan import Plan
+
+
+def show(plan: Plan, observer: Observer, console: Console) -> None:
+    """Probe and print the plan; nothing is written."""
+    cost = estimate(plan, observer)
+    config = plan.config
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_row("model", config.model.path)
+    table.add_row("data", config.data_paths[0])
+    table.add_row("method", f"loss {config.loss.name}, combine {config.combine.name}, search {config.search.name}")
+    table.add_row("evaluation", plan.evaluation_kind)
+    for reason, count in sorted(cost.counts.items()):
+        table.add_row("", f"{reason}: {count}")
+    table.add_row("candidates", str(len(cost.candidates)))
+    for candidate in cost.candidates:
+        table.add_row("", preference.format(candidate.preference))
+    table.add_row("steps", f"{cost.steps} each, {cost.seconds_per_step:.3f} s per step")
+    table.add_row("tokens", f"about {cost.tokens:,} response tokens in all")
+    table.add_row("time", f"about {duration(cost.seconds)} ({duration(cost.seconds_per_evaluation)} per evaluation)")
+    console.print(table)
+    console.print("nothing was trained and nothing was written")

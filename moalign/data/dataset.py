@@ -1,0 +1,117 @@
+"""The frozen data that the engine trains on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moalign.data.tokenise import Sequence
+from moalign.errors import DataError
+from moalign.types import Sample
+
+
+@dataclass(frozen=True, eq=False)
+class PairDataset:
+    """N sequences, P pairs of them, M objectives. Arrays are read-only.
+
+    ``pairs[P,2]``         sequence numbers, chosen first where the pair is labelled
+    ``pair_objective[P]``  index of the objective that judged the pair, -1: none did, the rewards' difference counts
+    ``strength[P]``        of the judgement, as the data has it
+    ``rewards[N,M]``       larger is better, NaN where unknown
+    ``groups[N]``          sequences of one group (prompt) share a number
+    ``samples[N]``         prompt and response as text, for rewards that score them
+    ``counts``             what was truncated or dropped, and why
+    """
+
+    objectives: tuple[str, ...]
+    sequences: tuple[Sequence, ...]
+    samples: tuple[Sample, ...]
+    pairs: NDArray[np.int64]
+    pair_objective: NDArray[np.int64]
+    strength: NDArray[np.float64]
+    rewards: NDArray[np.float64]
+    groups: NDArray[np.int64]
+    counts: Mapping[str, int]
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for array in (self.pairs, self.pair_objective, self.strength, self.rewards, self.groups):
+            array.setflags(write=False)
+
+    @cached_property
+    def content_hash(self) -> str:
+        """sha256 over everything that training sees; equal contents have equal hashes on every machine."""
+        digest = hashlib.sha256(repr(self.objectives).encode())
+        lengths = [[len(sequence.ids), sequence.prompt_length] for sequence in self.sequences]
+        ids = [token for sequence in self.sequences for token in sequence.ids]
+        rewards = np.where(np.isnan(self.rewards), np.nan, self.rewards + 0.0)  # one NaN, and no negative zero
+        parts = (np.array(lengths), np.array(ids), self.pairs, self.pair_objective, self.strength, rewards, self.groups)
+        for part in parts:
+            kind = "<f8" if part.dtype.kind == "f" else "<i8"
+            digest.update(repr(part.shape).encode() + np.ascontiguousarray(part, dtype=kind).tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def pairs_of_group(self) -> tuple[NDArray[np.int64], ...]:
+        """For every group that has pairs, in the order of their numbers, the indices of its pairs."""
+        group_of_pair = self.groups[self.pairs[:, 0]]
+        order = np.argsort(group_of_pair, kind="stable")
+        starts = np.flatnonzero(np.diff(group_of_pair[order])) + 1
+        return tuple(np.split(order, starts))
+
+
+def with_rewards(dataset: PairDataset, rewards: NDArray[np.floating]) -> PairDataset:
+    """The same pairs with other rewards [N,M] (larger is better, NaN where a reward abstained). Labels stay."""
+    values = np.array(rewards, dtype=np.float64)
+    if values.shape != dataset.rewards.shape:
+        raise ValueError(f"rewards have shape {values.shape}, the dataset needs {dataset.rewards.shape}")
+    if np.isinf(values).any():
+        raise DataError("a reward is infinite")
+    return replace(dataset, rewards=values, warnings=reward_warnings(values, dataset.objectives))
+
+
+def drop_unrewarded(dataset: PairDataset) -> PairDataset:
+    """Leave out the pairs in which a response lacks the reward of an objective, and count them.
+
+    Raises DataError where no pair remains.
+    """
+    unknown = np.isnan(dataset.rewards)
+    kept = ~np.any(np.any(unknown, axis=1)[dataset.pairs], axis=1)
+    dropped = int((~kept).sum())
+    if not dropped:
+        return dataset
+    counts = {**dataset.counts, "dropped pair: a response lacks a reward": dropped}
+    if dropped == len(kept):
+        names = [name for name, lacks in zip(dataset.objectives, unknown.T, strict=True) if np.all(lacks)]
+        which = f"; no response has one for {', '.join(names)}" if names else ""
+        raise DataError(f"all {dropped} pairs have a response that lacks a reward{which}")
+    return replace(
+        dataset,
+        pairs=dataset.pairs[kept],
+        pair_objective=dataset.pair_objective[kept],
+        strength=dataset.strength[kept],
+        counts=counts,
+    )
+
+
+def reward_warnings(rewards: NDArray[np.float64], objectives: tuple[str, ...]) -> tuple[str, ...]:
+    """Sentences about reward columns [N,M] that cannot be meant: constant ones, and scales a million apart."""
+    warnings = []
+    spread = {}
+    for name, column in zip(objectives, rewards.T, strict=True):
+        known = column[~np.isnan(column)]
+        if len(known) > 1 and (known == known[0]).all():
+            warnings.append(f"{name}: all {len(known)} rewards are {known[0]:g}; it cannot tell responses apart")
+        elif len(known) > 1:
+            spread[name] = float(known.std())
+    if spread:
+        least, most = min(spread, key=spread.__getitem__), max(spread, key=spread.__getitem__)
+        if spread[most] > 1e6 * spread[least]:
+            times = spread[most] / spread[least]
+            warnings.append(f"{most} varies {times:.1g} times as much as {least}; rescale one of them")
+    return tuple(warnings)

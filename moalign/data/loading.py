@@ -1,0 +1,124 @@
+"""Runs a reader over a file and lets nothing pass that is not a sound record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from moalign.data.records import fault_of, prompt_key
+from moalign.data.rows import Row, read_rows
+from moalign.errors import DataError, MoalignError, PluginError
+from moalign.types import Record, Refusal
+
+
+class Reader(Protocol):
+    """What of ``moalign.api.Reader`` is used here."""
+
+    def recognises(self, row: Mapping[str, Any]) -> bool: ...
+
+    def read(self, rows: Iterable[Row], objectives: Sequence[str]) -> Iterable[Record | Refusal]: ...
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a file held: the sound records, and a refusal for everything else."""
+
+    records: tuple[Record, ...]
+    refusals: tuple[Refusal, ...]
+
+
+def read_file(path: str, readers: Mapping[str, Reader], objectives: Sequence[str], malformed: str = "error") -> Loaded:
+    """Records of a file through the one reader, or, of several, through the one that recognises its first row.
+
+    ``malformed`` "error": raises DataError at the first refused row; "skip": the refusals are returned, to be reported.
+    """
+    if len(readers) == 1:
+        reader = next(iter(readers.values()))
+    else:
+        first = next(iter(read_rows(path)), None)
+        if first is None:
+            raise DataError("the file holds no rows", file=path)
+        reader = readers[choose_reader(first, readers)]
+    loaded = load_records(path, reader, objectives)
+    if loaded.refusals and malformed == "error":
+        first_refusal = loaded.refusals[0]
+        more = f" ({len(loaded.refusals)} rows in all)" if len(loaded.refusals) > 1 else ""
+        raise DataError(
+            f"{first_refusal.reason}{more}; mend the file, or count and skip such rows with data.malformed=skip",
+            file=first_refusal.file,
+            line=first_refusal.line,
+        )
+    return loaded
+
+
+def load_records(
+    path: str | Path, reader: Reader, objectives: Sequence[str] = (), *, allow_none: bool = False
+) -> Loaded:
+    """Read a whole file. ``objectives``: names to read for; empty: whatever the file offers.
+
+    Raises DataError (file and line) for a malformed file, and where not one record is left unless ``allow_none``;
+    PluginError where the reader itself fails.
+    """
+    records: list[Record] = []
+    refusals: list[Refusal] = []
+    for item in read_records(read_rows(path), reader, objectives):
+        if isinstance(item, Record):
+            records.append(item)
+        else:
+            refusals.append(item)
+    if not records and not allow_none:
+        if not refusals:
+            raise DataError(f"the reader {_name(reader)} took no row of this file", file=str(path), line=1)
+        first = refusals[0]
+        reason = f"all {len(refusals)} rows or judgements were refused, the first because: {first.reason}"
+        raise DataError(reason, file=first.file, line=first.line)
+    return Loaded(tuple(records), tuple(refusals))
+
+
+def read_records(rows: Iterable[Row], reader: Reader, objectives: Sequence[str]) -> Iterator[Record | Refusal]:
+    """Sound records and refusals in the order of the file; a record without a group is its prompt's."""
+    place: list[Any] = ["", 0]
+
+    def followed() -> Iterator[Row]:
+        for row in rows:
+            place[:] = row[:2]
+            yield row
+
+    try:
+        for item in reader.read(followed(), objectives):
+            yield item if isinstance(item, Refusal) else _sound(item, objectives)
+    except MoalignError:
+        raise
+    except Exception as error:
+        reason = f"the reader {_name(reader)} failed at {place[0]}:{place[1]}: {type(error).__name__}: {error}"
+        raise PluginError(reason) from error
+
+
+def choose_reader(row: Row, readers: Mapping[str, Reader]) -> str:
+    """The name of the one reader that recognises the first row of a file. Raises DataError where none or several do."""
+    file, line, columns = row
+    names = [name for name, reader in readers.items() if reader.recognises(columns)]
+    if len(names) == 1:
+        return names[0]
+    shown = ", ".join(map(repr, list(columns)[:20]))
+    if names:
+        reason = f"several readers recognise these columns ({', '.join(names)}); set data.reader to one of them"
+    else:
+        known = ", ".join(readers)
+        reason = f"no reader recognises the columns {shown}; set data.reader to one of {known} (columns takes a map)"
+    raise DataError(reason, file=file, line=line)
+
+
+def _sound(record: Any, objectives: Sequence[str]) -> Record | Refusal:
+    if not isinstance(record, Record):
+        raise TypeError(f"it yielded {type(record).__name__}, neither Record nor Refusal")
+    fault = fault_of(record, objectives)
+    if fault is not None:
+        return Refusal(record.file, record.line, fault)
+    return record if record.group else replace(record, group=str(prompt_key(record.prompt)))
+
+
+def _name(reader: Reader) -> str:
+    return type(reader).__name__

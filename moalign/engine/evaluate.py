@@ -1,0 +1,165 @@
+"""One score per objective with its standard error: rewards of sampled responses, or accuracy on held-out pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moalign import lora
+from moalign.config import EvaluateSettings
+from moalign.data.batching import collate, pad_sequences
+from moalign.data.dataset import PairDataset
+from moalign.engine.model import LanguageModel
+from moalign.engine.rollouts import Rollout, Score, sample, sequence_of
+from moalign.engine.scoring import LogpCache
+from moalign.errors import TrainingError
+from moalign.pareto import standard_error_clustered
+from moalign.seeds import derive
+
+PAIRS_PER_PASS = 32
+ROWS_PER_PASS = 64
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores per objective (larger is better), their standard errors (left out where there is one cluster), KL from the reference, further columns."""
+
+    scores: dict[str, float]
+    stderr: dict[str, float]
+    kl: float | None
+    details: dict[str, float]
+    samples: tuple[Rollout, ...]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What evaluation runs on: labelled pairs (may be None), prompts as token ids, and a scorer (None: no rewards)."""
+
+    pairs: PairDataset | None
+    prompts: tuple[tuple[int, ...], ...]
+    score: Score | None
+
+
+def evaluate(
+    model: LanguageModel,
+    adapter: str | None,
+    held_out: HeldOut,
+    objectives: tuple[str, ...],
+    settings: EvaluateSettings,
+    kind: str,
+    beta: float,
+    cache: LogpCache,
+    seed: int,
+) -> Evaluation:
+    """Evaluate the policy with ``adapter`` (None: the untouched base).
+
+    ``kind`` "generate": mean reward of sampled responses, standard error clustered by prompt. "preference": share of
+    held-out pairs whose better response has the larger log-ratio (equal counts a half; the base has 0.5 by
+    definition), clustered by group; the implicit-reward margin beta * (log-ratio difference) stands in the details.
+    Where the data has both, the other kind's figures stand in the details.
+    """
+    details: dict[str, float] = {}
+    accuracies: dict[str, tuple[float, float | None]] = {}
+    if held_out.pairs is not None:
+        accuracies = _accuracies(model, adapter, held_out.pairs, objectives, beta, cache, details)
+    with lora.active(model.policy, adapter):
+        rollouts = sample(
+            model,
+            held_out.prompts,
+            samples=settings.samples,
+            temperature=settings.temperature,
+            max_new_tokens=settings.max_new_tokens,
+            seed=derive(seed, "evaluation"),
+        )
+    kl = _kl(model, adapter, held_out.prompts, rollouts, details) if settings.temperature == 1.0 else None
+    details["response_tokens"] = float(np.mean([len(r.ids) for r in rollouts]))
+    details["ended"] = float(np.mean([r.ended for r in rollouts]))
+    chosen = accuracies
+    if held_out.score is not None:
+        rewards = _mean_rewards(held_out.score(rollouts), rollouts, objectives)
+        details |= {f"{name}/reward": mean for name, (mean, _) in rewards.items()}
+        chosen = rewards if kind == "generate" else accuracies
+    missing = [name for name in objectives if name not in chosen]
+    if missing:
+        raise TrainingError(f"nothing held out scores {', '.join(missing)}; evaluation has no figure for it")
+    return Evaluation(
+        scores={name: chosen[name][0] for name in objectives},
+        stderr={name: error for name in objectives if (error := chosen[name][1]) is not None},
+        kl=kl,
+        details=details,
+        samples=tuple(rollouts),
+    )
+
+
+def _mean_rewards(
+    rewards: np.ndarray, rollouts: Sequence[Rollout], objectives: tuple[str, ...]
+) -> dict[str, tuple[float, float | None]]:
+    prompts = np.array([rollout.prompt for rollout in rollouts])
+    result = {}
+    for index, name in enumerate(objectives):
+        known = np.isfinite(rewards[:, index])
+        if known.any():
+            result[name] = _mean_and_error(rewards[known, index], prompts[known])
+    return result
+
+
+def _accuracies(
+    model: LanguageModel,
+    adapter: str | None,
+    pairs: PairDataset,
+    objectives: tuple[str, ...],
+    beta: float,
+    cache: LogpCache,
+    details: dict[str, float],
+) -> dict[str, tuple[float, float | None]]:
+    differences = np.zeros(len(pairs.pairs))
+    for start in range(0, len(pairs.pairs), PAIRS_PER_PASS):
+        indices = np.arange(start, min(start + PAIRS_PER_PASS, len(pairs.pairs)))
+        rows = {name: tensor.to(model.device) for name, tensor in collate(pairs, indices, model.pad_id).items()}
+        reference = cache.logps(rows, None, "")
+        with lora.active(model.policy, adapter):
+            ratios = (model.response_logps(rows) - reference).double().sum(-1)
+        difference = ratios[rows["pairs"][:, 0]] - ratios[rows["pairs"][:, 1]]
+        differences[indices] = difference.cpu().numpy()
+    groups = pairs.groups[pairs.pairs[:, 0]]
+    result = {}
+    for index, name in enumerate(objectives):
+        mine = pairs.pair_objective == index
+        if mine.any():
+            correct = (differences[mine] > 0) + 0.5 * (differences[mine] == 0)
+            result[name] = _mean_and_error(correct, groups[mine])
+            details[f"{name}/accuracy"] = result[name][0]
+            details[f"{name}/margin"] = float(beta * differences[mine].mean())
+            details[f"{name}/pairs"] = float(mine.sum())
+    return result
+
+
+def _kl(
+    model: LanguageModel,
+    adapter: str | None,
+    prompts: Sequence[tuple[int, ...]],
+    rollouts: Sequence[Rollout],
+    details: dict[str, float],
+) -> float:
+    """Mean over the policy's own samples of log pi - log pi_ref, in nats per response."""
+    sequences = [sequence_of(rollout, prompts) for rollout in rollouts]
+    ratios = np.empty(len(sequences))
+    uncached = LogpCache(model)
+    for start in range(0, len(sequences), ROWS_PER_PASS):
+        padded = pad_sequences(sequences[start : start + ROWS_PER_PASS], model.pad_id)
+        rows = {name: tensor.to(model.device) for name, tensor in padded.items()}
+        reference = uncached.logps(rows, None, "", keep=False)
+        with lora.active(model.policy, adapter):
+            difference = (model.response_logps(rows) - reference).double().sum(-1)
+        ratios[start : start + ROWS_PER_PASS] = difference.cpu().numpy()
+    mean, error = _mean_and_error(ratios, np.array([r.prompt for r in rollouts]))
+    if error is not None:
+        details["kl_stderr"] = error
+    return mean
+
+
+def _mean_and_error(values: np.ndarray, clusters: np.ndarray) -> tuple[float, float | None]:
+    mean, error = standard_error_clustered(np.asarray(values, dtype=float), clusters)
+    return float(mean), None if error is None else float(error)

@@ -1,0 +1,72 @@
+"""Training metrics of one step, per objective, gathered over its passes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moalign.types import Batch
+
+
+class StepMetrics:
+    """Sums over passes; ``summary`` gives means.
+
+    Per objective k, over the pairs that k judged (or, for scored pairs, over all): ``loss``, ``margin`` (implicit
+    reward of the better minus that of the worse response, beta * log-ratio difference), ``accuracy`` (share of pairs
+    whose better response has the larger log-ratio; equal counts a half). ``kl_estimate`` is the mean over rows of
+    exp(-a) - 1 + a summed over tokens (a: token log-ratio): an estimate of KL(policy || reference) on the batch's
+    responses, exact in expectation only for the policy's own samples.
+    """
+
+    def __init__(self, objectives: tuple[str, ...]):
+        self.objectives = objectives
+        self.gradient_norm = math.nan
+        self.tokens = 0
+        self._kl: list[Tensor] = []
+        self._loss: list[Tensor] = []
+        self._per_objective: list[list[Tensor]] = [[] for _ in objectives]  # each [rows, 3]: loss, margin, accuracy
+
+    @torch.no_grad()
+    def add(self, batch: Batch, losses: Tensor, beta: float) -> None:
+        self.tokens += int(batch.mask.sum())
+        self._loss.append(losses)
+        difference = torch.zeros_like(losses)
+        if batch.ref_logps is not None:
+            log_ratio = ((batch.logps - batch.ref_logps) * batch.mask).detach()
+            # clamped for display only: one wild token must not make the column unreadable
+            self._kl.append(((-log_ratio).clamp(max=20.0).expm1() + log_ratio).sum(-1))
+            ratios = log_ratio.sum(-1)
+            difference = ratios[batch.pairs[:, 0]] - ratios[batch.pairs[:, 1]]
+        for index in range(len(self.objectives)):
+            sign = (batch.pair_objective == index).to(difference)
+            if batch.margins is not None:
+                scored = (batch.pair_objective == -1) & torch.isfinite(batch.margins[:, index])
+                sign = torch.where(scored, batch.margins[:, index].nan_to_num().sign(), sign)
+            judged = sign != 0
+            better = (difference * sign)[judged]
+            accuracy = (better > 0).float() + 0.5 * (better == 0).float()
+            self._per_objective[index].append(torch.stack([losses[judged], beta * better, accuracy], -1))
+
+    def summary(self) -> dict[str, Any]:
+        """JSON-able means; an objective without pairs in this step has no columns."""
+        result: dict[str, Any] = {"tokens": self.tokens, "gradient_norm": _number(self.gradient_norm)}
+        if self._loss:
+            result["loss"] = _number(torch.cat(self._loss).mean().item())
+        if self._kl:
+            result["kl_estimate"] = _number(torch.cat(self._kl).mean().item())
+        for name, parts in zip(self.objectives, self._per_objective, strict=True):
+            values = torch.cat(parts) if parts else torch.empty(0, 3)
+            if len(values):
+                loss, margin, accuracy = values.mean(0).tolist()
+                result[f"{name}/loss"] = _number(loss)
+                result[f"{name}/margin"] = _number(margin)
+                result[f"{name}/accuracy"] = _number(accuracy)
+        return result
+
+
+def _number(value: float) -> float | str:
+    """JSON has no NaN; what is not finite is written as text rather than lost."""
+    return value if math.isfinite(value) else str(value)

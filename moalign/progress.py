@@ -1,0 +1,109 @@
+"""Shows a sweep on the terminal: a bar with the time left, or plain lines where the output is not a terminal."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from moalign.sweep.material import Material
+from moalign.sweep.observe import Observer
+from moalign.sweep.plan import Plan
+from moalign.types import Candidate, Outcome
+
+LINES_PER_CANDIDATE = 4  # without a terminal
+
+
+class ConsoleObserver(Observer):
+    """Prints phases, training progress and each candidate's scores."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self._bar: Progress | None = None
+        self._steps = 1
+        self._expected = 0
+        self._finished = 0
+        self._started = time.monotonic()
+        self._here = 0
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def on_phase(self, what: str) -> None:
+        self.console.print(f"[dim]{what} …[/]", highlight=False)
+
+    def on_run_start(self, plan: Plan, material: Material, finished: int) -> None:
+        for reason, count in sorted(material.counts.items()):
+            self.console.print(f"  {reason}: {count}", highlight=False, markup=False)
+        self._steps = plan.config.train.steps
+        self._finished = finished
+        self._expected = max(len(plan.propose(())), finished)
+        if finished:
+            self.console.print(f"{finished} candidates are already there", highlight=False)
+        self._started = time.monotonic()
+        if self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("steps"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("", total=self._expected * self._steps, completed=finished * self._steps)
+
+    def on_candidate_start(self, candidate: Candidate) -> None:
+        self._name = candidate.id
+        if self._bar is not None:
+            self._bar.update(self._task, description=candidate.id)
+
+    def on_step(self, candidate: Candidate, step: int, metrics: dict[str, Any]) -> None:
+        if "skipped" in metrics:
+            self.console.print(f"{candidate.id}: step {step} was skipped: {metrics['skipped']}", markup=False)
+        if self._bar is not None:
+            self._bar.update(self._task, advance=1)
+        elif (step + 1) % max(1, self._steps // LINES_PER_CANDIDATE) == 0:
+            loss = metrics.get("loss")
+            shown = f", loss {loss:.4f}" if isinstance(loss, float) else ""
+            self.console.print(f"{candidate.id}: step {step + 1} of {self._steps}{shown}{self._left(step)}", markup=False)
+
+    def on_candidate_end(self, outcome: Outcome) -> None:
+        self._here += 1
+        if self._bar is not None:
+            total = max(self._expected, self._finished + self._here) * self._steps
+            self._bar.update(self._task, completed=(self._finished + self._here) * self._steps, total=total)
+        if outcome.status == "failed":
+            self.console.print(f"[red]failed[/] {outcome.id}: ", end="")
+            self.console.print(outcome.error, markup=False)
+            return
+        scores = ", ".join(f"{name} {score:.3f}" for name, score in outcome.scores.items())
+        kl = "" if outcome.kl is None else f", KL {outcome.kl:.2f} nats"
+        self.console.print(f"done   {outcome.id}: {scores}{kl}", highlight=False, markup=False)
+
+    def on_run_end(self, front: dict[str, Any]) -> None:
+        self.close()
+
+    def _left(self, step: int) -> str:
+        done = self._here + (step + 1) / self._steps
+        remaining = self._expected - self._finished - done
+        seconds = (time.monotonic() - self._started) / done * max(0.0, remaining)
+        return f", about {duration(seconds)} left"
+
+
+def duration(seconds: float) -> str:
+    """``95`` -> ``1 min 35 s``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+

@@ -1,0 +1,226 @@
+"""Which plugins are installed. One guarded load per entry point, so that a broken stranger cannot stop a run.
+
+Everything here works without importing torch: a plugin's entry point registers names and "module:Class" targets; the
+target is imported when a configuration names it or somebody asks to see it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+import pluggy
+from pydantic import ValidationError
+
+from moalign.api import (
+    ENTRY_POINT_GROUP,
+    Combiner,
+    Objective,
+    Plugin,
+    Reader,
+    Register,
+    Reward,
+    Search,
+    hookspec,
+)
+from moalign.errors import ConfigError, PluginError, UnknownPluginError
+from moalign.validation import explain, nearest
+
+KINDS: Mapping[str, type[Plugin]] = {
+    "objective": Objective,
+    "combiner": Combiner,
+    "reward": Reward,
+    "search": Search,
+    "reader": Reader,
+}
+LOAD_VARIABLE = "MOALIGN_LOAD_PLUGINS"
+DISABLE_VARIABLE = "MOALIGN_DISABLE_PLUGINS"
+
+
+class HookSpecifications:
+    """One hook per kind; a plugin implements those that it has something for."""
+
+    @hookspec
+    def register_objectives(self, register: Register) -> None:
+        """Register losses on token log-probabilities."""
+
+    @hookspec
+    def register_combiners(self, register: Register) -> None:
+        """Register rules that turn many objectives and a preference into one signal."""
+
+    @hookspec
+    def register_rewards(self, register: Register) -> None:
+        """Register scorers of responses."""
+
+    @hookspec
+    def register_searches(self, register: Register) -> None:
+        """Register searches over preferences."""
+
+    @hookspec
+    def register_readers(self, register: Register) -> None:
+        """Register dataset formats."""
+
+
+HOOKS: Mapping[str, str] = {
+    "objective": "register_objectives",
+    "combiner": "register_combiners",
+    "reward": "register_rewards",
+    "search": "register_searches",
+    "reader": "register_readers",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered plugin and the distribution it came with."""
+
+    kind: str
+    name: str
+    target: str | type[Plugin]
+    summary: str
+    paper: str
+    distribution: str
+    version: str
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.distribution}:{self.name}"
+
+
+@dataclass(frozen=True)
+class Broken:
+    """An entry point that could not be loaded, or that registered something it must not, and why."""
+
+    entry_point: str
+    distribution: str
+    version: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Registry:
+    """All that is installed and not disabled. Names are unique per kind, or have to be written ``distribution:name``."""
+
+    entries: tuple[Entry, ...]
+    broken: tuple[Broken, ...] = ()
+    disabled: tuple[str, ...] = ()
+
+    def of_kind(self, kind: str) -> list[Entry]:
+        return sorted((entry for entry in self.entries if entry.kind == kind), key=lambda e: (e.name, e.distribution))
+
+    def duplicates(self) -> list[tuple[Entry, ...]]:
+        """Groups of entries that claim one name of one kind."""
+        claims: dict[tuple[str, str], list[Entry]] = {}
+        for entry in self.entries:
+            claims.setdefault((entry.kind, entry.name), []).append(entry)
+        return [tuple(group) for group in claims.values() if len(group) > 1]
+
+    def find(self, kind: str, name: str) -> Entry:
+        """The one plugin of this kind and name (``name`` or ``distribution:name``).
+
+        Raises UnknownPluginError naming the nearest name, the distributions in conflict, or the broken distribution.
+        """
+        of_kind = self.of_kind(kind)
+        matches = [entry for entry in of_kind if name in (entry.name, entry.full_name)]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            claims = " and ".join(f"{entry.distribution} {entry.version}" for entry in matches)
+            choices = " or ".join(f"'{entry.full_name}'" for entry in matches)
+            raise UnknownPluginError(f"{kind} '{name}' is claimed by {claims}; write {choices}")
+        message = f"no {kind} is called '{name}'{nearest(name, (entry.name for entry in of_kind))}"
+        if self.disabled:
+            message += f" (disabled: {', '.join(self.disabled)})"
+        for failure in self.broken:
+            message += f"\n  {failure.distribution} {failure.version} could not be loaded: {failure.reason}"
+        raise UnknownPluginError(message)
+
+    def load(self, entry: Entry) -> type[Plugin]:
+        """Import the class behind an entry. Raises PluginError naming plugin, distribution and version."""
+        who = f"{entry.kind} '{entry.name}' of {entry.distribution} {entry.version}"
+        target: Any = entry.target
+        if isinstance(target, str):
+            module, _, attribute = target.partition(":")
+            try:
+                target = getattr(importlib.import_module(module), attribute)
+            except (Exception, SystemExit) as error:
+                raise PluginError(f"{who} could not be imported from '{target}': {_describe(error)}") from error
+        if not (isinstance(target, type) and issubclass(target, KINDS[entry.kind])):
+            raise PluginError(f"{who}: {target!r} is not a subclass of moalign.api.{KINDS[entry.kind].__name__}")
+        return target
+
+    def build(self, kind: str, name: str, options: Mapping[str, Any], key: str) -> Any:
+        """The plugin with its options validated; ``key`` is where the configuration names it, for messages.
+
+        Raises UnknownPluginError, ConfigError (bad options, each key named) or PluginError.
+        """
+        try:
+            entry = self.find(kind, name)
+        except UnknownPluginError as error:
+            raise UnknownPluginError(f"{key}.name: {error}") from None
+        plugin = self.load(entry)
+        try:
+            return plugin(**options)
+        except ValidationError as error:
+            raise ConfigError(explain(error, plugin, key)) from None
+
+
+def discover(no_plugin: Iterable[str] = (), entry_points: Iterable[metadata.EntryPoint] | None = None) -> Registry:
+    """Load every entry point of the group ``moalign``, each in a guard of its own.
+
+    MOALIGN_LOAD_PLUGINS (comma-separated distributions) restricts loading to those and the built-ins,
+    MOALIGN_DISABLE_PLUGINS and ``no_plugin`` leave out distributions, or single plugins as ``name`` or
+    ``distribution:name``. No exception of a plugin leaves this function.
+    """
+    only = _names(os.environ.get(LOAD_VARIABLE, ""))
+    disabled = _names(os.environ.get(DISABLE_VARIABLE, "")) | set(no_plugin)
+    points = metadata.entry_points(group=ENTRY_POINT_GROUP) if entry_points is None else entry_points
+    entries: list[Entry] = []
+    broken: list[Broken] = []
+    for point in sorted(points, key=lambda p: (p.value, p.name)):
+        distribution, version = _origin(point)
+        if distribution in disabled or (only and distribution not in only | {"moalign"}):
+            continue
+        try:
+            entries += _collect(point, distribution, version)
+        except (Exception, SystemExit) as error:
+            broken.append(Broken(point.name, distribution, version, _describe(error)))
+    kept = tuple(entry for entry in entries if entry.name not in disabled and entry.full_name not in disabled)
+    return Registry(kept, tuple(broken), tuple(sorted(disabled)))
+
+
+def _collect(point: metadata.EntryPoint, distribution: str, version: str) -> list[Entry]:
+    """The entries of one entry point, through a plugin manager of its own. All of them or, by exception, none."""
+    manager = pluggy.PluginManager("moalign")
+    manager.add_hookspecs(HookSpecifications)
+    manager.register(point.load(), name=point.name)
+    manager.check_pending()
+    entries: list[Entry] = []
+    for kind, hook in HOOKS.items():
+
+        def register(name: str, target: str | type[Plugin], *, summary: str, paper: str = "", kind: str = kind) -> None:
+            if not name or ":" in name or name != name.strip():
+                raise PluginError(f"{kind} name {name!r} is empty or has a colon or space at its edge")
+            if any(entry.kind == kind and entry.name == name for entry in entries):
+                raise PluginError(f"{kind} '{name}' is registered twice")
+            entries.append(Entry(kind, name, target, summary, paper, distribution, version))
+
+        getattr(manager.hook, hook)(register=register)
+    return entries
+
+
+def _origin(point: metadata.EntryPoint) -> tuple[str, str]:
+    dist = point.dist
+    return (dist.name, dist.version) if dist is not None else (point.value.partition(":")[0], "unknown")
+
+
+def _names(text: str) -> set[str]:
+    return {part.strip() for part in text.split(",") if part.strip()}
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

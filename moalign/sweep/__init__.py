@@ -1,0 +1,1 @@
+"""A Pareto sweep: search -> candidates -> engine -> outcomes -> journal, in a run directory that survives a crash."""

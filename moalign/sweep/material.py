@@ -1,0 +1,213 @@
+"""What a sweep trains and evaluates on: records read, split, scored and tokenised once for all candidates."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moalign import storage
+from moalign.data.dataset import PairDataset, drop_unrewarded, with_rewards
+from moalign.data.loading import read_file
+from moalign.data.pairing import labelled, scored
+from moalign.data.split import split
+from moalign.data.tokenise import Tokeniser
+from moalign.engine.evaluate import HeldOut
+from moalign.engine.model import LanguageModel
+from moalign.engine.rollouts import Rollout, Score
+from moalign.errors import ConfigError, DataError, MoalignError, PluginError
+from moalign.sweep.plan import Plan
+from moalign.types import Message, Record, Sample
+
+Prompt = str | tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class Material:
+    """``train`` is None where the policy samples its own responses to ``prompts``, scored by ``score``.
+
+    ``margins`` tells per objective where reward differences come from: scores, reward or implicit.
+    ``counts`` is what was read, dropped and truncated, by reason; ``digest`` a hash over all that decides the result.
+    """
+
+    train: PairDataset | None
+    prompts: tuple[tuple[int, ...], ...]
+    score: Score | None
+    held_out: HeldOut
+    margins: Mapping[str, str]
+    counts: Mapping[str, int]
+    warnings: tuple[str, ...]
+    digest: str
+
+
+def gather(plan: Plan, model: LanguageModel) -> Material:
+    """Read, split, score, tokenise.
+
+    Raises DataError with file and line, ConfigError where the data lacks what the configuration asks of it.
+    """
+    counts: Counter[str] = Counter()
+    training, held_out = _records(plan, counts)
+    tokeniser, settings = model.tokeniser, plan.config.data
+    prompts = _distinct_prompts(training)
+    held_out_prompts = _distinct_prompts(held_out)[: plan.config.evaluate.prompts]
+    margins = {name: _margin_source(plan, name, training) for name in plan.objectives}
+    train = None
+    if plan.config.rollouts is None:
+        train = _dataset(plan, training, tokeniser, margins)
+        counts.update({f"training: {reason}": number for reason, number in train.counts.items()})
+        counts["training pairs"] = len(train.pairs)
+    pairs = _held_out_pairs(plan, held_out, tokeniser)
+    counts["held-out prompts"] = len(held_out_prompts)
+    counts["held-out pairs"] = 0 if pairs is None else len(pairs.pairs)
+    if plan.evaluation_kind == "preference":
+        _check_every_objective_has_pairs(plan, pairs)
+    limit = settings.max_length - 1
+    paths = [storage.sha256_of(path) for path in plan.config.data_paths if path is not None]
+    hashes = [*paths, *(data.content_hash for data in (train, pairs) if data is not None)]
+    every_objective_scored = set(plan.rewards) == set(plan.objectives)
+    return Material(
+        train=train,
+        prompts=tuple(_prompt_ids(tokeniser, prompt, limit, counts) for prompt in prompts),
+        score=_scorer(plan, prompts) if every_objective_scored else None,
+        held_out=HeldOut(
+            pairs=pairs,
+            prompts=tuple(_prompt_ids(tokeniser, prompt, limit, counts) for prompt in held_out_prompts),
+            score=_scorer(plan, held_out_prompts) if every_objective_scored else None,
+        ),
+        margins=margins,
+        counts={reason: number for reason, number in counts.items() if number or reason.startswith("held-out")},
+        warnings=() if train is None else train.warnings,
+        digest=hashlib.sha256("/".join(hashes).encode()).hexdigest(),
+    )
+
+
+def _records(plan: Plan, counts: Counter[str]) -> tuple[Sequence[Record], Sequence[Record]]:
+    settings = plan.config.data
+    path, held_out_path = plan.config.data_paths
+    training = read_file(path, plan.readers, plan.objectives, settings.malformed)
+    counts["records"] = len(training.records)
+    for refusal in training.refusals:
+        counts[f"skipped: {refusal.reason}"] += 1
+    if held_out_path is None:
+        return split(training.records, plan.config.seed, settings.held_out)
+    held_out = read_file(held_out_path, plan.readers, plan.objectives, settings.malformed)
+    for refusal in held_out.refusals:
+        counts[f"skipped in the held-out file: {refusal.reason}"] += 1
+    shared = {record.group for record in training.records} & {record.group for record in held_out.records}
+    if shared:
+        both = next(record for record in held_out.records if record.group in shared)
+        raise DataError("this prompt is in the training file too", file=both.file, line=both.line)
+    return training.records, held_out.records
+
+
+def _distinct_prompts(records: Sequence[Record]) -> list[Prompt]:
+    seen: dict[str, Prompt] = {}
+    for record in records:
+        seen.setdefault(repr(record.prompt), record.prompt)
+    return list(seen.values())
+
+
+def _prompt_ids(tokeniser: Tokeniser, prompt: Prompt, limit: int, counts: Counter[str]) -> tuple[int, ...]:
+    ids = tokeniser.prompt(prompt)
+    if len(ids) > limit:
+        counts["prompts for sampling that lost their beginning"] += 1
+        keep = 1 if tokeniser.bos_id is not None and ids[0] == tokeniser.bos_id else 0
+        ids = (*ids[:keep], *ids[len(ids) - limit + keep :])
+    return tuple(ids)
+
+
+def _margin_source(plan: Plan, name: str, records: Sequence[Record]) -> str:
+    """Where reward differences of this objective come from, in the order scores, reward plugin, one-hot adapter."""
+    asked = plan.config.data.margins
+    if asked != "auto":
+        return asked
+    if any(name in record.scores for record in records):
+        return "scores"
+    return "reward" if name in plan.rewards else "implicit"
+
+
+def _dataset(
+    plan: Plan, records: Sequence[Record], tokeniser: Tokeniser, margins: Mapping[str, str]
+) -> PairDataset:
+    settings = plan.config.data
+    directions = {name: spec.direction for name, spec in plan.config.objectives.items()}
+    from_rewards = [name for name, source in margins.items() if source == "reward"]
+    if plan.scored:
+        without = [name for name, source in margins.items() if source == "implicit"]
+        if without:
+            raise ConfigError(
+                f"loss: '{plan.config.loss.name}' learns from reward differences, but nothing scores {without[0]}; add "
+                f"scores to the data, or objectives.{without[0]}.reward"
+            )
+        dataset = scored(
+            records,
+            tokeniser,
+            plan.objectives,
+            max_length=settings.max_length,
+            directions=directions,
+            later=from_rewards,
+        )
+    else:
+        dataset = labelled(records, tokeniser, plan.objectives, max_length=settings.max_length, directions=directions)
+    if from_rewards:
+        rewards = np.array(dataset.rewards)
+        for name in from_rewards:
+            rewards[:, plan.objectives.index(name)] = score(plan, name, dataset.samples)
+        dataset = with_rewards(dataset, rewards)
+    return drop_unrewarded(dataset) if plan.scored else dataset
+
+
+def _held_out_pairs(plan: Plan, records: Sequence[Record], tokeniser: Tokeniser) -> PairDataset | None:
+    judged = any(record.pairs or record.scores for record in records)
+    if not judged:
+        return None
+    directions = {name: spec.direction for name, spec in plan.config.objectives.items()}
+    max_length = plan.config.data.max_length
+    try:
+        return labelled(records, tokeniser, plan.objectives, max_length=max_length, directions=directions)
+    except DataError:
+        return None  # nothing but ties and dropped pairs; whoever needs them says so
+
+
+def _check_every_objective_has_pairs(plan: Plan, pairs: PairDataset | None) -> None:
+    for index, name in enumerate(plan.objectives):
+        if pairs is None or not (pairs.pair_objective == index).any():
+            raise ConfigError(
+                f"evaluate: no held-out pair is judged for {name}; raise data.held_out, give data.held_out_path, "
+                f"or score responses with objectives.{name}.reward"
+            )
+
+
+def _scorer(plan: Plan, prompts: Sequence[Prompt]) -> Callable[[Sequence[Rollout]], np.ndarray]:
+    """Rewards [N,M] of rollouts to these prompts, larger is better, NaN where a reward abstains."""
+
+    def rewards(rollouts: Sequence[Rollout]) -> np.ndarray:
+        samples = [Sample(prompts[rollout.prompt], rollout.text) for rollout in rollouts]
+        return np.stack([score(plan, name, samples) for name in plan.objectives], axis=1)
+
+    return rewards
+
+
+def score(plan: Plan, name: str, samples: Sequence[Sample]) -> np.ndarray:
+    """One objective's reward plugin over samples; float64 [N], direction applied, NaN where it abstains.
+
+    Raises PluginError naming the plugin where it raises or returns the wrong number of scores or one not finite.
+    """
+    choice = plan.config.objectives[name].reward
+    who = f"reward '{choice.name if choice else name}' of objective {name}"
+    try:
+        values = list(plan.rewards[name].score(samples))
+    except MoalignError:
+        raise
+    except Exception as error:
+        raise PluginError(f"{who} raised {type(error).__name__}: {error}") from error
+    if len(values) != len(samples):
+        raise PluginError(f"{who} returned {len(values)} scores for {len(samples)} samples")
+    result = np.array([np.nan if value is None else float(value) for value in values])
+    wrong = [index for index, value in enumerate(values) if value is not None and not np.isfinite(result[index])]
+    if wrong:
+        raise PluginError(f"{who} returned {values[wrong[0]]!r}; a score is finite, or None where it abstains")
+    return -result if plan.config.objectives[name].direction == "min" else result

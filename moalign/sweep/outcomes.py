@@ -1,0 +1,49 @@
+"""Outcomes and candidates as journal events, there and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from moalign import preference
+from moalign.types import Candidate, Outcome
+
+
+def to_event(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "event": "outcome",
+        "id": outcome.id,
+        "status": outcome.status,
+        "preference": preference.to_json(outcome.preference),
+        "scores": dict(outcome.scores),
+        "stderr": dict(outcome.stderr),
+        "kl": outcome.kl,
+        "tokens": outcome.tokens,
+        "checksum": outcome.checksum,
+        "error": outcome.error,
+        "details": dict(outcome.details),
+    }
+
+
+def from_event(event: Mapping[str, Any], objectives: tuple[str, ...]) -> Outcome:
+    return Outcome(
+        id=event["id"],
+        status=event["status"],
+        preference=preference.from_json(event["preference"], objectives),
+        scores=event["scores"],
+        stderr=event["stderr"],
+        kl=event["kl"],
+        tokens=event["tokens"],
+        checksum=event["checksum"],
+        error=event["error"],
+        details=event["details"],
+    )
+
+
+def history(events: list[dict[str, Any]], objectives: tuple[str, ...]) -> list[Outcome]:
+    """All outcomes in the order in which they were reached."""
+    return [from_event(event, objectives) for event in events if event["event"] == "outcome"]
+
+
+def failure(candidate: Candidate, error: str) -> Outcome:
+    return Outcome(id=candidate.id, status="failed", preference=candidate.preference, error=error)

@@ -1,0 +1,187 @@
+"""Everything that can be known, and refused, before a model is loaded. Imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from moalign import preference
+from moalign.api import Combiner, Objective, Reader, Reward, Search
+from moalign.config import BUILT_IN_MODEL, Config, PluginChoice
+from moalign.errors import ConfigError, ModelError, PluginError, PreferenceError
+from moalign.registry import Entry, Registry
+from moalign.seeds import derive
+from moalign.storage import safe_name
+from moalign.types import Candidate, Outcome, Preference, Space
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A configuration with its plugins built and checked against each other."""
+
+    config: Config
+    objective: Objective
+    combiner: Combiner
+    search: Search
+    rewards: Mapping[str, Reward]
+    readers: Mapping[str, Reader]
+    space: Space
+    plugins: tuple[Entry, ...]
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        return self.space.objectives
+
+    @property
+    def scored(self) -> bool:
+        """Whether the loss learns from reward differences of any pairs, not from labelled pairs."""
+        return "margins" in self.objective.needs
+
+    @property
+    def evaluation_kind(self) -> str:
+        kind = self.config.evaluate.kind
+        if kind != "auto":
+            return kind
+        return "generate" if set(self.rewards) == set(self.objectives) else "preference"
+
+    @property
+    def beta(self) -> float:
+        """Of the loss, for implicit rewards; 1 where the loss has none."""
+        return float(getattr(self.objective, "beta", 1.0))
+
+    def needs(self, candidate: Candidate) -> frozenset[str]:
+        return self.objective.needs | self.combiner.needs(candidate.preference)
+
+    def propose(self, history: Sequence[Outcome]) -> list[Candidate]:
+        """The search's next candidates, checked. Raises PluginError where the search breaks its contract."""
+        rng = Random(derive(self.config.seed, "search", len(history)))
+        known = {outcome.id for outcome in history}
+        name = self.config.search.name
+        candidates = list(self.search.propose(self.space, tuple(history), rng))
+        for candidate in candidates:
+            if candidate.id in known:
+                raise PluginError(f"search '{name}' proposed '{candidate.id}' twice")
+            if not safe_name(candidate.id):
+                raise PluginError(f"search '{name}' proposed the id {candidate.id!r}, which cannot name a folder")
+            known.add(candidate.id)
+            try:
+                self.combiner.check(candidate.preference)
+            except PreferenceError as error:
+                raise PreferenceError(f"{candidate.id}: {error}") from None
+        return candidates
+
+
+def prepare(config: Config, registry: Registry) -> Plan:
+    """Build and cross-check everything that the configuration names.
+
+    Raises ConfigError, PreferenceError, UnknownPluginError, PluginError, ModelError (a directory that is no model).
+    """
+    names = config.objective_names
+    plan = Plan(
+        config=config,
+        objective=registry.build("objective", config.loss.name, config.loss.options, "loss"),
+        combiner=registry.build("combiner", config.combine.name, config.combine.options, "combine"),
+        search=registry.build("search", config.search.name, config.search.options, "search"),
+        rewards=_rewards(config, registry),
+        readers=readers_for(config.data.reader, registry),
+        space=Space(names, _preferences(config)),
+        plugins=_entries(config, registry),
+    )
+    _check_files(config)
+    _check_reference_point(config)
+    _check_rewards(plan)
+    if not plan.propose(()):
+        raise ConfigError(f"search: '{config.search.name}' proposes no candidate at all")
+    return plan
+
+
+def _rewards(config: Config, registry: Registry) -> dict[str, Reward]:
+    return {
+        name: registry.build("reward", spec.reward.name, spec.reward.options, f"objectives.{name}.reward")
+        for name, spec in sorted(config.objectives.items())
+        if spec.reward is not None
+    }
+
+
+def readers_for(choice: PluginChoice, registry: Registry) -> dict[str, Reader]:
+    """The reader that is named, or for ``auto`` every reader that works without options, by name."""
+    if choice.name != "auto":
+        return {choice.name: registry.build("reader", choice.name, choice.options, "data.reader")}
+    if choice.options:
+        raise ConfigError(f"data.reader: options ({', '.join(choice.options)}) need a reader by name, not auto")
+    readers: dict[str, Reader] = {}
+    for entry in registry.of_kind("reader"):
+        try:
+            readers[entry.name] = registry.build("reader", entry.full_name, {}, "data.reader")
+        except (ConfigError, PluginError):
+            continue  # it has required options, or is broken: it must be named to be used, and is then reported
+    return readers
+
+
+def _preferences(config: Config) -> dict[str, Preference]:
+    names = config.objective_names
+    parsed: dict[str, Preference] = {}
+    for name, value in config.preferences.items():
+        parsed[name] = preference.parse(value, names, parsed, where=f"preferences.{name}")
+    return parsed
+
+
+def _entries(config: Config, registry: Registry) -> tuple[Entry, ...]:
+    """The entries of all plugins that the configuration names, for the record in the run directory."""
+    choices = [("objective", config.loss), ("combiner", config.combine), ("search", config.search)]
+    choices += [("reward", spec.reward) for _, spec in sorted(config.objectives.items()) if spec.reward is not None]
+    if config.data.reader.name != "auto":
+        choices.append(("reader", config.data.reader))
+    return tuple(registry.find(kind, choice.name) for kind, choice in choices)
+
+
+def _check_files(config: Config) -> None:
+    for key, path in zip(("data.path", "data.held_out_path"), config.data_paths, strict=True):
+        if path is not None and not Path(path).exists():
+            near = difflib.get_close_matches(Path(path).name, _names_in(Path(path).parent), n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise ConfigError(f"{key}: no such file: {path}{hint}")
+    directory = Path(config.model_directory)
+    if directory.is_absolute() or config.model.path == BUILT_IN_MODEL:
+        if not directory.exists():
+            raise ModelError(f"model.path: no such directory: {directory}")
+        if not (directory / "config.json").exists():
+            raise ModelError(f"model.path: {directory} has no config.json; it is not in the transformers format")
+
+
+def _names_in(directory: Path) -> list[str]:
+    return [entry.name for entry in directory.iterdir()] if directory.is_dir() else []
+
+
+def _check_reference_point(config: Config) -> None:
+    point = config.evaluate.reference_point
+    if isinstance(point, dict) and set(point) != set(config.objectives):
+        raise ConfigError(
+            f"evaluate.reference_point: has {', '.join(sorted(point)) or 'nothing'}, "
+            f"must have one number for each of {', '.join(config.objective_names)}"
+        )
+
+
+def _check_rewards(plan: Plan) -> None:
+    config = plan.config
+    kind = "scored" if plan.scored else "labelled"
+    if kind not in plan.combiner.accepts:
+        raise ConfigError(
+            f"combine: '{config.combine.name}' works on {' and '.join(sorted(plan.combiner.accepts))} pairs, "
+            f"but loss '{config.loss.name}' trains on {kind} ones; use combine: linear or another loss"
+        )
+    without = [name for name in plan.objectives if name not in plan.rewards]
+    reason = None
+    if config.rollouts is not None:
+        reason = "rollouts: sampled responses must be scored"
+    elif config.evaluate.kind == "generate":
+        reason = "evaluate.kind: generate scores sampled responses"
+    elif config.data.margins == "reward":
+        reason = "data.margins: reward asks the reward plugins"
+    if reason and without:
+        raise ConfigError(f"{reason}, but objectives.{without[0]} has no reward; add objectives.{without[0]}.reward")
+    if plan.scored and config.data.margins == "implicit":
+        raise ConfigError(f"data.margins: loss '{config.loss.name}' regresses on rewards; implicit ones are not enough")

@@ -1,0 +1,157 @@
+"""Run a sweep in its directory: start it, or go on with it after whatever happened."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from moalign import preference, storage
+from moalign.config import Config
+from moalign.engine import model as models
+from moalign.engine.evaluate import evaluate
+from moalign.errors import RunError, TrainingError
+from moalign.registry import Registry
+from moalign.sweep import front, journal, outcomes
+from moalign.sweep.candidate import train_candidate
+from moalign.sweep.observe import Observer
+from moalign.sweep.plan import Plan, prepare
+from moalign.sweep.workshop import Workshop, open_workshop
+from moalign.types import Candidate, Outcome, Preference
+
+JOURNAL = "journal.jsonl"
+LIBRARIES = ("moalign", "torch", "transformers", "peft", "accelerate", "pymoo", "moocore")
+
+
+def start(config: Config, directory: Path, registry: Registry, observer: Observer) -> dict[str, Any]:
+    """Run a sweep in a new directory and return its front. Raises RunError where the directory holds a run already."""
+    plan = prepare(config, registry)
+    if (directory / "run.json").exists():
+        raise RunError(f"{directory} already holds a run; `moalign resume {directory}` goes on with it, --out starts anew")
+    if directory.exists() and any(entry.name != storage.LOCK for entry in directory.iterdir()):
+        raise RunError(f"{directory} exists and is not empty; choose another --out")
+    return _execute(plan, directory, observer)
+
+
+def resume(directory: Path, registry: Registry, observer: Observer) -> dict[str, Any]:
+    """Go on with a run: what is in the journal stands, what was under way is trained again from its start."""
+    config = Config.model_validate(front.read_record(directory)["config"])
+    return _execute(prepare(config, registry), directory, observer)
+
+
+def _execute(plan: Plan, directory: Path, observer: Observer) -> dict[str, Any]:
+    with storage.lock(directory):
+        storage.leftovers(directory)
+        workshop = _open(plan, directory, observer)
+        history = _settled(plan, directory, workshop)
+        observer.on_run_start(plan, workshop.material, len(history))
+        while candidates := _next(plan, workshop, history):
+            for candidate in candidates:
+                outcome = train_candidate(candidate, workshop, history, observer)
+                journal.append(directory / JOURNAL, outcomes.to_event(outcome))
+                history.append(outcome)
+                observer.on_candidate_end(outcome)
+        if models.base_fingerprint(workshop.model.policy.get_base_model()) != workshop.model.fingerprint:
+            raise TrainingError("the base model's weights changed during the sweep; its adapters cannot be trusted")
+        result = front.write(directory)
+    observer.on_run_end(result)
+    if not result["points"]:
+        raise TrainingError(f"{directory}: every candidate failed; the first: {result['failed'][0]['error']}")
+    return result
+
+
+def _open(plan: Plan, directory: Path, observer: Observer) -> Workshop:
+    """The workshop of a run directory, once it is certain that the directory belongs to this model and data."""
+    workshop = open_workshop(plan, directory, observer, keep_cache=True)
+    _record(plan, directory, workshop)
+    return workshop
+
+
+def _record(plan: Plan, directory: Path, workshop: Workshop) -> None:
+    """Write ``run.json`` once; later starts must agree with it in everything that decides the result."""
+    record = {
+        "format": 1,
+        "config": plan.config.model_dump(mode="json"),
+        "evaluation": plan.evaluation_kind,
+        "base": workshop.model.fingerprint,
+        "tokenizer": workshop.model.tokenizer_fingerprint,
+        "data": workshop.material.digest,
+        "data_counts": dict(workshop.material.counts),
+        "margins": dict(workshop.material.margins),
+        "plugins": {entry.full_name: f"{entry.kind} {entry.version}" for entry in plan.plugins},
+        "libraries": {name: metadata.version(name) for name in LIBRARIES},
+        "python": platform.python_version(),
+    }
+    file = directory / "run.json"
+    if not file.exists():
+        storage.write_json(file, record)
+        return
+    before = storage.read_json(file)
+    for key, meaning in (
+        ("config", "the configuration"),
+        ("base", "the base model's weights"),
+        ("tokenizer", "the tokenizer"),
+        ("data", "the data"),
+        ("plugins", "the version of a plugin"),
+        ("libraries", "the version of a library"),
+    ):
+        if before.get(key) != record[key]:
+            raise RunError(f"{directory}: {meaning} changed since this run was started; {_difference(before, record, key)}")
+
+
+def _difference(before: dict[str, Any], now: dict[str, Any], key: str) -> str:
+    old, new = before.get(key), now[key]
+    if isinstance(old, dict) and isinstance(new, dict):
+        changed = [name for name in sorted(set(old) | set(new)) if old.get(name) != new.get(name)]
+        return f"{changed[0]} was {old.get(changed[0])}, is {new.get(changed[0])}. Start a new run, or restore it"
+    return f"it was {old}, is {new}. Start a new run, or restore it"
+
+
+def _settled(plan: Plan, directory: Path, workshop: Workshop) -> list[Outcome]:
+    """What is already known: the journal, and candidates that were finished but not yet written into it."""
+    file = directory / JOURNAL
+    events = journal.read(file)
+    if not any(event["event"] == "base" for event in events):
+        journal.append(file, _measure_base(plan, workshop))
+        events = journal.read(file)
+    history = outcomes.history(events, plan.objectives)
+    for folder in sorted((directory / "candidates").glob("*")):
+        if folder.name not in {outcome.id for outcome in history}:
+            storage.verify(folder)
+            outcome = outcomes.from_event(storage.read_json(folder / "outcome.json"), plan.objectives)
+            journal.append(file, outcomes.to_event(outcome))
+            history.append(outcome)
+    for outcome in history:
+        if outcome.status == "done":
+            storage.verify(directory / "candidates" / outcome.id)
+    return history
+
+
+def _measure_base(plan: Plan, workshop: Workshop) -> dict[str, Any]:
+    measured = evaluate(
+        workshop.model,
+        None,
+        workshop.material.held_out,
+        plan.objectives,
+        plan.config.evaluate,
+        plan.evaluation_kind,
+        plan.beta,
+        workshop.cache,
+        plan.config.seed,
+    )
+    return {"event": "base", "scores": measured.scores, "stderr": measured.stderr, "details": measured.details}
+
+
+def _next(plan: Plan, workshop: Workshop, history: Sequence[Outcome]) -> list[Candidate]:
+    """The search's next candidates, the one-hot ones first where others need their adapters as rewards."""
+    proposed = plan.propose(history)
+    anchors: list[Candidate] = []
+    for name in workshop.implicit(proposed):
+        weights = {other: float(other == name) for other in plan.objectives}
+        known = [*((o.id, o.preference) for o in history), *((c.id, c.preference) for c in proposed)]
+        if not any(dict(preferred.values) == weights for _, preferred in known):
+            anchors.append(Candidate(f"only-{name}", Preference("weights", weights, name)))
+    ordered = sorted(proposed, key=lambda candidate: not preference.is_one_hot(candidate.preference))
+    return anchors + (ordered if anchors or workshop.implicit(proposed) else proposed)

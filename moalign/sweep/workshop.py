@@ -1,0 +1,60 @@
+"""What all candidates of a run share: the model, the data, the caches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from moalign.data.dataset import PairDataset
+from moalign.engine import model as models
+from moalign.engine.model import LanguageModel
+from moalign.engine.scoring import LogpCache
+from moalign.errors import ModelError
+from moalign.sweep.material import Material, gather
+from moalign.sweep.observe import Observer
+from moalign.sweep.plan import Plan
+from moalign.types import Candidate
+
+
+@dataclass
+class Workshop:
+    """What all candidates of a run share. ``slots`` names the frozen adapters that are loaded, by candidate id."""
+
+    plan: Plan
+    directory: Path
+    model: LanguageModel
+    material: Material
+    cache: LogpCache
+    accelerator: Accelerator
+    first_round: dict[str, PairDataset] = field(default_factory=dict)
+    slots: dict[str, str] = field(default_factory=dict)
+
+    def implicit(self, candidates: Sequence[Candidate]) -> list[str]:
+        """The objectives whose reward has to come from a one-hot adapter, where any of the candidates needs margins."""
+        if not any("margins" in self.plan.needs(candidate) for candidate in candidates):
+            return []
+        return [name for name, source in self.material.margins.items() if source == "implicit"]
+
+
+def open_workshop(plan: Plan, directory: Path, observer: Observer, *, keep_cache: bool) -> Workshop:
+    """Load the model and the data. ``keep_cache``: reference log-probabilities go to the run directory as well.
+
+    Raises ModelError, DataError, ConfigError.
+    """
+    observer.on_phase("loading the model")
+    accelerator = Accelerator()
+    if accelerator.num_processes != 1:
+        raise ModelError("moalign trains in one process; start it without `accelerate launch` or torchrun")
+    model = models.load(plan.config.model_directory, plan.config.model, accelerator.device)
+    observer.on_phase("reading the data")
+    return Workshop(
+        plan=plan,
+        directory=directory,
+        model=model,
+        material=gather(plan, model),
+        cache=LogpCache(model, directory / "cache" if keep_cache else None),
+        accelerator=accelerator,
+    )

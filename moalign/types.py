@@ -1,0 +1,169 @@
+"""Plain frozen data that flows between the parts. Nothing here computes, and nothing here imports torch.
+
+Shapes: N sequences, T tokens, P pairs, M objectives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+# --- preferences and candidates -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """What somebody wants from the objectives, keyed by objective name.
+
+    ``weights``    non-negative, sum 1.
+    ``direction``  a vector of length 1; components may be negative.
+    ``thresholds`` lower bounds (in the direction of the objective); the objectives not named are to be maximised.
+
+    ``values`` holds one number per objective in the order of the objectives (``thresholds``: only those bounded).
+    """
+
+    kind: Literal["weights", "direction", "thresholds"]
+    values: Mapping[str, float]
+    name: str | None = None
+
+    def vector(self, objectives: tuple[str, ...]) -> tuple[float, ...]:
+        """The values as a tuple in the order of ``objectives``; only for weights and directions."""
+        return tuple(self.values[name] for name in objectives)
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What a search may choose from: the objectives' names in order, and the preferences that the user named."""
+
+    objectives: tuple[str, ...]
+    preferences: Mapping[str, Preference] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One point to be trained: an id that is also a folder name, its preference, and whom it builds on."""
+
+    id: str
+    preference: Preference
+    parents: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a candidate. ``scores`` are larger-is-better per objective, ``stderr`` beside them.
+
+    ``kl`` is KL(policy || reference) in nats per response, estimated on the policy's own samples (None: not measured).
+    """
+
+    id: str
+    status: Literal["done", "failed"]
+    preference: Preference
+    scores: Mapping[str, float] = field(default_factory=dict)
+    stderr: Mapping[str, float] = field(default_factory=dict)
+    kl: float | None = None
+    tokens: int = 0
+    checksum: str | None = None
+    error: str | None = None
+    details: Mapping[str, float] = field(default_factory=dict)
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+Message = Mapping[str, str]  # {"role": ..., "content": ...}
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A judgement between two responses of one record, by index. ``strength`` 0 is a tie."""
+
+    chosen: int
+    rejected: int
+    strength: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One prompt with its responses and all that is known about them.
+
+    ``prompt``   text, or messages of a conversation.
+    ``scores``   objective -> one number per response, None where unknown (never NaN).
+    ``pairs``    objective -> judgements; ties are kept (strength 0).
+    ``group``    records of one group never stand on both sides of the training / held-out split.
+    ``file``, ``line``  where it was read.
+    """
+
+    prompt: str | tuple[Message, ...]
+    responses: tuple[str, ...]
+    scores: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
+    pairs: Mapping[str, tuple[Pair, ...]] = field(default_factory=dict)
+    group: str = ""
+    file: str = ""
+    line: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A row, a response or a pair that was not taken: where it stood and why. Counted and reported."""
+
+    file: str
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A response to be scored by a reward: the prompt as it was given, and the response's text."""
+
+    prompt: str | tuple[Message, ...]
+    response: str
+
+
+# --- what a loss sees -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a loss sees. ``logps`` carries the gradient; everything else is constant.
+
+    ``logps[N,T]``        log-probability of each response token, 0 where ``mask`` is 0
+    ``mask[N,T]``         1 at response tokens, the end-of-sequence token among them
+    ``ref_logps[N,T]``    the same under the reference; None unless the objective needs "reference"
+    ``pairs[P,2]``        rows of (chosen, rejected)
+    ``pair_objective[P]`` index of the objective that judged the pair, -1 where no single one did
+    ``margins[P,M]``      r(chosen) - r(rejected) per objective; None unless something needs "margins"
+    ``strength[P]``       strength of the judgement, as the data has it
+    ``rewards[N,M]``      scores per row and objective, NaN where unknown; None unless needed
+    ``preference[N,M]``   the preference of the candidate that the row belongs to
+    ``groups[N]``         rows of one prompt share a number
+    """
+
+    logps: Tensor
+    mask: Tensor
+    pairs: Tensor
+    pair_objective: Tensor
+    preference: Tensor
+    strength: Tensor
+    groups: Tensor
+    ref_logps: Tensor | None = None
+    margins: Tensor | None = None
+    rewards: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PairTerms:
+    """How a combiner turns many objectives into one signal for a pairwise loss, one number per pair.
+
+    The loss sees ``scale * beta * (log-ratio of chosen - log-ratio of rejected) - margin``; the engine multiplies the
+    loss of the pair by ``weight``. ``difference`` is the scalarised reward difference for regression losses (None
+    where the objective does not need "margins").
+    """
+
+    scale: Tensor
+    margin: Tensor
+    weight: Tensor
+    difference: Tensor | None = None

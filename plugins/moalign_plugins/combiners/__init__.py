@@ -1,0 +1,1 @@
+"""Rules that turn many objectives and a preference into one signal."""

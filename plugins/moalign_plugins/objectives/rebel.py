@@ -1,0 +1,35 @@
+"""Regression of log-ratio differences on reward differences."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from moalign.api import Batch, Objective, PairTerms, PluginError, pair_logits
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class REBEL(Objective):
+    """(difference - z)^2 with z = scale * beta * d - margin, and the scalarised reward difference of the two responses.
+
+    d is the log-ratio of the first minus that of the second response; which of them is better does not matter.
+    At the minimiser, reference * exp(reward / beta), every residual is zero. arXiv 2404.16767 (REBEL) with the
+    fixed reference in place of the previous policy, which is also arXiv 2402.08714 (PRDP) without its clipping.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"margins", "reference"})
+
+    beta: float = Field(0.1, gt=0)
+    """strength of the KL penalty towards the reference, in units of the reward"""
+
+    def loss(self, batch: Batch, terms: PairTerms) -> Tensor:
+        if terms.difference is None:
+            raise PluginError("objective 'rebel' regresses on reward differences, and the combiner supplies none")
+        unknown = terms.difference.isnan()
+        if bool(unknown.any()):
+            pair = int(unknown.nonzero()[0])
+            raise PluginError(f"objective 'rebel': the reward difference of pair {pair} of the batch is unknown (NaN)")
+        return (terms.difference - pair_logits(batch, terms, self.beta)) ** 2

@@ -1,0 +1,28 @@
+"""Supervised fine-tuning on the chosen responses."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from moalign.api import Batch, Objective, PairTerms, PluginError, chosen_logps
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class SFT(Objective):
+    """-log pi(chosen response), averaged over its tokens, or summed.
+
+    There is no pairwise logit that a combiner could scale or shift, only a weight per pair: terms with a scale
+    other than 1 or a margin other than 0 are refused rather than ignored.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
+
+    average: bool = True
+    """mean over the response's tokens, so that every example counts the same whatever its length; false: the sum"""
+
+    def loss(self, batch: Batch, terms: PairTerms) -> Tensor:
+        if bool(((terms.scale != 1) | (terms.margin != 0)).any()):
+            raise PluginError("objective 'sft' cannot use a combiner's scale and margin; combine with 'linear'")
+        return -chosen_logps(batch, mean=self.average)

@@ -1,0 +1,14 @@
+"""Shorter is better."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from moalign.api import Reward, Sample
+
+
+class Length(Reward):
+    """Minus the number of words (runs of non-space characters) in the response."""
+
+    def score(self, samples: Sequence[Sample]) -> list[float | None]:
+        return [-float(len(sample.response.split())) for sample in samples]

@@ -1,0 +1,1 @@
+"""Which preferences to train next."""

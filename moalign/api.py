@@ -16,15 +16,27 @@ from pydantic import BaseModel, ConfigDict
 from moalign.errors import (
     ConfigError,
     DataError,
-    ModelError,
     MoalignError,
+    ModelError,
     PluginError,
     PreferenceError,
     RunError,
     TrainingError,
     UserError,
 )
-from moalign.types import Batch, Candidate, Message, Outcome, Pair, PairTerms, Preference, Record, Refusal, Sample, Space
+from moalign.types import (
+    Batch,
+    Candidate,
+    Message,
+    Outcome,
+    Pair,
+    PairTerms,
+    Preference,
+    Record,
+    Refusal,
+    Sample,
+    Space,
+)
 
 if TYPE_CHECKING:
     from random import Random
@@ -101,7 +113,8 @@ class Search(Plugin):
     def propose(self, space: Space, history: Sequence[Outcome], rng: Random) -> Sequence[Candidate]:
         """The next candidates; none when the search is over.
 
-        A pure function of its arguments (``rng`` is seeded anew at every call), so that a resumed run replays it.
+        A pure function of its arguments, so that a resumed run replays it; ``rng`` starts from the same seed at every
+        call.
         """
         raise NotImplementedError
 
@@ -114,7 +127,11 @@ class Reader(Plugin):
         return False
 
     def read(self, rows: Iterable[Row], objectives: Sequence[str]) -> Iterator[Record | Refusal]:
-        """Records, and a Refusal for everything that was not taken."""
+        """Records, and a Refusal for everything that was not taken.
+
+        ``objectives`` are the names of the configuration; empty: whatever the file offers. Refusals are counted by the
+        part of their reason before the first ": ".
+        """
         raise NotImplementedError
 
 
@@ -152,7 +169,7 @@ def chosen_logps(batch: Batch, *, mean: bool) -> Tensor:
     """log pi of the chosen response, summed or (``mean``) averaged over its tokens; [P]."""
     totals = (batch.logps * batch.mask).sum(-1)
     if mean:
-        totals = totals / batch.mask.sum(-1)
+        totals = totals / batch.mask.sum(-1).clamp(min=1)  # a row of another pair may be empty
     return totals[batch.pairs[:, 0]]
 
 

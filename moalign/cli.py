@@ -25,7 +25,9 @@ app = typer.Typer(
 app.add_typer(plugin_commands.app, name="plugins", help="What is installed.")
 app.add_typer(data_commands.app, name="data", help="Look at data before training on it.")
 
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. train.lr=1e-4.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. train.lr=1e-4.")
+]
 NoPlugin = Annotated[list[str] | None, typer.Option("--no-plugin", help="Leave out a plugin or a distribution.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
@@ -35,12 +37,13 @@ def demo(
     out: Annotated[Path, typer.Option(help="Run directory; an unfinished demo in it goes on.")] = Path("runs/demo"),
 ) -> None:
     """The main job on the embedded model, in a world whose front is known exactly. About two minutes on two cores."""
-    from moalign import registry, report
+    from moalign import registry
     from moalign.demo import job
+    from moalign.report.page import write_page
 
     with _watching() as (console, observer):
-        front = job.run(out, registry.discover(), observer)
-        report.write(out)
+        front = job.run_demo(out, registry.discover(), observer)
+        write_page(out)
     _show(console, front, out)
 
 
@@ -64,12 +67,15 @@ def sweep(
     config: Annotated[Path, typer.Argument(help="A YAML configuration; `moalign init` writes one.")],
     out: Annotated[Path | None, typer.Option(help="Run directory; default runs/NAME.")] = None,
     overrides: Set = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and what it will cost; train nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and what it will cost; train nothing.")
+    ] = False,
     no_plugin: NoPlugin = None,
 ) -> None:
     """Train the front that the configuration describes."""
     from moalign import config as configuration
-    from moalign import registry, report
+    from moalign import registry
+    from moalign.report.page import write_page
     from moalign.sweep.plan import prepare
 
     settings = configuration.load(config, overrides or ())
@@ -86,22 +92,23 @@ def sweep(
 
         with _resumable(directory):
             front = run.start(settings, directory, installed, observer)
-        report.write(directory)
+        write_page(directory)
     _show(console, front, directory)
 
 
 @app.command()
 def resume(run_directory: Run, no_plugin: NoPlugin = None) -> None:
     """Go on with an interrupted run; ends with the same front as an unbroken one."""
-    from moalign import registry, report
+    from moalign import registry
     from moalign.demo import job
+    from moalign.report.page import write_page
     from moalign.sweep import run
 
     with _watching() as (console, observer), _resumable(run_directory):
         front = run.resume(run_directory, registry.discover(no_plugin or ()), observer)
         if job.is_known_world(run_directory):
             front = job.measure(run_directory, observer)
-        report.write(run_directory)
+        write_page(run_directory)
     _show(console, front, run_directory)
 
 
@@ -111,7 +118,7 @@ def front(
     as_json: Annotated[bool, typer.Option("--json", help="Print front.json instead of a table.")] = False,
 ) -> None:
     """The front of a run, finished or not."""
-    from moalign.report import front_table
+    from moalign.report.table import front_table
     from moalign.storage import canonical_json
     from moalign.sweep.front import read
 
@@ -125,16 +132,16 @@ def front(
 @app.command("report")
 def write_report(run_directory: Run) -> None:
     """Write front.png and report.html from a run directory alone."""
-    from moalign import report
+    from moalign.report.page import write_page
     from moalign.sweep.front import write
 
     write(run_directory)
-    report.write(run_directory)
+    write_page(run_directory)
     Console().print(f"{run_directory / 'front.png'}\n{run_directory / 'report.html'}", highlight=False)
 
 
 def _show(console: Console, front: dict[str, Any], directory: Path) -> None:
-    from moalign.report import front_table
+    from moalign.report.table import front_table
 
     console.print(front_table(front))
     console.print(
@@ -179,7 +186,7 @@ def main() -> None:
     try:
         app()
     except MoalignError as error:
-        Console(stderr=True).print(f"[red]error:[/] ", end="")
+        Console(stderr=True).print("[red]error:[/] ", end="")
         Console(stderr=True).print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""The configuration: one validated, frozen value. No torch, no plugins: what a plugin's options mean, the plugin says."""
+"""The configuration: one validated, frozen value. What a plugin's options mean, the plugin says."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ Choice = Annotated[PluginChoice, BeforeValidator(_named)]  # "grid" is short for
 
 
 class LoraSettings(Section):
-    r: int = Field(8, ge=1)
+    r: int = Field(default=8, ge=1)
     """rank"""
-    alpha: float = Field(16.0, gt=0)
+    alpha: float = Field(default=16.0, gt=0)
     """the update is scaled by alpha / r"""
     targets: str | tuple[str, ...] = "all-linear"
     """as peft resolves them: all-linear, a list of names, or a regular expression"""
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """on the adapter's input; a function of (seed, candidate, step)"""
     rslora: bool = False
     """scale by alpha / sqrt(r) instead"""
@@ -75,9 +75,9 @@ class DataSettings(Section):
     """a second file for evaluation, instead of setting aside a share of the first"""
     reader: Choice = PluginChoice(name="auto")
     """how rows become records; auto asks every reader about the first row"""
-    held_out: float = Field(0.1, gt=0, lt=1)
+    held_out: float = Field(default=0.1, gt=0, lt=1)
     """share of the groups (prompts, questions) that is kept for evaluation and never trained on"""
-    max_length: int = Field(512, ge=8)
+    max_length: int = Field(default=512, ge=8)
     """tokens of prompt and response; a longer prompt loses its beginning, counted and reported"""
     malformed: Literal["error", "skip"] = "error"
     """what to do with rows that cannot be read: stop, or count and report them"""
@@ -86,42 +86,42 @@ class DataSettings(Section):
 
 
 class RolloutSettings(Section):
-    samples: int = Field(4, ge=2)
+    samples: int = Field(default=4, ge=2)
     """responses per prompt"""
-    prompts: int = Field(64, ge=1)
+    prompts: int = Field(default=64, ge=1)
     """prompts that are sampled in a round"""
-    rounds: int = Field(4, ge=1)
+    rounds: int = Field(default=4, ge=1)
     """how often fresh samples are drawn from the policy, at even distances; the first round samples the base"""
-    prompts_per_step: int = Field(8, ge=1)
+    prompts_per_step: int = Field(default=8, ge=1)
     """groups in a training step; replaces train.pairs_per_step"""
-    temperature: float = Field(1.0, gt=0)
-    max_new_tokens: int = Field(64, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    max_new_tokens: int = Field(default=64, ge=1)
 
 
 class TrainSettings(Section):
-    steps: int = Field(200, ge=1)
-    pairs_per_step: int = Field(16, ge=1)
-    pairs_per_pass: int | None = Field(None, ge=1)
+    steps: int = Field(default=200, ge=1)
+    pairs_per_step: int = Field(default=16, ge=1)
+    pairs_per_pass: int | None = Field(default=None, ge=1)
     """pairs in one forward pass; smaller saves memory and changes no result. Default: all of a step"""
-    lr: float = Field(2e-4, gt=0)
-    warmup: float = Field(0.1, ge=0, le=1)
+    lr: float = Field(default=2e-4, gt=0)
+    warmup: float = Field(default=0.1, ge=0, le=1)
     """share of the steps over which the learning rate rises linearly"""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """after the warm-up"""
-    weight_decay: float = Field(0.0, ge=0)
-    max_gradient_norm: float = Field(1.0, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_gradient_norm: float = Field(default=1.0, gt=0)
     gradient_checkpointing: bool = False
 
 
 class EvaluateSettings(Section):
     kind: Literal["auto", "generate", "preference"] = "auto"
-    """generate: reward of sampled responses; preference: accuracy on held-out pairs; auto: generate where every objective has a reward"""
-    samples: int = Field(4, ge=1)
+    """generate: reward of sampled responses; preference: accuracy on held-out pairs; auto: the first where it can"""
+    samples: int = Field(default=4, ge=1)
     """responses per held-out prompt, for rewards and for the KL estimate"""
-    prompts: int | None = Field(None, ge=1)
+    prompts: int | None = Field(default=None, ge=1)
     """at most so many held-out prompts; default all"""
-    max_new_tokens: int = Field(64, ge=1)
-    temperature: float = Field(1.0, gt=0)
+    max_new_tokens: int = Field(default=64, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
     reference_point: Literal["base"] | dict[str, float] = "base"
     """of the hypervolume: the untouched model's scores, or one number per objective"""
 
@@ -140,7 +140,7 @@ class Config(Section):
     search: Choice = PluginChoice(name="grid")
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: int = Field(default=0, ge=0, lt=2**32)
 
     @model_validator(mode="before")
     @classmethod
@@ -187,7 +187,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: cannot be read: {error}") from None
     try:
-        content = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506, a SafeLoader
+        content = yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{file}:{mark.line + 1}" if mark else str(file)
@@ -208,7 +208,9 @@ def from_mapping(content: Mapping[str, Any], overrides: Sequence[str] = (), wher
         raise ConfigError(f"{where}:\n{explain(error, Config)}") from None
     for name in config.objectives:
         if not name.replace("-", "_").isidentifier():
-            raise ConfigError(f"{where}: objectives.{name}: a name has letters, digits, '-' and '_' and starts with a letter")
+            raise ConfigError(
+                f"{where}: objectives.{name}: a name has letters, digits, '-' and '_' and starts with a letter"
+            )
     return _absolute(config)
 
 
@@ -256,12 +258,12 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def _mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node)  # type: ignore[no-untyped-call]
+        key = loader.construct_object(key_node)
         if isinstance(key, str) and key in seen:
             raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' stands twice", key_node.start_mark)
         seen.add(key if isinstance(key, str) else repr(key))
     loader.flatten_mapping(node)
-    return dict(loader.construct_pairs(node))  # type: ignore[no-untyped-call]
+    return dict(loader.construct_pairs(node))
 
 
 _UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -37,16 +38,17 @@ def configuration(
     )
 
 
-def inject(base: nn.Module, config: LoraConfig, adapter: str) -> PeftModel:
+def inject(base: Any, config: LoraConfig, adapter: str) -> PeftModel:
     """The base with one more adapter, the base itself frozen. Raises ModelError where the targets match nothing."""
     try:
-        model = get_peft_model(base, config, adapter_name=adapter)  # type: ignore[arg-type]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that it deprecates
+            model = get_peft_model(base, config, adapter_name=adapter)
     except ValueError as error:
         raise ModelError(f"model.lora.targets: {error}") from None
-    head = model.get_base_model().get_output_embeddings()
-    if isinstance(head, LoraLayer):
+    if isinstance(base.get_output_embeddings(), LoraLayer):
         raise ModelError("model.lora.targets: the output head cannot carry an adapter; leave it out of the targets")
-    return model  # type: ignore[return-value]
+    return model
 
 
 def layers(model: nn.Module) -> Iterator[LoraLayer]:
@@ -58,9 +60,9 @@ def initialise(model: PeftModel, adapter: str, seed: int) -> None:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         for layer in layers(model):
-            device = layer.get_base_layer().weight.device
+            device = cast(nn.Linear, layer.get_base_layer()).weight.device
             layer.reset_lora_parameters(adapter, init_lora_weights=True)
-            layer.to(device)
+            cast(nn.Module, layer).to(device)
 
 
 def trainable(model: PeftModel, adapter: str) -> dict[str, nn.Parameter]:
@@ -127,12 +129,14 @@ def read(model: PeftModel, adapter: str, directory: Path, base_fingerprint: str)
     Raises RunError (another base, rank or target set) or CorruptFileError.
     """
     config: Mapping[str, Any] = storage.read_json(directory / CONFIG_FILE)
-    mine = model.peft_config[adapter]
+    mine = cast(LoraConfig, model.peft_config[adapter])
     for key, expected in (("peft_type", "LORA"), ("r", mine.r), ("use_rslora", mine.use_rslora)):
         if config.get(key) != expected:
             raise RunError(f"{directory / CONFIG_FILE}: {key} is {config.get(key)!r}, this run has {expected!r}")
     if not math.isclose(float(config.get("lora_alpha", math.nan)), float(mine.lora_alpha)):
-        raise RunError(f"{directory / CONFIG_FILE}: lora_alpha is {config.get('lora_alpha')!r}, not {mine.lora_alpha!r}")
+        raise RunError(
+            f"{directory / CONFIG_FILE}: lora_alpha is {config.get('lora_alpha')!r}, not {mine.lora_alpha!r}"
+        )
     if storage.read_metadata(directory / WEIGHTS_FILE).get("base") != base_fingerprint:
         raise RunError(f"{directory}: this adapter was trained on another base model")
     tensors = storage.read_tensors(directory / WEIGHTS_FILE)

@@ -72,7 +72,9 @@ class ConsoleObserver(Observer):
         elif (step + 1) % max(1, self._steps // LINES_PER_CANDIDATE) == 0:
             loss = metrics.get("loss")
             shown = f", loss {loss:.4f}" if isinstance(loss, float) else ""
-            self.console.print(f"{candidate.id}: step {step + 1} of {self._steps}{shown}{self._left(step)}", markup=False)
+            self.console.print(
+                f"{candidate.id}: step {step + 1} of {self._steps}{shown}{self._left(step)}", markup=False
+            )
 
     def on_candidate_end(self, outcome: Outcome) -> None:
         self._here += 1
@@ -105,5 +107,3 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
@@ -103,7 +103,7 @@ class Broken:
 
 @dataclass(frozen=True)
 class Registry:
-    """All that is installed and not disabled. Names are unique per kind, or have to be written ``distribution:name``."""
+    """All that is installed and not disabled. A name that two distributions claim is written ``distribution:name``."""
 
     entries: tuple[Entry, ...]
     broken: tuple[Broken, ...] = ()

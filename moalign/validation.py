@@ -19,7 +19,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
-    """One line per finding, each naming the key by its full path, as in ``train.lrr: unknown key; did you mean 'lr'?``."""
+    """One line per finding, with the key's full path: ``train.lrr: unknown key; did you mean 'lr'?``."""
     return "\n".join(_line(finding, model, prefix) for finding in error.errors())
 
 

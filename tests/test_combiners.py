@@ -139,16 +139,14 @@ def test_without_margins_the_optimum_is_missed():
         assert torch.autograd.grad(loss, logits)[0].abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("combiner", [Linear(), MODPO()], ids=repr)
-@pytest.mark.parametrize(("weights", "judges"), CASES, ids=str)
-def test_rebel_has_no_residual_at_the_optimum(weights, judges, combiner):
-    rewards, reference, batch = world(weights, judges)
-    if isinstance(combiner, Linear):
-        batch = dataclasses.replace(batch, pair_objective=torch.full_like(batch.pair_objective, -1))
+@pytest.mark.parametrize("weights", WEIGHTS, ids=str)
+def test_rebel_has_no_residual_at_the_optimum(weights):
+    rewards, reference, batch = world(weights, (0,))
+    batch = dataclasses.replace(batch, pair_objective=torch.full_like(batch.pair_objective, -1))
     solved, started = at(batch, optimum(rewards, reference, weights)), at(batch, reference)
-    terms = combiner.pair_terms(solved)
-    residual = terms.weight * REBEL(beta=BETA).loss(solved, terms)
-    assert residual.max() < 1e-24 and (terms.weight * REBEL(beta=BETA).loss(started, terms)).max() > 1e-3
+    terms = Linear().pair_terms(solved)
+    assert REBEL(beta=BETA).loss(solved, terms).max() < 1e-24
+    assert REBEL(beta=BETA).loss(started, terms).max() > 1e-3
 
 
 @pytest.mark.parametrize(("objective", "combiner"), [(DPO(), MODPO()), (IPO(), MODPO()), (REBEL(), Linear())], ids=repr)
@@ -178,7 +176,7 @@ def test_modpo_by_hand():
     torch.testing.assert_close(terms.scale, 2 * ones)
     torch.testing.assert_close(terms.weight, 0.5 * ones)
     torch.testing.assert_close(terms.margin, (0.2 * batch.margins[:, 0] + 0.3 * batch.margins[:, 2]) / 0.5)
-    assert torch.equal(terms.difference, batch.margins[:, 1])
+    assert terms.difference is None
 
 
 @pytest.mark.parametrize("small", [1e-3, 1e-6, 1e-12, 1e-19, 1e-30, 1e-40, 0.0])
@@ -210,8 +208,6 @@ def test_what_carries_no_weight_may_be_unknown():
         assert torch.equal(getattr(MODPO().pair_terms(known), field), getattr(MODPO().pair_terms(batch), field))
     difference = Linear().pair_terms(known).difference
     torch.testing.assert_close(difference, 0.6 * batch.margins[:, 0] + 0.4 * batch.margins[:, 2])
-    of_judge_1 = MODPO().pair_terms(known).difference[batch.pair_objective == 1]
-    assert torch.equal(of_judge_1, torch.zeros_like(of_judge_1))  # weight 0, and 0 * NaN would not be 0
 
 
 def test_the_judges_own_margin_is_not_needed_by_a_pairwise_loss():
@@ -251,7 +247,7 @@ def test_candidates_in_one_pass_get_the_terms_they_get_alone():
     of_first = together.pairs[:, 0] < RESPONSES
     for combiner in (Linear(), MODPO()):
         mixed, alone = combiner.pair_terms(together), [combiner.pair_terms(batch) for batch in batches]
-        for field in ("scale", "margin", "weight", "difference"):
+        for field in ("scale", "margin", "weight"):
             expected = torch.where(of_first, getattr(alone[0], field), getattr(alone[1], field))
             assert torch.equal(getattr(mixed, field), expected)
 
@@ -270,7 +266,7 @@ def test_linear_by_hand():
 
 def test_a_direction_with_a_negative_component_scalarises_but_cannot_weigh_judgements():
     _, _, batch = world((0.6, -0.8), (0, 1))
-    with pytest.raises(PluginError, match="objective 1 has the negative weight -0.8"):
+    with pytest.raises(PluginError, match=r"objective 1 has the negative weight -0\.8"):
         Linear().pair_terms(batch)
     nobody = dataclasses.replace(batch, pair_objective=torch.full_like(batch.pair_objective, -1))
     terms = Linear().pair_terms(nobody)

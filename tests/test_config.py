@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from moalign import config
 from moalign.errors import ConfigError
 
-MINIMAL = {"objectives": {"helpful": None, "harmless": {}}}
+MINIMAL: dict[str, Any] = {"objectives": {"helpful": None, "harmless": {}}}
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,18 @@ import json
 import math
 
 import pytest
-from moalign.data.loading import choose_reader, load_records, read_records
-from moalign.data.records import MOST_RESPONSES, fault_of, merge
-from moalign.errors import DataError, PluginError
-from moalign.types import Pair, Record, Refusal
+from pydantic import ValidationError
+from test_data_tokenise import build
+
+from moalign.data.loading import load_records, read_records
+from moalign.data.pairing import labelled
+from moalign.data.tokenise import Tokeniser
+from moalign.errors import DataError
+from moalign.types import Pair, Refusal
 from moalign_plugins.readers.columns import Columns
 from moalign_plugins.readers.preference import PreferenceRows
-from moalign_plugins.readers.qa_feedback import QAFeedback
-from pydantic import ValidationError
+from moalign_plugins.readers.prompts import Prompts
+from moalign_plugins.readers.qa_feedback import OFFERED, QAFeedback
 
 
 def read(reader, rows, objectives=()):
@@ -92,7 +96,6 @@ def test_preference_text_prompt_before_lone_replies():
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"prompt": "Q", "chosen": "x", "rejected": "x"}, "chosen equals rejected"),
         ({"prompt": "Q", "chosen": "x"}, "no column rejected"),
         ({"prompt": "Q"}, "no column chosen"),
         ({"prompt": "Q", "chosen": None, "rejected": "x"}, "chosen is neither text"),
@@ -102,20 +105,53 @@ def test_preference_text_prompt_before_lone_replies():
         ({"chosen": "", "rejected": "no"}, "do not begin with the same text"),
         ({"chosen": [assistant("a")], "rejected": [assistant("b")]}, "same message"),
         ({"prompt": "Q", "chosen": "y", "rejected": [assistant("b")]}, "the other a conversation"),
-        ({"chosen": [user("Q"), assistant("a"), user("?"), assistant("b")], "rejected": [user("Q"), assistant("c")]}, "one assistant message"),
+        (
+            {"chosen": [user("Q"), assistant("a"), user("?"), assistant("b")], "rejected": [user("Q"), assistant("c")]},
+            "one assistant message",
+        ),
         ({"prompt": "Q", "chosen": [{"role": "user"}], "rejected": [assistant("b")]}, "lacks role or content"),
-        ({"prompt": "Q", "chosen": [{"role": "assistant", "content": [{"type": "image"}]}], "rejected": [assistant("b")]}, "more than text"),
-        ({"prompt": "Q", "chosen": "y", "rejected": "x", "score_chosen": math.nan}, "score_chosen is not a finite number"),
-        ({"prompt": "Q", "chosen": "y", "rejected": "x", "score_rejected": "inf"}, "score_rejected is not a finite number"),
+        (
+            {
+                "prompt": "Q",
+                "chosen": [{"role": "assistant", "content": [{"type": "image"}]}],
+                "rejected": [assistant("b")],
+            },
+            "more than text",
+        ),
+        (
+            {"prompt": "Q", "chosen": "y", "rejected": "x", "score_chosen": math.nan},
+            "score_chosen is not a finite number",
+        ),
+        (
+            {"prompt": "Q", "chosen": "y", "rejected": "x", "score_rejected": "inf"},
+            "score_rejected is not a finite number",
+        ),
         ({"prompt": "Q", "chosen": "y", "rejected": "x", "score_chosen": True}, "score_chosen is not a finite number"),
         ({"prompt": "Q", "chosen": "y", "rejected": "x", "objective": 3}, "not a name"),
         ({"prompt": "Q\0", "chosen": "y", "rejected": "x"}, "NUL"),
         ({"prompt": "Q", "chosen": "y\ud800", "rejected": "x"}, "lone surrogate"),
-        ({"prompt": [user("Q"), assistant("A")], "chosen": [assistant("x")], "rejected": [assistant("y")]}, "ends with an assistant"),
+        (
+            {"prompt": [user("Q"), assistant("A")], "chosen": [assistant("x")], "rejected": [assistant("y")]},
+            "ends with an assistant",
+        ),
     ],
 )
 def test_preference_refuses(row, reason):
     assert reason in refusal(PreferenceRows(), row)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Q", "chosen": "x", "rejected": "x"},
+        {"chosen": "Q: x", "rejected": "Q: x"},
+        {"chosen": [user("Q"), assistant("x")], "rejected": [user("Q"), assistant("x")]},
+    ],
+)
+def test_preference_leaves_equal_responses_to_be_counted(row):
+    record = only(PreferenceRows(), row)
+    assert record.responses == ("x", "x")
+    assert record.pairs == {"preference": (Pair(0, 1),)}
 
 
 def test_preference_objective():
@@ -166,7 +202,12 @@ def test_columns_signed_strength_with_ties():
     reader = Columns(responses=("a", "b"), strength={"helpful": "p"})
     row = {"prompt": "Q", "a": "one", "b": "two"}
     found = [only(reader, row | {"p": value}).pairs for value in (-3, "2", 0, None)]
-    assert found == [{"helpful": (Pair(0, 1, 3.0),)}, {"helpful": (Pair(1, 0, 2.0),)}, {"helpful": (Pair(0, 1, 0.0),)}, {}]
+    assert found == [
+        {"helpful": (Pair(0, 1, 3.0),)},
+        {"helpful": (Pair(1, 0, 2.0),)},
+        {"helpful": (Pair(0, 1, 0.0),)},
+        {},
+    ]
     three = Columns(responses="all", strength={"helpful": "p"})
     assert "exactly two responses" in refusal(three, {"prompt": "Q", "all": ["a", "b", "c"], "p": 1})
 
@@ -242,20 +283,28 @@ def test_qa_feedback_only_what_is_asked_for():
 
 @pytest.mark.parametrize(
     ("characters", "expected"),
-    [(0, ""), (14, ""), (15, "First sentence.\n\n"), (26, "First sentence. Second one.\n\n"), (31, "First sentence. Second one.\n\n")],
+    [
+        (0, ""),
+        (14, ""),
+        (15, "First sentence.\n\n"),
+        (26, "First sentence. Second one.\n\n"),
+        (31, "First sentence. Second one.\n\n"),
+    ],
 )
 def test_qa_feedback_passages_are_cut_at_sentences(characters, expected):
     assert only(QAFeedback(passages=characters), feedback_row()).prompt == expected + "Question: Why?\nAnswer:\n"
 
 
 def test_qa_feedback_correction_that_corrects_nothing_is_counted():
-    feedback = feedback_row()["feedback"]
-    for corrected, words in {" ": "is empty", "aaaa": "equals answer 1"}.items():
-        row = feedback_row(feedback=feedback | {"corrected-prediction": corrected, "missing-info": [{}]})
-        record, *refused = read(QAFeedback(), [row])
-        assert set(record.pairs) == {"overall", "conciseness"}
-        assert len(record.responses) == 4
-        assert [words in item.reason for item in refused] == [True] * 3
+    feedback = feedback_row()["feedback"] | {"missing-info": [{}]}
+    for corrected, reason in {
+        " ": "dropped pair: one of its responses was dropped",
+        "aaaa": "dropped pair: chosen equals rejected",
+    }.items():
+        record = only(QAFeedback(), feedback_row(feedback=feedback | {"corrected-prediction": corrected}))
+        dataset = labelled([record], Tokeniser.of(build()), OFFERED)
+        assert dataset.counts[reason] == 3
+        assert set(dataset.pair_objective) == {OFFERED.index("overall"), OFFERED.index("conciseness")}
     flawless = feedback_row(feedback={"errors": [], "missing-info": [], "corrected-prediction": ""})
     assert set(only(QAFeedback(), flawless).pairs) == {"overall", "conciseness"}
 
@@ -289,90 +338,13 @@ def test_qa_feedback_file(tmp_path):
     assert loaded.refusals == ()
 
 
-# --- loading --------------------------------------------------------------------------------------------------------
+# --- prompts alone --------------------------------------------------------------------------------------------------
 
 
-def test_choosing_a_reader():
-    readers = {"preference": PreferenceRows(), "columns": Columns(), "qa-feedback": QAFeedback()}
-    assert choose_reader(("f", 1, {"prompt": "", "chosen": "", "rejected": ""}), readers) == "preference"
-    assert choose_reader(("f", 1, feedback_row()), readers) == "qa-feedback"
-    assert choose_reader(("f", 1, {"prompt": "", "response": ""}), readers) == "columns"
-    with pytest.raises(DataError, match=r"f:1: no reader recognises the columns 'x', 'y'.*data\.reader"):
-        choose_reader(("f", 1, {"x": 1, "y": 2}), readers)
-    both = {"prompt": "", "response": "", "chosen": "", "rejected": ""}
-    with pytest.raises(DataError, match=r"f:1: several readers .*\(preference, columns\)"):
-        choose_reader(("f", 1, both), readers)
-
-
-def test_all_rows_refused_is_an_error_that_says_the_first_reason(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"prompt": "Q", "chosen": "x", "rejected": "x"}\n' * 3)
-    with pytest.raises(DataError, match=r"rows\.jsonl:1: all 3 .* chosen equals rejected"):
-        load_records(path, PreferenceRows())
-    assert len(load_records(path, PreferenceRows(), allow_none=True).refusals) == 3
-    path.write_text('{"prompt": "Q", "chosen": "x", "rejected": "y"}')
-    assert len(load_records(path, PreferenceRows()).records) == 1  # one row is a file
-
-
-def test_a_failing_reader_is_named_with_the_row():
-    class Failing(PreferenceRows):
-        def read(self, rows, objectives):
-            for _file, line, _ in rows:
-                yield 1 / (2 - line)
-
-    with pytest.raises(PluginError, match=r"Failing failed at rows\.jsonl:1: TypeError: it yielded float"):
-        read(Failing(), [{}, {}])
-
-    class Dividing(Failing):
-        def read(self, rows, objectives):
-            for _file, line, _ in rows:
-                yield Refusal("f", line, str(1 / (2 - line)))
-
-    with pytest.raises(PluginError, match=r"Dividing failed at rows\.jsonl:2: ZeroDivisionError"):
-        read(Dividing(), [{}, {}])
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"responses": ()}, "no responses"),
-        ({"responses": ("a", 3)}, "a response is not text: int"),
-        ({"prompt": ({"role": "user"},)}, "lacks role or content"),
-        ({"scores": {"x": (1.0,)}}, "number of scores differs from number of responses: 'x' has 1 for 2"),
-        ({"scores": {"x": (1.0, math.nan)}}, "not a finite number"),
-        ({"scores": {"x": (1.0, "2")}}, "not a finite number"),
-        ({"scores": {"x": (1.0, True)}}, "not a finite number"),
-        ({"scores": {"y": (1.0, 2.0)}}, "unknown objective: 'y'"),
-        ({"pairs": {"x": (Pair(0, 2),)}}, "a response that is not there: 'x' has (0, 2) of 2"),
-        ({"pairs": {"x": (Pair(-1, 1),)}}, "not there"),
-        ({"pairs": {"x": (Pair(True, 0),)}}, "not there"),
-        ({"pairs": {"x": (Pair(1, 1),)}}, "with itself"),
-        ({"pairs": {"x": (Pair(0, 1, -1.0),)}}, "strength"),
-        ({"pairs": {"x": (Pair(0, 1, math.nan),)}}, "strength"),
-    ],
-)
-def test_fault_of_a_record(changes, reason):
-    sound = {"prompt": "Q", "responses": ("a", "b"), "scores": {"x": (1, None)}, "pairs": {"x": (Pair(0, 1, 0.0),)}}
-    assert fault_of(Record(**sound), ["x"]) is None
-    assert reason in fault_of(Record(**sound | changes), ["x"])
-
-
-def test_merge_joins_what_belongs_to_one_prompt():
-    records = [
-        Record("Q", ("a", "b"), {"h": (1.0, 2.0)}, {"h": (Pair(1, 0),)}, group="Q"),
-        Record("R", ("a", "b"), group="R"),
-        Record("Q", ("b", "c"), {"s": (5.0, 6.0)}, {"h": (Pair(0, 1),)}, group="Q"),
-        Record("Q", ("a",), {"h": (9.0,)}, group="Q"),  # the same text with another score stays apart
-        Record("Q", ("d", "d"), {}, {"h": (Pair(0, 1),)}, group="Q"),
-    ]
-    merged = merge(records)
-    assert [record.group for record in merged] == ["Q", "R"]
-    assert merged[0].responses == ("a", "b", "c", "a", "d", "d")
-    assert merged[0].scores == {"h": (1.0, 2.0, None, 9.0, None, None), "s": (None, 5.0, 6.0, None, None, None)}
-    assert merged[0].pairs == {"h": (Pair(1, 0), Pair(1, 2), Pair(4, 5))}
-    assert all(fault_of(record) is None for record in merged)
-
-
-def test_merge_is_bounded():
-    records = [Record("Q", (str(i),), group="Q") for i in range(2 * MOST_RESPONSES + 1)]
-    assert [len(record.responses) for record in merge(records)] == [MOST_RESPONSES, MOST_RESPONSES, 1]
+def test_prompts_alone():
+    assert Prompts().recognises({"prompt": "q"})
+    assert not Prompts().recognises({"prompt": "q", "chosen": "a", "rejected": "b"})
+    assert only(Prompts(), {"prompt": "q"}).responses == ()
+    assert only(Prompts(column="ask"), {"ask": [user("q")], "other": 3}).prompt == (user("q"),)
+    for bad in ({"prompt": ""}, {"prompt": None}, {"prompt": 3}, {"prompt": []}, {}):
+        assert refusal(Prompts(), bad) == "no prompt in column 'prompt'"

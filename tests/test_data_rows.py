@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from moalign.data import rows as rows_module
 from moalign.data.rows import read_rows
 from moalign.errors import DataError
@@ -107,7 +108,11 @@ def test_json_fault_is_placed_by_element(tmp_path, content, element, words):
 
 @pytest.mark.parametrize(
     "content",
-    ['[{"a": 1}, {"a": 2}]', ' {"version": [1, {"x": 2}], "data": [{"a": 1}, {"a": 2}], "n": 0} ', '{"data":[{"a":1},{"a":2}]}'],
+    [
+        '[{"a": 1}, {"a": 2}]',
+        ' {"version": [1, {"x": 2}], "data": [{"a": 1}, {"a": 2}], "n": 0} ',
+        '{"data":[{"a":1},{"a":2}]}',
+    ],
 )
 def test_json_array_and_data_object(tmp_path, content):
     path = write(tmp_path, "rows.json", content)

@@ -5,21 +5,30 @@ from functools import cache
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
 from moalign.data.batching import collate
 from moalign.data.pairing import labelled
 from moalign.data.tokenise import Tokeniser, check_vocabulary, encode_record
 from moalign.errors import DataError, ModelError
 from moalign.types import Pair, Record
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
 
-CORPUS = ["ab ab ab ab", "the sky is blue", "Question: why is the sky blue? Answer: because", "user assistant yes no"] * 4
+CORPUS = [
+    "ab ab ab ab",
+    "the sky is blue",
+    "Question: why is the sky blue? Answer: because",
+    "user assistant yes no",
+] * 4
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 WITH_BOS = "{{ bos_token }}" + CHATML.replace("<|im_end|>", "</s>")
-PLAIN_END = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+PLAIN_END = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 REFUSING = "{{ raise_exception('roles must alternate') }}"
 PARTS = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "[PAD]", "[UNK]"]
 
@@ -31,7 +40,10 @@ def core(family):
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
-            vocab_size=340, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=PARTS, show_progress=False
+            vocab_size=340,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            special_tokens=PARTS,
+            show_progress=False,
         )
     elif family == "word-level":
         tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
@@ -51,7 +63,8 @@ def build(family="byte-level", *, bos=True, adds_bos=False, pad="[PAD]", templat
     inner = Tokenizer.from_str(core(family))
     if adds_bos:
         inner.post_processor = processors.TemplateProcessing(
-            single="<s> $A </s>", special_tokens=[("<s>", inner.token_to_id("<s>")), ("</s>", inner.token_to_id("</s>"))]
+            single="<s> $A </s>",
+            special_tokens=[("<s>", inner.token_to_id("<s>")), ("</s>", inner.token_to_id("</s>"))],
         )
     special = {"bos_token": "<s>" if bos else None, "eos_token": eos, "pad_token": pad, "unk_token": "[UNK]"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, **{k: v for k, v in special.items() if v is not None})
@@ -86,7 +99,7 @@ def test_one_bos_the_end_trained_and_mask_is_the_completion(family, shape):
         completion = list(sequence.ids[sequence.prompt_length :])
         assert completion == [*expected, tokeniser.end_id]
         assert tokenizer.decode(completion[:-1]) == text
-        if tokenizer.bos_token_id is not None and "<s>" in (tokenizer.chat_template or "<s>{{ bos_token }}"):
+        if tokenizer.bos_token_id is not None and "bos_token" in (tokenizer.chat_template or "bos_token"):
             assert sequence.ids[0] == tokenizer.bos_token_id
         assert list(sequence.ids).count(tokenizer.bos_token_id) == (sequence.ids[0] == tokenizer.bos_token_id)
         assert completion.count(tokeniser.end_id) == 1
@@ -146,10 +159,9 @@ def test_pretemplated_text_keeps_one_bos_and_one_end():
 def test_template_may_return_anything():
     class Odd:
         chat_template, eos_token_id, bos_token_id, pad_token_id, all_special_ids = "x", 1, 0, None, [0, 1]
-        added_tokens_decoder = {}
 
         def __init__(self, wrap):
-            self.wrap = wrap
+            self.wrap, self.added_tokens_decoder = wrap, {}
 
         def apply_chat_template(self, messages, tokenize=True, add_generation_prompt=False):
             return self.wrap([0, 7, 8]) if tokenize else "".join(m["content"] for m in messages)
@@ -157,7 +169,13 @@ def test_template_may_return_anything():
         def __call__(self, text, add_special_tokens=True, **_):
             return {"input_ids": [9] * len(text)}
 
-    wraps = [list, lambda x: {"input_ids": x}, lambda x: {"input_ids": [x]}, np.array, lambda x: {"input_ids": np.array([x])}]
+    wraps = [
+        list,
+        lambda x: {"input_ids": x},
+        lambda x: {"input_ids": [x]},
+        np.array,
+        lambda x: {"input_ids": np.array([x])},
+    ]
     for wrap in wraps:
         ids = Tokeniser.of(Odd(wrap)).prompt("q")
         assert ids == (0, 7, 8)
@@ -192,14 +210,18 @@ def test_vocabulary_larger_than_the_head():
     tokenizer = build()
     check_vocabulary(tokenizer, len(tokenizer))
     check_vocabulary(tokenizer, len(tokenizer) + 64)
-    with pytest.raises(ModelError, match=f"ids up to {len(tokenizer) - 1}, but the model's output head has only 300 rows"):
+    with pytest.raises(
+        ModelError, match=f"ids up to {len(tokenizer) - 1}, but the model's output head has only 300 rows"
+    ):
         check_vocabulary(tokenizer, 300)
 
 
 # --- truncation -----------------------------------------------------------------------------------------------------
 
 # word-level: every word is one token
-LONG = Record("the sky is blue why is the sky", ("because yes no", "because yes ab"), pairs={"x": (Pair(0, 1),)}, group="g")
+LONG = Record(
+    "the sky is blue why is the sky", ("because yes no", "because yes ab"), pairs={"x": (Pair(0, 1),)}, group="g"
+)
 
 
 def words(tokenizer, sequence):
@@ -209,7 +231,10 @@ def words(tokenizer, sequence):
 def test_prompt_is_cut_from_the_left_and_keeps_its_bos():
     tokenizer = build("word-level")
     encoded = encode_record(Tokeniser.of(tokenizer), LONG, max_length=8)
-    assert [words(tokenizer, s) for s in encoded.sequences] == ["<s> is the sky because yes no </s>", "<s> is the sky because yes ab </s>"]
+    assert [words(tokenizer, s) for s in encoded.sequences] == [
+        "<s> is the sky because yes no </s>",
+        "<s> is the sky because yes ab </s>",
+    ]
     assert all(s.truncated and len(s.ids) == 8 and s.prompt_length == 4 for s in encoded.sequences)
     whole = encode_record(Tokeniser.of(tokenizer), LONG, max_length=13)
     assert whole == encode_record(Tokeniser.of(tokenizer), LONG)

@@ -96,10 +96,10 @@ def test_ids_are_folders_and_stay_apart_on_fine_grids(partitions):
 def test_the_default_grid_reads_well():
     candidates = propose(Grid(), space(2))
     assert [candidate.id for candidate in candidates][:4] == [
-        "harmless-1.00_helpful-0.00",
-        "harmless-0.00_helpful-1.00",
-        "harmless-0.10_helpful-0.90",
-        "harmless-0.20_helpful-0.80",
+        "w-1.00-0.00",
+        "w-0.00-1.00",
+        "w-0.10-0.90",
+        "w-0.20-0.80",
     ]
     assert candidates[3].preference.values == {"harmless": 0.2, "helpful": 0.8}
     assert len(candidates) == 11

@@ -54,9 +54,7 @@ def check(
         from moalign.engine.model import load_tokenizer
 
         tokeniser = Tokeniser.of(load_tokenizer(tokenizer))
-    report = checking.examine(
-        loaded.records, loaded.refusals, objectives, directions=directions, tokeniser=tokeniser
-    )
+    report = checking.examine(loaded.records, loaded.refusals, objectives, directions=directions, tokeniser=tokeniser)
     if as_json:
         print(json.dumps(report.to_dict(), indent=2))
     else:

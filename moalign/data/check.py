@@ -26,12 +26,16 @@ QUANTILES: Mapping[str, float] = {"least": 0.0, "10 %": 0.1, "median": 0.5, "90 
 
 @dataclass(frozen=True)
 class ObjectiveCounts:
-    """What the file says about one objective. ``contradicted``: pairs whose own scores say the opposite."""
+    """What the file says about one objective.
+
+    ``unusable``: pairs of equal responses, or with an empty one; ``contradicted``: their scores say the opposite.
+    """
 
     name: str
     scores: int
     pairs: int
     ties: int
+    unusable: int
     contradicted: int
 
 
@@ -94,17 +98,19 @@ def examine(
 
 
 def _count(records: Iterable[Record], name: str, sign: float) -> ObjectiveCounts:
-    scores = pairs = ties = contradicted = 0
+    scores = pairs = ties = unusable = contradicted = 0
     for record in records:
         values = record.scores.get(name, ())
         scores += sum(value is not None for value in values)
         for pair in judgements(record, name, sign):
             pairs += 1
             ties += pair.strength == 0
+            texts = {record.responses[pair.chosen].strip(), record.responses[pair.rejected].strip()}
+            unusable += len(texts) < 2 or "" in texts
             if values and pair.strength:
                 chosen, rejected = values[pair.chosen], values[pair.rejected]
                 contradicted += chosen is not None and rejected is not None and sign * (chosen - rejected) < 0
-    return ObjectiveCounts(name, scores, pairs, ties, contradicted)
+    return ObjectiveCounts(name, scores, pairs, ties, unusable, contradicted)
 
 
 def _conflicts(records: Iterable[Record], signs: Mapping[str, float]) -> tuple[Conflict, ...]:
@@ -183,8 +189,9 @@ def render(report: Report) -> Group:
     head = f"{report.records:,} records, {report.groups:,} groups (prompts), {report.responses:,} responses"
     empty = f", {report.empty_responses:,} of them empty" if report.empty_responses else ""
     parts: list[Any] = [Text(head + empty)]
-    counted = [(o.name, o.scores, o.pairs, o.ties, o.contradicted) for o in report.objectives]
-    parts.append(table("Objectives", ("objective", "scores", "pairs", "of them ties", "against their scores"), counted))
+    headings = ("objective", "scores", "pairs", "of them ties", "equal or empty", "against their scores")
+    counted = [(o.name, o.scores, o.pairs, o.ties, o.unusable, o.contradicted) for o in report.objectives]
+    parts.append(table("Objectives", headings, counted))
     conflicts = [(" / ".join(c.objectives), c.both, c.disagree, c.tied) for c in report.conflicts if c.both]
     if conflicts:
         parts.append(table("Conflicts", ("objectives", "pairs judged by both", "disagree", "a tie in one"), conflicts))

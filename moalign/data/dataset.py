@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from moalign.data.records import LARGEST
 from moalign.data.tokenise import Sequence
 from moalign.errors import DataError
 from moalign.types import Sample
@@ -70,8 +71,8 @@ def with_rewards(dataset: PairDataset, rewards: NDArray[np.floating]) -> PairDat
     values = np.array(rewards, dtype=np.float64)
     if values.shape != dataset.rewards.shape:
         raise ValueError(f"rewards have shape {values.shape}, the dataset needs {dataset.rewards.shape}")
-    if np.isinf(values).any():
-        raise DataError("a reward is infinite")
+    if np.any(np.abs(values) > LARGEST):
+        raise DataError(f"a reward is beyond {LARGEST:g} in size")
     return replace(dataset, rewards=values, warnings=reward_warnings(values, dataset.objectives))
 
 

@@ -130,6 +130,7 @@ def _build(
     for record in merge(records):
         encoded = encode_record(tokeniser, record, max_length, truncation)
         _count(encoded, truncation, counts)
+        counts["left out: a prompt without responses"] += not record.responses
         row_of: dict[int, int] = {}
         for pair, objective in judge(record, counts):
             reason = _unusable(pair, record, encoded)

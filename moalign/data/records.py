@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
@@ -11,6 +10,7 @@ from typing import Any
 from moalign.types import Message, Pair, Record
 
 MOST_RESPONSES = 32  # of one merged record: pairs grow with the square
+LARGEST = 1e30  # of a score or strength: differences and squares stay finite in the arithmetic that follows
 
 
 def fault_of(record: Record, objectives: Collection[str] = ()) -> str | None:
@@ -18,8 +18,8 @@ def fault_of(record: Record, objectives: Collection[str] = ()) -> str | None:
 
     The part before the first ": " is the same for all records of one kind of fault, so that reasons can be counted.
     """
-    if not isinstance(record.responses, tuple) or not record.responses:
-        return "no responses"
+    if not isinstance(record.responses, tuple) or (not record.responses and (record.scores or record.pairs)):
+        return "no responses"  # a prompt alone is sound: a policy can be asked it
     texts = [_prompt_fault(record.prompt), *(_text_fault(text, "a response") for text in record.responses)]
     named = [_name_fault(name, objectives) for name in (*record.scores, *record.pairs)]
     scores = [_score_fault(name, values, len(record.responses)) for name, values in record.scores.items()]
@@ -66,8 +66,8 @@ def _score_fault(name: str, values: Sequence[Any], responses: int) -> str | None
     if len(values) != responses:
         return f"number of scores differs from number of responses: {name!r} has {len(values)} for {responses}"
     for value in values:
-        if value is not None and (not _is_number(value) or not math.isfinite(value)):
-            return f"a score is not a finite number: {name!r} has {value!r}"
+        if value is not None and not (_is_number(value) and abs(value) <= LARGEST):
+            return f"a score is not a finite number of at most {LARGEST:g}: {name!r} has {value!r}"
     return None
 
 
@@ -77,8 +77,8 @@ def _pair_fault(name: str, pair: Pair, responses: int) -> str | None:
         return f"a pair names a response that is not there: {name!r} has {named!r} of {responses}"
     if pair.chosen == pair.rejected:
         return f"a pair compares a response with itself: {name!r} has response {pair.chosen}"
-    if not _is_number(pair.strength) or not math.isfinite(pair.strength) or pair.strength < 0:
-        return f"the strength of a pair is not a number of at least 0: {name!r} has {pair.strength!r}"
+    if not (_is_number(pair.strength) and 0 <= pair.strength <= LARGEST):
+        return f"the strength of a pair is not a number from 0 to {LARGEST:g}: {name!r} has {pair.strength!r}"
     return None
 
 

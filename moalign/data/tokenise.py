@@ -65,6 +65,11 @@ class Tokeniser:
     def has_template(self) -> bool:
         return bool(self.tokenizer.chat_template)
 
+    @property
+    def stop_ids(self) -> Ids:
+        """The ids that end a generated response."""
+        return tuple(dict.fromkeys((self.end_id, self.eos_id)))
+
     def prompt(self, prompt: str | tuple[Message, ...]) -> Ids:
         """Ids up to where the response begins. With a chat template, plain text becomes one user message.
 

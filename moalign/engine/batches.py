@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import combinations
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Protocol
 
 import numpy as np
@@ -13,15 +13,16 @@ from moalign.data.batching import group_pair_indices, micro_batches, pair_indice
 from moalign.data.dataset import PairDataset
 from moalign.engine.model import LanguageModel
 from moalign.engine.rollouts import Rollout, Score, sample, sequence_of
-from moalign.types import Sample
 from moalign.errors import TrainingError
 from moalign.seeds import derive
+from moalign.types import Sample
 
 
 class BatchSource(Protocol):
-    """``cacheable``: the same batches come again for other candidates, so frozen log-probabilities are worth keeping."""
+    """``cacheable``: the same batches come again for other candidates, so frozen log-probabilities are kept."""
 
-    cacheable: bool
+    @property
+    def cacheable(self) -> bool: ...
 
     def at(self, step: int) -> tuple[PairDataset, list[np.ndarray]]:
         """The dataset and the pair indices of each pass of this step; a function of (seed, step) and the policy."""
@@ -97,7 +98,7 @@ class RolloutSource:
     def _dataset_of(self, rollouts: list[Rollout]) -> PairDataset:
         """All pairs within the groups, between responses that every reward has scored."""
         rewards = self.score(rollouts)
-        known = np.isfinite(rewards).all(axis=1)
+        known = np.asarray(np.isfinite(rewards).all(axis=1))
         pairs = [
             (i, j)
             for i, j in combinations(range(len(rollouts)), 2)

@@ -24,7 +24,7 @@ ROWS_PER_PASS = 64
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores per objective (larger is better), their standard errors (left out where there is one cluster), KL from the reference, further columns."""
+    """Scores per objective (larger is better), standard errors (none with one cluster), KL, further columns."""
 
     scores: dict[str, float]
     stderr: dict[str, float]
@@ -161,5 +161,5 @@ def _kl(
 
 
 def _mean_and_error(values: np.ndarray, clusters: np.ndarray) -> tuple[float, float | None]:
-    mean, error = standard_error_clustered(np.asarray(values, dtype=float), clusters)
+    mean, error = standard_error_clustered(np.asarray(values, dtype=float), clusters.tolist())
     return float(mean), None if error is None else float(error)

@@ -39,8 +39,13 @@ class LanguageModel:
     tokenizer_fingerprint: str
 
     @property
+    def base(self) -> Any:
+        """The transformers model inside, with the adapters' layers in it."""
+        return self.policy.get_base_model()
+
+    @property
     def head(self) -> nn.Linear:
-        return self.policy.get_base_model().get_output_embeddings()
+        return self.base.get_output_embeddings()
 
     @property
     def pad_id(self) -> int:
@@ -49,7 +54,7 @@ class LanguageModel:
     @property
     def end_ids(self) -> frozenset[int]:
         """A sampled response ends at the first of these."""
-        return frozenset({self.tokeniser.end_id, self.tokeniser.eos_id})
+        return frozenset(self.tokeniser.stop_ids)
 
     def response_logps(self, rows: Mapping[str, Tensor]) -> Tensor:
         """Log-probability of every response token under the active adapter; float32 [N, L-1], 0 elsewhere.
@@ -57,8 +62,7 @@ class LanguageModel:
         ``rows`` holds input_ids [N,L], attention_mask [N,L] and labels [N,L-1] (-100 where nothing is scored). Only
         scored positions meet the output head.
         """
-        decoder = self.policy.get_base_model().base_model
-        hidden = decoder(
+        hidden = self.base.base_model(
             input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], use_cache=False
         ).last_hidden_state[:, :-1]
         labels = rows["labels"]
@@ -116,7 +120,7 @@ def load_tokenizer(path: str) -> Any:
         raise ModelError(f"{path}: the tokenizer cannot be loaded: {error}") from None
 
 
-def _load_base(path: str, settings: ModelSettings, device: torch.device) -> nn.Module:
+def _load_base(path: str, settings: ModelSettings, device: torch.device) -> Any:
     directory = Path(path)
     if directory.is_dir() and not (directory / "config.json").exists():
         raise ModelError(f"{path}: no config.json in it; this is not a model in the transformers format")
@@ -125,7 +129,7 @@ def _load_base(path: str, settings: ModelSettings, device: torch.device) -> nn.M
     else:
         dtype = getattr(torch, settings.dtype)
     try:
-        base = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False, use_safetensors=True)
+        base: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False, use_safetensors=True)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ModelError(f"{path}: the model cannot be loaded: {error}") from None
     return base.to(device)

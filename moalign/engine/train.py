@@ -30,7 +30,7 @@ SKIPS_IN_A_ROW = 3  # so many steps without finite numbers end a candidate
 
 @dataclass(frozen=True)
 class FrozenReward:
-    """An implicit reward, beta * (log pi_k - log pi_ref), from an adapter in a slot of the model (or the data's own)."""
+    """An implicit reward, beta * (log pi_k - log pi_ref), from an adapter in a slot of the model."""
 
     adapter: str
     identity: str
@@ -131,8 +131,11 @@ def _fresh_adapter(model: LanguageModel, job: Job) -> dict[str, torch.nn.Paramet
     if others or not parameters:
         raise TrainingError(f"the parameters to train are not exactly the adapter's: {others[:3] or 'none found'}")
     if job.settings.gradient_checkpointing:
-        model.policy.enable_input_require_grads()
-        model.policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        base = model.base
+        base.enable_input_require_grads()
+        # renamed in transformers 5
+        enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     return parameters
 
 
@@ -178,7 +181,7 @@ def needs_reference(job: Job) -> bool:
 def _rewards(
     rows: Mapping[str, Tensor], job: Job, cache: LogpCache, cacheable: bool, reference: Tensor | None
 ) -> Tensor | None:
-    """Scores per row and objective [N,M] where something needs them: from the data, or implicit from frozen adapters."""
+    """Scores per row and objective [N,M] where something needs them: from the data, or from frozen adapters."""
     if "margins" not in job.needs:
         return None
     rewards = rows["rewards"].float().clone()
@@ -196,13 +199,9 @@ def _policy_logps(model: LanguageModel, rows: Mapping[str, Tensor], job: Job, st
         torch.manual_seed(derive(job.seed, "dropout", job.candidate, step))
         for layer in lora.layers(model.policy):
             layer.lora_dropout.train()
-        if job.settings.gradient_checkpointing:
-            model.policy.train()  # transformers checkpoints only in this mode; its own dropout stays off
-            for module in model.policy.modules():
-                if isinstance(module, torch.nn.Dropout):
-                    module.eval()
-            for layer in lora.layers(model.policy):
-                layer.lora_dropout.train()
+        for module in model.policy.modules():
+            if getattr(module, "gradient_checkpointing", False):
+                module.training = True  # transformers checkpoints only in training mode; the children stay in eval
         try:
             return model.response_logps(rows)
         finally:

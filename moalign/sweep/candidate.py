@@ -105,7 +105,9 @@ def _anchor(name: str, workshop: Workshop, history: Sequence[Outcome]) -> Frozen
                 lora.read(policy, slot, workshop.directory / "candidates" / outcome.id, workshop.model.fingerprint)
                 workshop.slots[outcome.id] = slot
             return FrozenReward(slot, outcome.checksum or outcome.id, workshop.plan.beta)
-    raise TrainingError(f"the candidate for {name} alone, whose adapter is the reward of {name}, has failed or is missing")
+    raise TrainingError(
+        f"the candidate for {name} alone, whose adapter is the reward of {name}, has failed or is missing"
+    )
 
 
 def batch_source(candidate: Candidate, workshop: Workshop) -> BatchSource:

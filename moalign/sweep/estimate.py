@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -53,7 +54,7 @@ def estimate(plan: Plan, observer: Observer) -> Estimate:
         tokens.append(metrics["tokens"])
 
     train(workshop.model, batch_source(first, workshop), job, workshop.cache, workshop.accelerator, on_step)
-    per_step = median(after - before for before, after in zip(times, times[1:], strict=False))
+    per_step = median(after - before for before, after in pairwise(times))
     begin = time.perf_counter()
     evaluate(
         workshop.model,

@@ -22,7 +22,9 @@ EVALUATIONS = {
 }
 
 
-def compute(config: Config, kind: str, events: Sequence[dict[str, Any]], world: dict[str, Any] | None) -> dict[str, Any]:
+def compute(
+    config: Config, kind: str, events: Sequence[dict[str, Any]], world: dict[str, Any] | None
+) -> dict[str, Any]:
     """The content of ``front.json``. ``world`` replaces sampled scores by exact ones for the points it knows."""
     names = config.objective_names
     done = [outcome for outcome in outcomes.history(list(events), names) if outcome.status == "done"]
@@ -43,8 +45,7 @@ def compute(config: Config, kind: str, events: Sequence[dict[str, Any]], world: 
     declared = config.evaluate.reference_point
     if declared == "base" and base is None:
         raise RunError("the untouched model was not measured yet; the run is not far enough to have a front")
-    reference = base["scores"] if declared == "base" and base is not None else declared
-    front["reference_point"] = dict(reference)  # type: ignore[call-overload]
+    front["reference_point"] = dict(declared) if isinstance(declared, dict) else dict(base["scores"])  # type: ignore[index]
     scores = np.array([[point["scores"][name] for name in names] for point in points]).reshape(-1, len(names))
     keep = pareto.non_dominated(scores) if len(points) else np.zeros(0, dtype=bool)
     for point, kept in zip(points, keep, strict=True):

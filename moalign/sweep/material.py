@@ -23,6 +23,7 @@ from moalign.sweep.plan import Plan
 from moalign.types import Message, Record, Sample
 
 Prompt = str | tuple[Message, ...]
+Asked = tuple[Prompt, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,11 @@ def gather(plan: Plan, model: LanguageModel) -> Material:
     counts: Counter[str] = Counter()
     training, held_out = _records(plan, counts)
     tokeniser, settings = model.tokeniser, plan.config.data
-    prompts = _distinct_prompts(training)
-    held_out_prompts = _distinct_prompts(held_out)[: plan.config.evaluate.prompts]
+    limit = settings.max_length - 1
+    asked = _asked(tokeniser, _distinct_prompts(training), limit, counts)
+    held_out_asked = _asked(tokeniser, _distinct_prompts(held_out), limit, counts)[: plan.config.evaluate.prompts]
+    if not held_out_asked:
+        raise DataError("no held-out prompt is left to evaluate on", file=plan.config.data_paths[0])
     margins = {name: _margin_source(plan, name, training) for name in plan.objectives}
     train = None
     if plan.config.rollouts is None:
@@ -60,22 +64,21 @@ def gather(plan: Plan, model: LanguageModel) -> Material:
         counts.update({f"training: {reason}": number for reason, number in train.counts.items()})
         counts["training pairs"] = len(train.pairs)
     pairs = _held_out_pairs(plan, held_out, tokeniser)
-    counts["held-out prompts"] = len(held_out_prompts)
+    counts["held-out prompts"] = len(held_out_asked)
     counts["held-out pairs"] = 0 if pairs is None else len(pairs.pairs)
     if plan.evaluation_kind == "preference":
         _check_every_objective_has_pairs(plan, pairs)
-    limit = settings.max_length - 1
     paths = [storage.sha256_of(path) for path in plan.config.data_paths if path is not None]
     hashes = [*paths, *(data.content_hash for data in (train, pairs) if data is not None)]
     every_objective_scored = set(plan.rewards) == set(plan.objectives)
     return Material(
         train=train,
-        prompts=tuple(_prompt_ids(tokeniser, prompt, limit, counts) for prompt in prompts),
-        score=_scorer(plan, prompts) if every_objective_scored else None,
+        prompts=tuple(ids for _, ids in asked),
+        score=_scorer(plan, asked) if every_objective_scored else None,
         held_out=HeldOut(
             pairs=pairs,
-            prompts=tuple(_prompt_ids(tokeniser, prompt, limit, counts) for prompt in held_out_prompts),
-            score=_scorer(plan, held_out_prompts) if every_objective_scored else None,
+            prompts=tuple(ids for _, ids in held_out_asked),
+            score=_scorer(plan, held_out_asked) if every_objective_scored else None,
         ),
         margins=margins,
         counts={reason: number for reason, number in counts.items() if number or reason.startswith("held-out")},
@@ -90,12 +93,12 @@ def _records(plan: Plan, counts: Counter[str]) -> tuple[Sequence[Record], Sequen
     training = read_file(path, plan.readers, plan.objectives, settings.malformed)
     counts["records"] = len(training.records)
     for refusal in training.refusals:
-        counts[f"skipped: {refusal.reason}"] += 1
+        counts[f"skipped: {refusal.reason.partition(': ')[0]}"] += 1
     if held_out_path is None:
         return split(training.records, plan.config.seed, settings.held_out)
     held_out = read_file(held_out_path, plan.readers, plan.objectives, settings.malformed)
     for refusal in held_out.refusals:
-        counts[f"skipped in the held-out file: {refusal.reason}"] += 1
+        counts[f"skipped in the held-out file: {refusal.reason.partition(': ')[0]}"] += 1
     shared = {record.group for record in training.records} & {record.group for record in held_out.records}
     if shared:
         both = next(record for record in held_out.records if record.group in shared)
@@ -110,13 +113,23 @@ def _distinct_prompts(records: Sequence[Record]) -> list[Prompt]:
     return list(seen.values())
 
 
-def _prompt_ids(tokeniser: Tokeniser, prompt: Prompt, limit: int, counts: Counter[str]) -> tuple[int, ...]:
-    ids = tokeniser.prompt(prompt)
-    if len(ids) > limit:
-        counts["prompts for sampling that lost their beginning"] += 1
-        keep = 1 if tokeniser.bos_id is not None and ids[0] == tokeniser.bos_id else 0
-        ids = (*ids[:keep], *ids[len(ids) - limit + keep :])
-    return tuple(ids)
+def _asked(tokeniser: Tokeniser, prompts: Sequence[Prompt], limit: int, counts: Counter[str]) -> list[Asked]:
+    """Prompts that the policy can be asked, with their ids, at most ``limit``; the rest is counted."""
+    from jinja2 import TemplateError
+
+    asked: list[Asked] = []
+    for prompt in prompts:
+        try:
+            ids = tokeniser.prompt(prompt)
+        except TemplateError:
+            counts["prompts for sampling that the chat template refuses"] += 1
+            continue
+        if len(ids) > limit:
+            counts["prompts for sampling that lost their beginning"] += 1
+            keep = 1 if tokeniser.bos_id is not None and ids[0] == tokeniser.bos_id else 0
+            ids = (*ids[:keep], *ids[len(ids) - limit + keep :])
+        asked.append((prompt, tuple(ids)))
+    return asked
 
 
 def _margin_source(plan: Plan, name: str, records: Sequence[Record]) -> str:
@@ -129,9 +142,7 @@ def _margin_source(plan: Plan, name: str, records: Sequence[Record]) -> str:
     return "reward" if name in plan.rewards else "implicit"
 
 
-def _dataset(
-    plan: Plan, records: Sequence[Record], tokeniser: Tokeniser, margins: Mapping[str, str]
-) -> PairDataset:
+def _dataset(plan: Plan, records: Sequence[Record], tokeniser: Tokeniser, margins: Mapping[str, str]) -> PairDataset:
     settings = plan.config.data
     directions = {name: spec.direction for name, spec in plan.config.objectives.items()}
     from_rewards = [name for name, source in margins.items() if source == "reward"]
@@ -181,11 +192,11 @@ def _check_every_objective_has_pairs(plan: Plan, pairs: PairDataset | None) -> N
             )
 
 
-def _scorer(plan: Plan, prompts: Sequence[Prompt]) -> Callable[[Sequence[Rollout]], np.ndarray]:
+def _scorer(plan: Plan, asked: Sequence[Asked]) -> Callable[[Sequence[Rollout]], np.ndarray]:
     """Rewards [N,M] of rollouts to these prompts, larger is better, NaN where a reward abstains."""
 
     def rewards(rollouts: Sequence[Rollout]) -> np.ndarray:
-        samples = [Sample(prompts[rollout.prompt], rollout.text) for rollout in rollouts]
+        samples = [Sample(asked[rollout.prompt][0], rollout.text) for rollout in rollouts]
         return np.stack([score(plan, name, samples) for name in plan.objectives], axis=1)
 
     return rewards

@@ -57,7 +57,7 @@ class Plan:
 
     def propose(self, history: Sequence[Outcome]) -> list[Candidate]:
         """The search's next candidates, checked. Raises PluginError where the search breaks its contract."""
-        rng = Random(derive(self.config.seed, "search", len(history)))
+        rng = Random(derive(self.config.seed, "search"))
         known = {outcome.id for outcome in history}
         name = self.config.search.name
         candidates = list(self.search.propose(self.space, tuple(history), rng))

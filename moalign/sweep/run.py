@@ -29,7 +29,9 @@ def start(config: Config, directory: Path, registry: Registry, observer: Observe
     """Run a sweep in a new directory and return its front. Raises RunError where the directory holds a run already."""
     plan = prepare(config, registry)
     if (directory / "run.json").exists():
-        raise RunError(f"{directory} already holds a run; `moalign resume {directory}` goes on with it, --out starts anew")
+        raise RunError(
+            f"{directory} already holds a run; `moalign resume {directory}` goes on with it, --out starts anew"
+        )
     if directory.exists() and any(entry.name != storage.LOCK for entry in directory.iterdir()):
         raise RunError(f"{directory} exists and is not empty; choose another --out")
     return _execute(plan, directory, observer)
@@ -53,7 +55,7 @@ def _execute(plan: Plan, directory: Path, observer: Observer) -> dict[str, Any]:
                 journal.append(directory / JOURNAL, outcomes.to_event(outcome))
                 history.append(outcome)
                 observer.on_candidate_end(outcome)
-        if models.base_fingerprint(workshop.model.policy.get_base_model()) != workshop.model.fingerprint:
+        if models.base_fingerprint(workshop.model.base) != workshop.model.fingerprint:
             raise TrainingError("the base model's weights changed during the sweep; its adapters cannot be trusted")
         result = front.write(directory)
     observer.on_run_end(result)
@@ -98,7 +100,9 @@ def _record(plan: Plan, directory: Path, workshop: Workshop) -> None:
         ("libraries", "the version of a library"),
     ):
         if before.get(key) != record[key]:
-            raise RunError(f"{directory}: {meaning} changed since this run was started; {_difference(before, record, key)}")
+            raise RunError(
+                f"{directory}: {meaning} changed since this run was started; {_difference(before, record, key)}"
+            )
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any], key: str) -> str:

@@ -71,8 +71,15 @@ def register_searches(register: Register) -> None:
 @hookimpl
 def register_readers(register: Register) -> None:
     package = "moalign_plugins.readers"
-    register("preference", f"{package}.preference:PreferenceRows", summary="TRL preference rows: prompt, chosen, rejected")
-    register("columns", f"{package}.columns:Columns", summary="any table, with a map from columns to prompt, responses, scores")
+    register(
+        "preference", f"{package}.preference:PreferenceRows", summary="TRL preference rows: prompt, chosen, rejected"
+    )
+    register(
+        "columns",
+        f"{package}.columns:Columns",
+        summary="any table, with a map from columns to prompt, responses, scores",
+    )
+    register("prompts", f"{package}.prompts:Prompts", summary="prompts alone, for responses that the policy samples")
     register(
         "qa-feedback",
         f"{package}.qa_feedback:QAFeedback",

@@ -47,11 +47,8 @@ class MODPO(Combiner):
         others = preference.scatter(1, judge, 0.0) * counts[:, None]
         safe = torch.where(counts, own, torch.ones_like(own))
         _refuse_unknown(batch, others)
-        margin, difference = torch.zeros_like(own), None
-        if batch.margins is not None:
-            margin = self.scalarise(batch.margins, others) / safe
-            difference = batch.margins.gather(1, judge).squeeze(1).masked_fill(~counts, 0.0)
-        return PairTerms(scale=1 / safe, margin=margin, weight=own * counts, difference=difference)
+        margin = torch.zeros_like(own) if batch.margins is None else self.scalarise(batch.margins, others) / safe
+        return PairTerms(scale=1 / safe, margin=margin, weight=own * counts)
 
     def scalarise(self, rewards: Tensor, preference: Tensor) -> Tensor:
         return (rewards.masked_fill(preference == 0, 0.0) * preference).sum(-1)

@@ -21,9 +21,9 @@ class DPO(Objective):
 
     needs: ClassVar[frozenset[str]] = frozenset({"pairs", "reference"})
 
-    beta: float = Field(0.1, gt=0)
+    beta: float = Field(default=0.1, gt=0)
     """strength of the KL penalty towards the reference"""
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """share of the labels that is taken to be wrong"""
 
     def loss(self, batch: Batch, terms: PairTerms) -> Tensor:

@@ -28,7 +28,7 @@ class IPO(Objective):
 
     needs: ClassVar[frozenset[str]] = frozenset({"pairs", "reference"})
 
-    beta: float = Field(0.1, gt=0)
+    beta: float = Field(default=0.1, gt=0)
     """strength of the pull to the reference; the target of d is 1 / (2 beta)"""
     average: bool = False
     """log-ratios averaged over tokens instead of summed"""

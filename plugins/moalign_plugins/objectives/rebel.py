@@ -22,7 +22,7 @@ class REBEL(Objective):
 
     needs: ClassVar[frozenset[str]] = frozenset({"margins", "reference"})
 
-    beta: float = Field(0.1, gt=0)
+    beta: float = Field(default=0.1, gt=0)
     """strength of the KL penalty towards the reference, in units of the reward"""
 
     def loss(self, batch: Batch, terms: PairTerms) -> Tensor:

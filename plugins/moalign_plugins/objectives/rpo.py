@@ -22,9 +22,9 @@ class RPO(Objective):
 
     needs: ClassVar[frozenset[str]] = frozenset({"pairs", "reference"})
 
-    beta: float = Field(0.1, gt=0)
+    beta: float = Field(default=0.1, gt=0)
     """strength of the KL penalty towards the reference"""
-    eta: float = Field(0.005, ge=0)
+    eta: float = Field(default=0.005, ge=0)
     """weight of the chosen response's log-likelihood; 0 is DPO"""
     average: bool = False
     """mean over the response's tokens and no factor beta, instead of the sum times beta"""

@@ -67,8 +67,6 @@ class PreferenceRows(Reader):
 def _split(row: Mapping[str, Any]) -> tuple[Text, str, str]:
     """Prompt, chosen response, rejected response. Raises ValueError with the reason for a refusal."""
     chosen, rejected = _text(row, "chosen"), _text(row, "rejected")
-    if chosen == rejected:
-        raise ValueError("chosen equals rejected")
     prompt = None if row.get("prompt") is None else _text(row, "prompt")
     if isinstance(chosen, str) and isinstance(rejected, str):
         return _split_texts(prompt, chosen, rejected)
@@ -102,7 +100,7 @@ def _split_conversations(
 
 
 def _shared(chosen: Sequence[Any], rejected: Sequence[Any]) -> int:
-    """Length of the shared beginning that leaves both a rest; a space before the responses goes with them."""
+    """Length of the shared beginning that leaves a rest of both; a space before the responses goes with them."""
     most = min(len(chosen), len(rejected)) - 1
     end = next((i for i in range(most + 1) if chosen[i] != rejected[i]), None)
     if end is None:

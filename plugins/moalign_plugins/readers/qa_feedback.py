@@ -6,6 +6,7 @@ What it offers, each under the name of an objective:
 ``factuality``    the same for Wrong-Grounding and Unverifiable spans
 ``completeness``  the same where answer 1 left information out
 ``conciseness``   the shorter of two answers, by characters, with the difference as strength; equal length is a tie
+A corrected answer that is empty or equals answer 1 makes a pair all the same, which is counted and dropped later.
 """
 
 from __future__ import annotations
@@ -43,14 +44,11 @@ class QAFeedback(Reader):
                 fault = f"none of the objectives {', '.join(objectives)} is in this file"
                 raise DataError(f"{fault}; it offers {', '.join(OFFERED)}", file=file, line=line)
             try:
-                record, refused = self._record(row, wanted, file, line)
+                yield self._record(row, wanted, file, line)
             except ValueError as reason:
                 yield Refusal(file, line, str(reason))
-                continue
-            yield record
-            yield from (Refusal(file, line, reason) for reason in refused)
 
-    def _record(self, row: Mapping[str, Any], wanted: Sequence[str], file: str, line: int) -> tuple[Record, list[str]]:
+    def _record(self, row: Mapping[str, Any], wanted: Sequence[str], file: str, line: int) -> Record:
         question = _text(row, "question")
         answers = [_text(row, name).strip() for name in ANSWERS]
         pairs: dict[str, tuple[Pair, ...]] = {}
@@ -59,16 +57,11 @@ class QAFeedback(Reader):
         if "conciseness" in wanted:
             pairs["conciseness"] = tuple(_shorter(answers, first, second) for first, second in COMPARED)
         faulty = [name for name in wanted if name in _aspects_in_error(row)] if set(wanted) - pairs.keys() else []
-        corrected = _text(row["feedback"], "corrected-prediction").strip() if faulty else ""
-        refused = []
-        if faulty and corrected in ("", answers[0]):
-            what = "is empty" if not corrected else "equals answer 1"
-            refused = [f"no pair for {name}, the corrected answer {what}" for name in faulty]
-        elif faulty:
-            answers.append(corrected)
+        if faulty:
+            answers.append(_text(row["feedback"], "corrected-prediction").strip())
             pairs |= {name: (Pair(CORRECTED, 0),) for name in faulty}
         prompt = self._prompt(question, row.get("passages"))
-        return Record(prompt, tuple(answers), pairs=pairs, group=question, file=file, line=line), refused
+        return Record(prompt, tuple(answers), pairs=pairs, group=question, file=file, line=line)
 
     def _prompt(self, question: str, passages: Any) -> str:
         """The passages, then the question; a passage is a title followed by its sentences."""

@@ -21,9 +21,9 @@ class Grid(Search):
     more. With one objective there is one point.
     """
 
-    points: int | None = Field(11, ge=1)
+    points: int | None = Field(default=11, ge=1)
     """at most so many candidates"""
-    partitions: int | None = Field(None, ge=1)
+    partitions: int | None = Field(default=None, ge=1)
     """steps from weight 0 to weight 1, instead of ``points``"""
 
     @model_validator(mode="before")
@@ -79,7 +79,7 @@ def _lattice(objectives: int, n: int) -> list[tuple[int, ...]]:
 
 
 def _id(weights: dict[str, float], n: int, position: int) -> str:
-    """As ``helpful-0.70_harmless-0.30``, with as many digits as keep neighbours apart."""
+    """As ``w-0.70-0.30``: the weights in the order of the objectives, with as many digits as keep neighbours apart."""
     digits = max(2, len(str(n - 1)))
-    text = "_".join(f"{name}-{weight:.{digits}f}" for name, weight in weights.items())
+    text = "-".join(["w", *(f"{weight:.{digits}f}" for weight in weights.values())])
     return text if len(text) <= _LONGEST else f"grid-{n}-{position:04d}"

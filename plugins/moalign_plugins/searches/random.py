@@ -18,9 +18,9 @@ class Random(Search):
     left out.
     """
 
-    count: int = Field(11, ge=1)
+    count: int = Field(default=11, ge=1)
     """how many"""
-    alpha: float = Field(1.0, ge=1e-3)
+    alpha: float = Field(default=1.0, ge=1e-3)
     """below 1 towards the corners of the simplex, above 1 towards its middle"""
 
     def propose(self, space: Space, history: Sequence[Outcome], rng: Generator) -> list[Candidate]:

@@ -1,0 +1,1 @@
+"""The tiny assistant and its world, whose best front is known exactly."""

@@ -1,0 +1,121 @@
+"""The demo: an ordinary sweep on the tiny assistant, then every candidate measured exactly by enumeration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from moalign import config, lora, recipes, storage
+from moalign.config import BUILT_IN_MODEL, Config
+from moalign.demo import world as worlds
+from moalign.demo.enumeration import Enumeration, enumerate_replies, reply_logps
+from moalign.demo.world import Value, World
+from moalign.engine import model as models
+from moalign.engine.model import TRAINED, LanguageModel
+from moalign.registry import Registry
+from moalign.sweep import front, run
+from moalign.sweep.observe import Observer
+
+RECIPE = "rebel"
+CEILING = Path(__file__).parent / "ceiling.json"
+EVALUATION = "exact E[reward] - beta KL by enumeration of every reply on the held-out prompts, no sampling"
+
+
+def settings() -> Config:
+    """The demo's configuration: the recipe that `moalign init --recipe rebel` writes."""
+    return config.from_mapping(yaml.safe_load(recipes.read(RECIPE)))
+
+
+def run_demo(directory: Path, registry: Registry, observer: Observer) -> dict[str, Any]:
+    """Run the demo, or go on with it, and return its front with the shares of the exact one."""
+    if (directory / "run.json").exists():
+        run.resume(directory, registry, observer)
+    else:
+        run.start(settings(), directory, registry, observer)
+    return measure(directory, observer)
+
+
+def is_known_world(directory: Path) -> bool:
+    """Whether a run's objectives are the world's own, on its model and prompts, so that ``measure`` applies."""
+    content = Config.model_validate(front.read_record(directory)["config"])
+    rewards = [objective.reward for objective in content.objectives.values()]
+    own = all(reward is not None and reward.name == BUILT_IN_MODEL for reward in rewards)
+    named = all(reward is not None and reward.options.get("objective") == name for name, reward in zip(
+        content.objectives, rewards, strict=True
+    ))
+    return own and named and content.model.path == content.data.path == BUILT_IN_MODEL
+
+
+@torch.no_grad()
+def measure(directory: Path, observer: Observer) -> dict[str, Any]:
+    """Enumerate every reply under every candidate; write ``world.json`` and the front made from it."""
+    observer.on_phase("measuring every candidate exactly")
+    record = front.read_record(directory)
+    content = Config.model_validate(record["config"])
+    names = content.objective_names
+    world = worlds.tiny_world(objectives=names)
+    model = models.load(content.model_directory, content.model, torch.device("cpu"))
+    replies = enumerate_replies(model.tokeniser.tokenizer, world.prompts)
+    with lora.active(model.policy, None):
+        reference = reply_logps(model.policy, replies)
+    ids = [point["id"] for point in front.read(directory)["points"]]
+    values = {name: _value(model, directory / "candidates" / name, world, replies, reference) for name in ids}
+    storage.write_json(directory / front.WORLD, _content(world, reference, values))
+    return front.write(directory)
+
+
+def _value(
+    model: LanguageModel, folder: Path, world: World, replies: Enumeration, reference: torch.Tensor
+) -> Value:
+    lora.read(model.policy, TRAINED, folder, model.fingerprint)
+    with lora.active(model.policy, TRAINED):
+        return worlds.evaluate(world, reply_logps(model.policy, replies), reference)
+
+
+def _content(world: World, reference: torch.Tensor, values: dict[str, Value]) -> dict[str, Any]:
+    names = world.objectives
+    shares = worlds.shares(world, reference, torch.stack([value.f for value in values.values()]))
+    weights = worlds.even_weights(len(names), 20)
+    exact = worlds.exact_front(world, reference, weights)
+    return {
+        "points": {name: _point(names, value) for name, value in values.items()},
+        "base": {"scores": _named(names, worlds.evaluate(world, reference, reference).f), "stderr": {}},
+        "front": {
+            "evaluation": EVALUATION,
+            "front_share": shares.front_share,
+            "front_share_worst": shares.front_share_worst,
+            "hypervolume_share": shares.hypervolume_share,
+            "exact_front": [
+                {"weights": dict(zip(names, w, strict=True)), "scores": _named(names, f)}
+                for w, f in zip(weights, exact, strict=True)
+            ],
+        }
+        | _ceiling(names),
+    }
+
+
+def _point(names: tuple[str, ...], value: Value) -> dict[str, Any]:
+    expected = {f"expected {name}": reward for name, reward in _named(names, value.expected).items()}
+    return {
+        "scores": _named(names, value.f),
+        "stderr": {},
+        "kl": value.kl,
+        "details": expected | {"well-formed": value.mass},
+    }
+
+
+def _named(names: tuple[str, ...], values: torch.Tensor) -> dict[str, float]:
+    return dict(zip(names, values.tolist(), strict=True))
+
+
+def _ceiling(names: tuple[str, ...]) -> dict[str, Any]:
+    """What gradient ascent on the exact front reaches with these adapters, computed once and shipped."""
+    if not CEILING.exists():
+        return {}
+    ceiling = storage.read_json(CEILING)
+    if sorted(ceiling["objectives"]) != sorted(names):
+        return {}
+    return {"ceiling": {key: ceiling[key] for key in ("front_share", "front_share_worst")}}

@@ -1,0 +1,76 @@
+"""The same from Python as from the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moalign import config as configuration
+from moalign import registry, storage
+from moalign.config import Config
+from moalign.errors import RunError
+from moalign.sweep import front
+from moalign.sweep.observe import Observer
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory, finished or not."""
+
+    directory: Path
+
+    @property
+    def front(self) -> dict[str, Any]:
+        """The content of ``front.json``: objectives, points with scores, hypervolume and its reference point."""
+        return front.read(self.directory)
+
+    def load(self, candidate: str) -> tuple[Any, Any]:
+        """(peft model, tokenizer) of one point of the front, by its id. Raises RunError for an unknown id."""
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM
+
+        from moalign.engine.model import load_tokenizer
+
+        settings = Config.model_validate(front.read_record(self.directory)["config"])
+        ids = [point["id"] for point in self.front["points"]]
+        if candidate not in ids:
+            raise RunError(f"{self.directory}: no candidate '{candidate}'; there are {', '.join(ids)}")
+        folder = self.directory / "candidates" / candidate
+        storage.verify(folder)
+        base = AutoModelForCausalLM.from_pretrained(
+            settings.model_directory, dtype="auto", trust_remote_code=False, use_safetensors=True
+        )
+        return PeftModel.from_pretrained(base, str(folder)), load_tokenizer(settings.model_directory)
+
+
+def sweep(
+    config: str | Path | Mapping[str, Any] | Config,
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    observer: Observer | None = None,
+) -> Run:
+    """Train the front that a configuration describes, as ``moalign sweep`` does; returns the run.
+
+    ``config`` is a file, a mapping or a Config; ``out`` defaults to runs/NAME, and is needed without a file.
+    """
+    from moalign.report.page import write_page
+    from moalign.sweep import run
+
+    if isinstance(config, str | Path):
+        settings = configuration.load(config, overrides)
+        out = out or Path("runs") / Path(config).stem
+    else:
+        settings = config if isinstance(config, Config) else configuration.from_mapping(config, overrides)
+    if out is None:
+        raise RunError("out: without a configuration file there is no name for the run directory; give one")
+    run.start(settings, Path(out), registry.discover(), observer or Observer())
+    write_page(out)
+    return Run(Path(out))
+
+
+def open_run(directory: str | Path) -> Run:
+    """A run that is already there. Raises RunError where there is none."""
+    front.read_record(Path(directory))
+    return Run(Path(directory))

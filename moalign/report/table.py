@@ -1,0 +1,79 @@
+"""The front as a table in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from moalign.report import wording
+
+DETAILS_SHOWN = 4
+
+
+def front_table(front: Mapping[str, Any]) -> RenderableType:
+    """The points of a front (the content of ``front.json``), a summary, and the failures, as something rich prints."""
+    details = wording.detail_names(front["points"])
+    parts: list[RenderableType] = [_table(front, details[:DETAILS_SHOWN])]
+    lines = wording.summary(front)
+    if len(details) > DETAILS_SHOWN:
+        lines.append(("Not shown", ", ".join(wording.printable(name) for name in details[DETAILS_SHOWN:])))
+    parts.append(_summary(lines))
+    if front["failed"]:
+        parts.append(_failures(front["failed"]))
+    return Group(*parts)
+
+
+def _table(front: Mapping[str, Any], details: list[str]) -> Table:
+    names = wording.objective_names(front)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        caption="● on the front   ○ dominated",
+        caption_justify="left",
+    )
+    widest_id = max((len(wording.printable(point["id"])) + 2 for point in front["points"]), default=0)
+    table.add_column("candidate", overflow="fold", min_width=min(24, widest_id))
+    preferences = [wording.preference_text(point["preference"], names) for point in front["points"]]
+    widest = max(map(len, preferences), default=0)
+    table.add_column("preference", min_width=min(24, widest))  # values in the order of the columns that follow
+    for objective in front["objectives"]:
+        table.add_column(Text(wording.objective_title(objective, 20)), justify="right")
+    table.add_column("KL", justify="right")
+    for name in details:
+        table.add_column(Text(wording.printable(name, 20).replace("_", "\n")), justify="right")
+    if front["base"] is not None:
+        table.add_row("  base", "untouched", *_scores(front["base"], names), "0", style="dim")
+    for point, preference in zip(front["points"], preferences, strict=True):
+        cells: list[RenderableType] = [
+            Text(("○ " if point["dominated"] else "● ") + wording.printable(point["id"])),
+            Text(preference),
+            *_scores(point, names),
+            wording.number(point["kl"]),
+            *(wording.number(point["details"].get(name)) for name in details),
+        ]
+        table.add_row(*cells, style="dim" if point["dominated"] else "")
+    return table
+
+
+def _scores(measured: Mapping[str, Any], names: list[str]) -> list[str]:
+    return [wording.measure(measured["scores"][name], measured["stderr"].get(name)) for name in names]
+
+
+def _summary(lines: list[tuple[str, str]]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column()
+    for what, value in lines:
+        grid.add_row(what, Text(value))
+    return grid
+
+
+def _failures(failed: list[Mapping[str, Any]]) -> Group:
+    rows = [Text(f"  {wording.printable(entry['id'])}: {wording.printable(entry['error'])}") for entry in failed]
+    return Group(Text("\nFailed candidates", style="bold red"), *rows)

@@ -1,0 +1,38 @@
+"""Small sweeps that several tests run: labelled pairs on the random tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from moalign import config
+from moalign.config import Config
+
+
+def write_pairs(file: Path, prompts: int = 20, seed: int = 0) -> Path:
+    """Letters against digits: ``helpful`` prefers letters, ``harmless`` digits, so that they conflict on every pair."""
+    rng = Random(seed)
+    rows = []
+    for number in range(prompts):
+        letters = "".join(rng.choice("abc") for _ in range(rng.randint(3, 7)))
+        digits = "".join(rng.choice("123") for _ in range(rng.randint(3, 7)))
+        for objective, chosen, rejected in (("helpful", letters, digits), ("harmless", digits, letters)):
+            row = {"prompt": f"q{number}: ", "chosen": chosen, "rejected": rejected, "objective": objective}
+            rows.append(json.dumps(row) + "\n")
+    file.write_text("".join(rows))
+    return file
+
+
+def small_config(model_path: Path, pairs: Path, **changes: Any) -> Config:
+    """A sweep of a second or two; keyword arguments replace whole sections."""
+    content: dict[str, Any] = {
+        "model": {"path": str(model_path), "lora": {"r": 4, "alpha": 8}},
+        "objectives": {"helpful": None, "harmless": None},
+        "data": {"path": str(pairs), "held_out": 0.2},
+        "search": {"name": "grid", "points": 3},
+        "train": {"steps": 6, "pairs_per_step": 8, "lr": 1e-2},
+        "evaluate": {"samples": 2, "max_new_tokens": 6},
+    }
+    return config.from_mapping(content | changes)

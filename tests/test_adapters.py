@@ -1,0 +1,139 @@
+"""Adapters on disk: plain peft reads them, and nothing that does not fit is read back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from sweeps import small_config, write_pairs
+from transformers import AutoModelForCausalLM
+
+from moalign import config, lora, registry, storage
+from moalign.config import ModelSettings
+from moalign.engine import model as models
+from moalign.engine.model import TRAINED
+from moalign.errors import CorruptFileError, ModelError, RunError
+from moalign.sweep import run
+from moalign.sweep.observe import Observer
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_model_path) -> Path:
+    folder = tmp_path_factory.mktemp("adapters")
+    settings = small_config(tiny_model_path, write_pairs(folder / "pairs.jsonl"), search={"name": "grid", "points": 2})
+    run.start(settings, folder / "run", registry.discover(), Observer())
+    return folder / "run"
+
+
+@pytest.fixture
+def candidate(finished, tmp_path) -> Path:
+    """A copy that a test may damage."""
+    source = next(iter(sorted((finished / "candidates").iterdir())))
+    return Path(shutil.copytree(source, tmp_path / "candidate"))
+
+
+@pytest.fixture
+def model(finished, tiny_model_path):
+    settings = config.Config.model_validate(storage.read_json(finished / "run.json")["config"]).model
+    return models.load(str(tiny_model_path), settings, torch.device("cpu"))
+
+
+ROWS = {
+    "input_ids": torch.tensor([[1, 10, 11, 12, 13, 14, 15, 2]]),
+    "attention_mask": torch.ones(1, 8, dtype=torch.long),
+    "labels": torch.tensor([[-100, -100, 12, 13, 14, 15, 2]]),
+}
+
+
+def test_plain_peft_gives_the_same_token_log_probabilities(candidate, model, tiny_model_path):
+    lora.read(model.policy, TRAINED, candidate, model.fingerprint)
+    ours = model.response_logps(ROWS).detach()
+    plain = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tiny_model_path, dtype=torch.float32), candidate
+    )
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_path, dtype=torch.float32)
+    with torch.no_grad():
+        logits = plain(input_ids=ROWS["input_ids"]).logits[:, :-1]
+        untouched = base(input_ids=ROWS["input_ids"]).logits[:, :-1]
+    labels = ROWS["input_ids"][:, 1:, None]
+    scored = ROWS["labels"] != -100
+    theirs = logits.log_softmax(-1).gather(-1, labels)[..., 0]
+    assert torch.allclose(ours[scored], theirs[scored], atol=1e-6)
+    base_logps = untouched.log_softmax(-1).gather(-1, labels)[..., 0]
+    assert (ours[scored] - base_logps[scored]).abs().max() > 1e-3  # the adapter does something
+
+
+def test_what_is_written_is_read_back_bitwise(candidate, model):
+    lora.read(model.policy, TRAINED, candidate, model.fingerprint)
+    stored = storage.read_tensors(candidate / lora.WEIGHTS_FILE)
+    now = lora.weights(model.policy, TRAINED)
+    assert stored.keys() == now.keys()
+    assert all(torch.equal(stored[name], now[name]) for name in stored)
+    assert all(tensor.dtype == torch.float32 for tensor in stored.values())
+
+
+def test_an_adapter_of_another_base_is_refused(candidate, model):
+    with pytest.raises(RunError, match="another base model"):
+        lora.read(model.policy, TRAINED, candidate, "0" * 64)
+
+
+def test_missing_tensors_are_not_taken_for_the_base(candidate, model):
+    tensors = storage.read_tensors(candidate / lora.WEIGHTS_FILE)
+    tensors.pop(sorted(tensors)[3])
+    storage.write_tensors(candidate / lora.WEIGHTS_FILE, tensors, {"base": model.fingerprint})
+    with pytest.raises(CorruptFileError, match="tensors do not fit the model"):
+        lora.read(model.policy, TRAINED, candidate, model.fingerprint)
+
+
+@pytest.mark.parametrize(("key", "value"), [("r", 16), ("peft_type", "IA3"), ("lora_alpha", 99), ("use_rslora", True)])
+def test_another_configuration_is_refused_by_key(candidate, model, key, value):
+    content = json.loads((candidate / lora.CONFIG_FILE).read_text()) | {key: value}
+    storage.write_json(candidate / lora.CONFIG_FILE, content)
+    with pytest.raises(RunError, match=f"{key} is"):
+        lora.read(model.policy, TRAINED, candidate, model.fingerprint)
+
+
+def test_a_flipped_bit_is_found(candidate, model):
+    file = candidate / lora.WEIGHTS_FILE
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(CorruptFileError, match=str(file)):
+        lora.read(model.policy, TRAINED, candidate, model.fingerprint)
+
+
+def test_a_second_adapter_does_not_change_what_is_trained(candidate, model):
+    policy = model.policy
+    before = lora.trainable(policy, TRAINED)
+    policy.add_adapter("frozen0", policy.peft_config[TRAINED])
+    lora.read(policy, "frozen0", candidate, model.fingerprint)
+    with lora.active(policy, "frozen0"):
+        frozen = model.response_logps(ROWS)
+    with lora.active(policy, None):
+        base = model.response_logps(ROWS)
+    assert not torch.equal(frozen, base)
+    assert {name for name, parameter in policy.named_parameters() if parameter.requires_grad} == set(before)
+    assert policy.active_adapter == TRAINED
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lora": {"targets": ["nowhere"]}}, "model.lora.targets: .*nowhere"),
+        ({"lora": {"targets": ["q_proj", "lm_head"]}}, "output head cannot carry an adapter"),
+    ],
+)
+def test_targets_that_cannot_work_are_refused(tiny_model_path, settings, message):
+    with pytest.raises(ModelError, match=message):
+        models.load(str(tiny_model_path), ModelSettings(**settings), torch.device("cpu"))
+
+
+def test_a_regular_expression_and_rslora_work(tiny_model_path):
+    settings = ModelSettings(lora={"targets": r".*\.(q|v)_proj", "rslora": True, "r": 4, "alpha": 8})
+    model = models.load(str(tiny_model_path), settings, torch.device("cpu"))
+    assert len(lora.trainable(model.policy, TRAINED)) == 2 * 2 * 2  # layers x modules x (A, B)
+    assert {layer.scaling[TRAINED] for layer in lora.layers(model.policy)} == {8 / 4**0.5}

@@ -1,0 +1,253 @@
+"""Whole sweeps: the run directory, resuming, what one bad candidate may do to the others."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from sweeps import small_config, write_pairs
+
+from moalign import config, registry, storage
+from moalign.errors import ConfigError, CorruptFileError, DataError, RunError, TrainingError
+from moalign.sweep import front, journal, run
+from moalign.sweep.observe import Observer
+from moalign.sweep.plan import prepare
+from moalign.sweep.workshop import open_workshop
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl")
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_model_path, pairs) -> config.Config:
+    return small_config(tiny_model_path, pairs, combine="modpo")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, settings) -> Path:
+    directory = tmp_path_factory.mktemp("runs") / "unbroken"
+    run.start(settings, directory, registry.discover(), Observer())
+    return directory
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """Front and all candidates, byte for byte."""
+    files = [directory / "front.json", *sorted((directory / "candidates").rglob("*"))]
+    return {str(file.relative_to(directory)): file.read_bytes() for file in files if file.is_file()}
+
+
+def test_a_run_leaves_what_the_design_says(unbroken):
+    assert {item.name for item in unbroken.iterdir()} >= {"run.json", "journal.jsonl", "front.json", "candidates"}
+    record = front.read_record(unbroken)
+    assert record["plugins"]["moalign:modpo"].startswith("combiner ")
+    assert record["margins"] == {"harmless": "implicit", "helpful": "implicit"}
+    for folder in (unbroken / "candidates").iterdir():
+        assert storage.verify(folder) == []
+        assert {file.name for file in folder.iterdir()} == {
+            "adapter_model.safetensors",
+            "adapter_config.json",
+            "metrics.jsonl",
+            "samples.jsonl",
+            "outcome.json",
+            "MANIFEST.json",
+        }
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == list(range(6))
+        assert {"loss", "kl_estimate", "gradient_norm"} <= set(lines[0])
+    result = storage.read_json(unbroken / "front.json")
+    assert result["base"]["scores"] == {"harmless": 0.5, "helpful": 0.5}
+    assert result["reference_point"] == result["base"]["scores"]
+    assert len(result["points"]) == 3
+    assert result == front.read(unbroken)
+
+
+def test_one_hot_candidates_come_first_and_serve_as_rewards(unbroken):
+    events = [event for event in journal.read(unbroken / "journal.jsonl") if event["event"] == "outcome"]
+    assert [sorted(event["preference"]["values"].values()) for event in events] == [[0, 1], [0, 1], [0.5, 0.5]]
+
+
+class Stop(Observer):
+    """Interrupts the run as Ctrl-C does, after so many steps in all."""
+
+    def __init__(self, after: int):
+        self.left = after
+
+    def on_step(self, candidate, step, metrics):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("after", [1, 6, 7, 15, 18])
+def test_interrupted_and_resumed_equals_unbroken_byte_for_byte(settings, unbroken, tmp_path, after):
+    with pytest.raises(KeyboardInterrupt):
+        run.start(settings, tmp_path / "run", registry.discover(), Stop(after))
+    assert not list((tmp_path / "run").rglob(".partial-*"))
+    run.resume(tmp_path / "run", registry.discover(), Observer())
+    assert contents(tmp_path / "run") == contents(unbroken)
+
+
+def test_sigkill_in_the_middle_and_resume(settings, unbroken, tmp_path):
+    directory = tmp_path / "run"
+    file = tmp_path / "sweep.yaml"
+    file.write_text(json.dumps(settings.model_dump(mode="json")))
+    command = [sys.executable, "-m", "moalign", "sweep", str(file), "--out", str(directory)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(directory.glob("candidates/*/MANIFEST.json")):  # one candidate is whole, another under way
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (directory / "front.json").exists()
+    done = subprocess.run([sys.executable, "-m", "moalign", "resume", str(directory)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert contents(directory) == contents(unbroken)
+
+
+def test_a_finished_candidate_that_is_not_in_the_journal_is_not_trained_again(settings, unbroken, tmp_path):
+    class StopAtEnd(Observer):
+        def on_candidate_end(self, outcome):
+            raise KeyboardInterrupt
+
+    directory = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run.start(settings, directory, registry.discover(), StopAtEnd())
+    file = directory / "journal.jsonl"
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:-1]))  # killed before the append
+    started = []
+
+    class Watch(Observer):
+        def on_candidate_start(self, candidate):
+            started.append(candidate.id)
+
+    run.resume(directory, registry.discover(), Watch())
+    assert len(started) == 2
+    assert contents(directory) == contents(unbroken)
+
+
+def test_a_second_start_and_a_run_in_use_are_refused(settings, unbroken):
+    with pytest.raises(RunError, match="already holds a run; `moalign resume"):
+        run.start(settings, unbroken, registry.discover(), Observer())
+    with storage.lock(unbroken), pytest.raises(RunError, match="is in use by process"):
+        run.resume(unbroken, registry.discover(), Observer())
+
+
+def test_a_folder_with_other_things_in_it_is_refused(settings, tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(RunError, match="not empty"):
+        run.start(settings, tmp_path, registry.discover(), Observer())
+
+
+def test_changed_data_is_refused_at_resume(tiny_model_path, tmp_path):
+    data = write_pairs(tmp_path / "pairs.jsonl")
+    with pytest.raises(KeyboardInterrupt):
+        run.start(small_config(tiny_model_path, data), tmp_path / "run", registry.discover(), Stop(1))
+    write_pairs(data, seed=1)
+    with pytest.raises(RunError, match="the data changed since this run was started"):
+        run.resume(tmp_path / "run", registry.discover(), Observer())
+
+
+def test_a_changed_plugin_version_is_refused_at_resume(settings, unbroken, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run.start(settings, tmp_path / "run", registry.discover(), Stop(1))
+    record = storage.read_json(tmp_path / "run" / "run.json")
+    record["plugins"]["moalign:modpo"] = "combiner 0.0.9"
+    storage.write_json(tmp_path / "run" / "run.json", record)
+    with pytest.raises(RunError, match=r"the version of a plugin changed.*moalign:modpo was combiner 0\.0\.9"):
+        run.resume(tmp_path / "run", registry.discover(), Observer())
+
+
+def test_a_damaged_candidate_is_named(settings, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run.start(settings, tmp_path / "run", registry.discover(), Stop(7))
+    adapter = next((tmp_path / "run").glob("candidates/*/adapter_model.safetensors"))
+    data = bytearray(adapter.read_bytes())
+    data[100] ^= 4
+    adapter.write_bytes(data)
+    with pytest.raises(CorruptFileError, match=r"adapter_model\.safetensors"):
+        run.resume(tmp_path / "run", registry.discover(), Observer())
+
+
+def test_no_run_directory(tmp_path):
+    with pytest.raises(RunError, match="this is not a run directory"):
+        run.resume(tmp_path, registry.discover(), Observer())
+
+
+def test_one_diverging_candidate_does_not_stop_the_others(tiny_model_path, pairs, tmp_path, monkeypatch):
+    from moalign_plugins.objectives.dpo import DPO
+
+    healthy = DPO.loss
+
+    def loss(self, batch, terms):
+        value = healthy(self, batch, terms)
+        return value * float("nan") if batch.preference[0, 0] == 1.0 else value
+
+    monkeypatch.setattr(DPO, "loss", loss)
+    result = run.start(small_config(tiny_model_path, pairs), tmp_path / "run", registry.discover(), Observer())
+    assert [failed["id"] for failed in result["failed"]] == ["w-1.00-0.00"]
+    assert "loss is nan" in result["failed"][0]["error"]
+    assert len(result["points"]) == 2
+    assert not (tmp_path / "run" / "candidates" / "w-1.00-0.00").exists()
+
+
+def test_when_all_fail_the_run_says_so(tiny_model_path, pairs, tmp_path, monkeypatch):
+    from moalign_plugins.objectives.dpo import DPO
+
+    monkeypatch.setattr(DPO, "loss", lambda self, batch, terms: 1 / 0)
+    with pytest.raises(TrainingError, match=r"every candidate failed.*DPO raised ZeroDivisionError"):
+        run.start(small_config(tiny_model_path, pairs), tmp_path / "run", registry.discover(), Observer())
+
+
+def test_rewards_from_scores_and_from_a_plugin_are_the_same(tiny_model_path, tmp_path):
+    responses = ["a b c", "a b", "c", "a b c d e"]
+    materials = []
+    for kind in ("scores", "reward"):
+        rows = [
+            {"prompt": f"q{number}: ", "response": text} | ({"short": -len(text.split())} if kind == "scores" else {})
+            for number in range(6)
+            for text in responses
+        ]
+        file = tmp_path / f"{kind}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        reader = {"name": "columns"} | ({"scores": {"short": "short"}} if kind == "scores" else {})
+        settings = small_config(
+            tiny_model_path,
+            file,
+            objectives={"short": {"reward": None if kind == "scores" else "length"}},
+            data={"path": str(file), "held_out": 0.2, "reader": reader},
+            loss={"name": "rebel", "beta": 0.1},
+            search={"name": "grid", "points": 1},
+        )
+        plan = prepare(settings, registry.discover())
+        materials.append(open_workshop(plan, tmp_path, Observer(), keep_cache=False).material)
+    scores, reward = materials
+    assert scores.margins == {"short": "scores"} and reward.margins == {"short": "reward"}
+    assert scores.train.content_hash == reward.train.content_hash
+    assert sorted(set(scores.train.rewards[:, 0])) == [-5, -3, -2, -1]
+    assert len(scores.train.pairs) == 5 * 6  # prompts x pairs of four responses
+
+
+def test_rollouts_without_a_reward_are_refused_before_anything_is_loaded(tiny_model_path, pairs, tmp_path):
+    settings = small_config(tiny_model_path, pairs, rollouts={"rounds": 1}, loss={"name": "rebel"})
+    with pytest.raises(ConfigError, match=r"objectives\.harmless has no reward; add objectives\.harmless\.reward"):
+        run.start(settings, tmp_path / "run", registry.discover(), Observer())
+    assert not (tmp_path / "run").exists()
+
+
+def test_malformed_rows_stop_or_are_counted(tiny_model_path, tmp_path):
+    data = write_pairs(tmp_path / "pairs.jsonl")
+    good = data.read_text()
+    data.write_text(good + json.dumps({"prompt": "q: ", "chosen": 3, "rejected": "x", "objective": "helpful"}) + "\n")
+    with pytest.raises(DataError, match=r"pairs\.jsonl:41: .*data\.malformed=skip"):
+        run.start(small_config(tiny_model_path, data), tmp_path / "strict", registry.discover(), Observer())
+    skipping = small_config(tiny_model_path, data, data={"path": str(data), "held_out": 0.2, "malformed": "skip"})
+    run.start(skipping, tmp_path / "skip", registry.discover(), Observer())
+    assert any("skipped" in reason for reason in front.read_record(tmp_path / "skip")["data_counts"])

@@ -75,7 +75,6 @@ def sweep(
     """Train the front that the configuration describes."""
     from moalign import config as configuration
     from moalign import registry
-    from moalign.report.page import write_page
     from moalign.sweep.plan import prepare
 
     settings = configuration.load(config, overrides or ())
@@ -88,6 +87,7 @@ def sweep(
 
             show(plan, observer, console)
             return
+        from moalign.report.page import write_page
         from moalign.sweep import run
 
         with _resumable(directory):

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from moalign.sweep.material import Material
@@ -39,6 +40,8 @@ class ConsoleObserver(Observer):
     def on_run_start(self, plan: Plan, material: Material, finished: int) -> None:
         for reason, count in sorted(material.counts.items()):
             self.console.print(f"  {reason}: {count}", highlight=False, markup=False)
+        for warning in material.warnings:
+            self.console.print(f"[yellow]warning[/] {escape(warning)}", highlight=False)
         self._steps = plan.config.train.steps
         self._finished = finished
         self._expected = max(len(plan.propose(())), finished)

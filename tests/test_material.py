@@ -1,0 +1,172 @@
+"""What a sweep makes of its data: rewards, held-out prompts, what is counted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sweeps import small_config, write_pairs
+
+from moalign import registry
+from moalign.api import Reward
+from moalign.engine.rollouts import sample
+from moalign.errors import ConfigError, DataError, PluginError
+from moalign.sweep import run
+from moalign.sweep.candidate import batch_source
+from moalign.sweep.material import score
+from moalign.sweep.observe import Observer
+from moalign.sweep.plan import Plan, prepare
+from moalign.sweep.workshop import open_workshop
+from moalign.types import Candidate, Preference, Sample
+
+ROLLOUTS = {"rounds": 2, "samples": 3, "prompts": 5, "prompts_per_step": 2, "max_new_tokens": 5}
+
+
+class Odd(Reward):
+    """Returns what it was built with."""
+
+    values: tuple[float | None, ...] = ()
+    fails: bool = False
+
+    def score(self, samples):
+        if self.fails:
+            raise RuntimeError("no connection")
+        return list(self.values)
+
+
+def plan_with(model: Path, pairs: Path, reward: Reward | None = None, direction: str = "max", **changes) -> Plan:
+    objectives = {"short": {"reward": "length", "direction": direction}}
+    plan = prepare(
+        small_config(model, pairs, objectives=objectives, search={"name": "grid", "points": 1}, **changes),
+        registry.discover(),
+    )
+    if reward is not None:
+        plan.rewards["short"] = reward  # type: ignore[index]
+    return plan
+
+
+@pytest.fixture
+def prompts(tmp_path) -> Path:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"q{number}: "}) + "\n" for number in range(10)))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        (Odd.model_construct(values=(1.0,), fails=False), "returned 1 scores for 2 samples"),
+        (Odd.model_construct(values=(1.0, float("nan")), fails=False), "returned nan; a score is finite, or None"),
+        (Odd.model_construct(values=(1.0, float("inf")), fails=False), "returned inf"),
+        (Odd(fails=True), "raised RuntimeError: no connection"),
+    ],
+)
+def test_what_a_reward_may_not_return(tiny_model_path, prompts, reward, message):
+    plan = plan_with(tiny_model_path, prompts, reward, loss="rebel", rollouts=ROLLOUTS)
+    with pytest.raises(PluginError, match="reward 'length' of objective short") as caught:
+        score(plan, "short", [Sample("q", "a"), Sample("q", "b")])
+    assert message in str(caught.value)
+
+
+def test_abstaining_is_not_a_score_and_a_minimised_objective_is_negated_once(tiny_model_path, prompts):
+    plan = plan_with(tiny_model_path, prompts, Odd(values=(None, 2.0)), "min", loss="rebel", rollouts=ROLLOUTS)
+    values = score(plan, "short", [Sample("q", "a"), Sample("q", "b")])
+    assert np.isnan(values[0]) and values[1] == -2.0
+
+
+def test_sampling_is_a_function_of_the_seed_and_leaves_the_generator_alone(tiny_model_path, prompts):
+    import torch
+
+    plan = plan_with(tiny_model_path, prompts, loss="rebel", rollouts=ROLLOUTS)
+    shop = open_workshop(plan, Path(), Observer(), keep_cache=False)
+    arguments = {"samples": 3, "temperature": 1.0, "max_new_tokens": 6}
+    state = torch.get_rng_state()
+    first = sample(shop.model, shop.material.prompts, seed=3, **arguments)
+    assert torch.equal(state, torch.get_rng_state())
+    torch.rand(5)
+    assert sample(shop.model, shop.material.prompts, seed=3, **arguments) == first
+    assert sample(shop.model, shop.material.prompts, seed=4, **arguments) != first
+    assert [rollout.prompt for rollout in first] == [p for p in range(len(shop.material.prompts)) for _ in range(3)]
+    ends = shop.model.end_ids
+    for rollout in first:
+        assert rollout.ended == (rollout.ids[-1] in ends)
+        assert not ends.intersection(rollout.ids[:-1])
+        assert len(rollout.ids) <= 6
+
+
+def test_a_rollout_source_pairs_within_groups_and_shares_its_first_round(tiny_model_path, prompts):
+    plan = plan_with(tiny_model_path, prompts, loss="rebel", rollouts=ROLLOUTS)
+    shop = open_workshop(plan, Path(), Observer(), keep_cache=False)
+    candidate = Candidate("short", Preference("weights", {"short": 1.0}))
+    source = batch_source(candidate, shop)
+    dataset, parts = source.at(0)
+    pairs = dataset.pairs[np.concatenate(parts)]
+    assert (dataset.groups[pairs[:, 0]] == dataset.groups[pairs[:, 1]]).all()
+    assert len(set(dataset.groups[pairs[:, 0]])) == ROLLOUTS["prompts_per_step"]
+    assert (dataset.pair_objective == -1).all()
+    assert dataset is batch_source(candidate, shop).at(0)[0]  # sampled once from the base, for every candidate
+    later, _ = source.at(3)  # steps 3 to 5 are the second round
+    assert later is not dataset
+    words = [-len(s.response.split()) for s in dataset.samples]
+    assert dataset.rewards[:, 0].tolist() == words
+
+
+def test_when_every_reward_abstains_the_candidate_fails_with_the_reason(tiny_model_path, prompts, tmp_path, monkeypatch):
+    from moalign.errors import TrainingError
+    from moalign_plugins.rewards.length import Length
+
+    monkeypatch.setattr(Length, "score", lambda self, samples: [None] * len(samples))
+    settings = plan_with(tiny_model_path, prompts, loss="rebel", rollouts=ROLLOUTS).config
+    with pytest.raises(TrainingError, match=r"nothing held out scores short"):
+        run.start(settings, tmp_path / "run", registry.discover(), Observer())
+
+
+def test_the_held_out_file_may_not_share_prompts(tiny_model_path, tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.jsonl")
+    data = {"path": str(pairs), "held_out_path": str(pairs)}
+    plan = prepare(small_config(tiny_model_path, pairs, data=data), registry.discover())
+    with pytest.raises(DataError, match=r"pairs\.jsonl:1: this prompt is in the training file too"):
+        open_workshop(plan, Path(), Observer(), keep_cache=False)
+
+
+def test_a_held_out_file_is_all_held_out(tiny_model_path, tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.jsonl")
+    other = tmp_path / "other.jsonl"
+    other.write_text(write_pairs(tmp_path / "more.jsonl", prompts=3).read_text().replace("q", "other "))
+    plan = prepare(
+        small_config(tiny_model_path, pairs, data={"path": str(pairs), "held_out_path": str(other)}),
+        registry.discover(),
+    )
+    material = open_workshop(plan, Path(), Observer(), keep_cache=False).material
+    assert material.counts["training pairs"] == 40
+    assert material.counts["held-out pairs"] == 6 and material.counts["held-out prompts"] == 3
+
+
+def test_an_objective_that_nothing_judges_is_named(tiny_model_path, tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.jsonl")
+    objectives = {"helpful": None, "harmless": None, "brief": None}
+    plan = prepare(small_config(tiny_model_path, pairs, objectives=objectives), registry.discover())
+    with pytest.raises(ConfigError, match=r"no held-out pair is judged for brief"):
+        open_workshop(plan, Path(), Observer(), keep_cache=False)
+
+
+def test_rewards_far_apart_in_scale_are_pointed_out(tiny_model_path, tmp_path):
+    rows = [
+        {"prompt": f"q{number}: ", "response": text, "a": index, "b": index * 1e8}
+        for number in range(6)
+        for index, text in enumerate(["x", "y", "z"])
+    ]
+    file = tmp_path / "scores.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = small_config(
+        tiny_model_path,
+        file,
+        objectives={"a": None, "b": None},
+        data={"path": str(file), "reader": {"name": "columns", "scores": {"a": "a", "b": "b"}}, "held_out": 0.2},
+        loss="rebel",
+    )
+    material = open_workshop(prepare(settings, registry.discover()), Path(), Observer(), keep_cache=False).material
+    assert any("b varies" in warning and "rescale" in warning for warning in material.warnings)
+

@@ -1,0 +1,111 @@
+"""The README's commands and code blocks do what the README says."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from sweeps import write_pairs
+
+from moalign import config
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def blocks(language: str) -> list[str]:
+    return [text for found, text in BLOCKS if found == language]
+
+
+def shell(command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run(
+        command, shell=True, capture_output=True, text=True, cwd=cwd, env=os.environ | {"PATH": path} | environment
+    )
+
+
+def test_the_two_commands_exist():
+    assert blocks("bash")[0].split("\n")[:2] == ["make demo", "make test"]
+    for command in blocks("bash")[0].splitlines():
+        done = shell(f"{command} --dry-run", ROOT)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory) -> Path:
+    """A folder in which the README's sweep commands have been typed one after the other."""
+    folder = tmp_path_factory.mktemp("reader")
+    write_pairs(folder / "pairs.jsonl", prompts=24)
+    for command in blocks("bash")[1].splitlines():
+        done = shell(command, folder)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return folder
+
+
+def test_the_sweep_commands_leave_a_run(first_run):
+    run = first_run / "runs" / "first"
+    for name in ("run.json", "journal.jsonl", "front.json", "front.png", "report.html", "candidates", "cache"):
+        assert (run / name).exists(), name
+
+
+def test_the_python_block_works(first_run):
+    (block,) = [text for text in blocks("python") if text.startswith("import moalign")]
+    done = shell(f"{sys.executable} - <<'END'\n{block}\nprint(type(model).__name__)\nEND", first_run)
+    assert done.returncode == 0, done.stderr
+    assert "on the front" in done.stdout and "PeftModel" in done.stdout
+
+
+def test_the_preferences_are_valid():
+    from moalign import registry
+    from moalign.sweep.plan import prepare
+
+    content = yaml.safe_load(blocks("yaml")[0])
+    plan = prepare(config.from_mapping(content | {"data": {"reader": "prompts"}}), registry.discover())
+    assert set(plan.space.preferences) == {"careful", "thirds", "steered", "angled"}
+    assert plan.space.preferences["angled"].values["harmless"] == pytest.approx(3**0.5 / 2)
+
+
+def test_the_plugin_is_twenty_lines_and_works(tmp_path):
+    """Installed as pip would leave it: the module, and a dist-info folder with the entry point."""
+    (source,) = [text for text in blocks("python") if text.startswith("# moalign_hinge.py")]
+    (project,) = blocks("toml")
+    assert len([line for line in source.splitlines() if line.strip()]) <= 20
+    (tmp_path / "moalign_hinge.py").write_text(source)
+    name, module = re.search(r'entry-points\.moalign\]\n(\w+) = "(\w+)"', project).groups()  # type: ignore[union-attr]
+    info = tmp_path / "moalign_hinge-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: moalign-hinge\nVersion: 0.1.0\n")
+    (info / "entry_points.txt").write_text(f"[moalign]\n{name} = {module}\n")
+    shown = shell("moalign plugins show hinge", tmp_path, PYTHONPATH=str(tmp_path))
+    assert shown.returncode == 0, shown.stderr
+    assert "moalign-hinge 0.1.0" in shown.stdout
+    write_pairs(tmp_path / "pairs.jsonl", prompts=12)
+    shutil.copy(ROOT / "moalign" / "recipes" / "modpo.yaml", tmp_path / "sweep.yaml")
+    fast = "--set train.steps=2 --set search.points=3 --set evaluate.max_new_tokens=4"
+    command = f"moalign sweep sweep.yaml --set loss.name=hinge --set loss.beta=0.2 {fast}"
+    done = shell(command, tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert '"moalign-hinge:hinge": "objective 0.1.0"' in (tmp_path / "runs" / "sweep" / "run.json").read_text()
+
+
+def test_the_tree_names_what_is_there():
+    tree = README[README.index("## Architecture") : README.index("A step flows")]
+    parts = {file.name for file in (ROOT / "moalign").glob("*.py")} | {
+        f"{file.parent.name}/" for file in (ROOT / "moalign").glob("*/__init__.py")
+    }
+    assert [part for part in sorted(parts - {"__init__.py", "__main__.py"}) if part not in tree] == []
+
+
+def test_every_built_in_is_listed():
+    from moalign import registry
+
+    box = README[README.index("## What is in the box") : README.index("## Architecture")]
+    missing = [entry.name for entry in registry.discover().entries if f"`{entry.name}`" not in box]
+    assert missing == []

@@ -48,7 +48,7 @@ $(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing moalign and its tests' requirements into $(VENV) (once; torch makes it take minutes)"
-	$(PIP) --editable '.[test,peers]'
+	$(PIP) --editable '.[test]'
 	@touch $@ $(VENV)/.runtime
 
 $(BIN)/python:

@@ -41,7 +41,7 @@ def demo(
     from moalign.demo import job
     from moalign.report.page import write_page
 
-    with _watching() as (console, observer):
+    with _watching() as (console, observer), _resumable(out):
         front = job.run_demo(out, registry.discover(), observer)
         write_page(out)
     _show(console, front, out)
@@ -75,7 +75,7 @@ def sweep(
     """Train the front that the configuration describes."""
     from moalign import config as configuration
     from moalign import registry
-    from moalign.sweep.plan import prepare
+    from moalign.sweeps.plan import prepare
 
     settings = configuration.load(config, overrides or ())
     installed = registry.discover(no_plugin or ())
@@ -88,7 +88,7 @@ def sweep(
             show(plan, observer, console)
             return
         from moalign.report.page import write_page
-        from moalign.sweep import run
+        from moalign.sweeps import run
 
         with _resumable(directory):
             front = run.start(settings, directory, installed, observer)
@@ -102,7 +102,7 @@ def resume(run_directory: Run, no_plugin: NoPlugin = None) -> None:
     from moalign import registry
     from moalign.demo import job
     from moalign.report.page import write_page
-    from moalign.sweep import run
+    from moalign.sweeps import run
 
     with _watching() as (console, observer), _resumable(run_directory):
         front = run.resume(run_directory, registry.discover(no_plugin or ()), observer)
@@ -120,7 +120,7 @@ def front(
     """The front of a run, finished or not."""
     from moalign.report.table import front_table
     from moalign.storage import canonical_json
-    from moalign.sweep.front import read
+    from moalign.sweeps.front import read
 
     result = read(run_directory)
     if as_json:
@@ -133,7 +133,7 @@ def front(
 def write_report(run_directory: Run) -> None:
     """Write front.png and report.html from a run directory alone."""
     from moalign.report.page import write_page
-    from moalign.sweep.front import write
+    from moalign.sweeps.front import write
 
     write(run_directory)
     write_page(run_directory)

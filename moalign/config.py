@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -240,14 +241,14 @@ def _absolute(config: Config) -> Config:
     """File paths are relative to the current directory when read; a run must find them from anywhere later."""
     data, model = config.data, config.model
     paths = {
-        key: str(Path(value).expanduser().absolute())
+        key: os.path.abspath(Path(value).expanduser())
         for key, value in (("path", data.path), ("held_out_path", data.held_out_path))
         if value not in (None, BUILT_IN_MODEL)
     }
     data = data.model_copy(update=paths)
     local = Path(model.path).expanduser()
     if model.path != BUILT_IN_MODEL and (local.exists() or model.path.startswith((".", "/", "~"))):
-        model = model.model_copy(update={"path": str(local.absolute())})
+        model = model.model_copy(update={"path": os.path.abspath(local)})
     return config.model_copy(update={"data": data, "model": model})
 
 

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from moalign.sweep.material import Material
-from moalign.sweep.observe import Observer
-from moalign.sweep.plan import Plan
+from moalign.sweeps.material import Material
+from moalign.sweeps.observe import Observer
+from moalign.sweeps.plan import Plan
 from moalign.types import Candidate, Outcome
 
 LINES_PER_CANDIDATE = 4  # without a terminal

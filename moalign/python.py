@@ -11,8 +11,8 @@ from moalign import config as configuration
 from moalign import registry, storage
 from moalign.config import Config
 from moalign.errors import RunError
-from moalign.sweep import front
-from moalign.sweep.observe import Observer
+from moalign.sweeps import front
+from moalign.sweeps.observe import Observer
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def sweep(
     ``config`` is a file, a mapping or a Config; ``out`` defaults to runs/NAME, and is needed without a file.
     """
     from moalign.report.page import write_page
-    from moalign.sweep import run
+    from moalign.sweeps import run
 
     if isinstance(config, str | Path):
         settings = configuration.load(config, overrides)

@@ -17,8 +17,8 @@ from moalign.config import ModelSettings
 from moalign.engine import model as models
 from moalign.engine.model import TRAINED
 from moalign.errors import CorruptFileError, ModelError, RunError
-from moalign.sweep import run
-from moalign.sweep.observe import Observer
+from moalign.sweeps import run
+from moalign.sweeps.observe import Observer
 
 
 @pytest.fixture(scope="module")

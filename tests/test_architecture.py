@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("preference", "pareto", "storage", "ops"),
     ("registry", "config", "data", "lora", "recipes"),
     ("engine",),
-    ("sweep",),
+    ("sweeps",),
     ("report", "demo", "progress"),
     ("testing", "commands", "python"),
     ("cli", "__init__"),
@@ -118,8 +118,8 @@ def report(faults: dict[Path, list[str]]) -> str:
 @pytest.mark.parametrize(
     ("part", "source", "faults"),
     [
-        ("sweep", "from moalign.engine import train\nimport moalign.errors", 0),
-        ("sweep", "from moalign.sweep.plan import Plan", 0),
+        ("sweeps", "from moalign.engine import train\nimport moalign.errors", 0),
+        ("sweeps", "from moalign.sweeps.plan import Plan", 0),
         ("data", "from moalign.engine import train", 1),
         ("data", "import moalign.engine.train as train", 1),
         ("data", "from moalign import engine", 1),
@@ -130,7 +130,7 @@ def report(faults: dict[Path, list[str]]) -> str:
         ("data", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from moalign.cli import main", 0),
         ("data", "if TYPE_CHECKING:\n    pass\nelse:\n    from moalign.cli import main", 1),
         ("data", "from . import split", 1),
-        ("sweep", "import moalign_plugins.objectives.dpo", 1),
+        ("sweeps", "import moalign_plugins.objectives.dpo", 1),
     ],
 )
 def test_upward_imports_are_seen(part, source, faults):

@@ -85,7 +85,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(workplace):
     before = sorted(workplace.iterdir())
     done = moalign("sweep", "sweep.yaml", "--dry-run", "--set", "search.points=5", cwd=workplace)
     assert done.returncode == 0, done.stderr
-    for word in ("candidates", "helpful=0.25, harmless=0.75".split(",")[0], "steps", "tokens", "time"):
+    for word in ("candidates", "helpful=0.25", "steps", "tokens", "time"):
         assert word in done.stdout
     assert sorted(workplace.iterdir()) == before
 
@@ -102,7 +102,7 @@ def test_init_writes_every_recipe_and_never_overwrites(tmp_path):
 
 def test_every_recipe_is_valid(tmp_path, monkeypatch):
     from moalign import config, recipes, registry
-    from moalign.sweep.plan import prepare
+    from moalign.sweeps.plan import prepare
 
     monkeypatch.chdir(tmp_path)
     write_pairs(tmp_path / "pairs.jsonl")
@@ -144,7 +144,10 @@ BAD = {
         ["--set", "preferences.bad={helpful: 1.5, harmless: -0.5}"],
         "preferences.bad: the weight of 'harmless' is negative",
     ),
-    "a wrong sum": (["--set", "preferences.bad={helpful: 0.5, harmless: 0.4}"], "preferences.bad: the weights add up to 0.9"),
+    "a wrong sum": (
+        ["--set", "preferences.bad={helpful: 0.5, harmless: 0.4}"],
+        "preferences.bad: the weights add up to 0.9",
+    ),
     "an unknown objective": (
         ["--set", "preferences.bad={helpfull: 1.0}"],
         "preferences.bad: there is no objective 'helpfull'; did you mean 'helpful'?",
@@ -155,7 +158,10 @@ BAD = {
         "has no meaning for thresholds",
     ),
     "rollouts without rewards": (["--set", "rollouts.rounds=2", "--set", "loss=rebel"], "has no reward"),
-    "a scored loss under modpo": (["--set", "combine=modpo", "--set", "loss=rebel"], "combine: 'modpo' works on labelled"),
+    "a scored loss under modpo": (
+        ["--set", "combine=modpo", "--set", "loss=rebel"],
+        "combine: 'modpo' works on labelled",
+    ),
     "a reference point that misses one": (
         ["--set", "evaluate.reference_point={helpful: 0}"],
         "evaluate.reference_point: has helpful, must have one number for each of harmless, helpful",

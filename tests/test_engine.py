@@ -18,10 +18,10 @@ from moalign.engine.batches import OfflineSource
 from moalign.engine.model import TRAINED
 from moalign.engine.train import Job, schedule, train
 from moalign.errors import PluginError, TrainingError
-from moalign.sweep.candidate import batch_source, job_of
-from moalign.sweep.observe import Observer
-from moalign.sweep.plan import prepare
-from moalign.sweep.workshop import Workshop, open_workshop
+from moalign.sweeps.candidate import batch_source, job_of
+from moalign.sweeps.observe import Observer
+from moalign.sweeps.plan import prepare
+from moalign.sweeps.workshop import Workshop, open_workshop
 from moalign.types import Candidate, Preference
 
 BALANCED = Candidate("balanced", Preference("weights", {"harmless": 0.5, "helpful": 0.5}))

@@ -11,7 +11,7 @@ import pytest
 
 from moalign import storage
 from moalign.errors import CorruptFileError, MoalignError, RunError
-from moalign.sweep import journal
+from moalign.sweeps import journal
 
 EVENTS = [
     {"type": "done", "id": f"c{i}", "scores": {"a": i / 3, "b": -i}, "text": "line\nbreak é \ud800"} for i in range(6)
@@ -152,7 +152,7 @@ def test_killed_while_appending(tmp_path):
     path = tmp_path / "journal.jsonl"
     code = """
 import sys
-from moalign.sweep import journal
+from moalign.sweeps import journal
 while True:
     print(journal.append(sys.argv[1], {"x": "y" * 5000}), flush=True)
 """

@@ -13,12 +13,12 @@ from moalign import registry
 from moalign.api import Reward
 from moalign.engine.rollouts import sample
 from moalign.errors import ConfigError, DataError, PluginError
-from moalign.sweep import run
-from moalign.sweep.candidate import batch_source
-from moalign.sweep.material import score
-from moalign.sweep.observe import Observer
-from moalign.sweep.plan import Plan, prepare
-from moalign.sweep.workshop import open_workshop
+from moalign.sweeps import run
+from moalign.sweeps.candidate import batch_source
+from moalign.sweeps.material import score
+from moalign.sweeps.observe import Observer
+from moalign.sweeps.plan import Plan, prepare
+from moalign.sweeps.workshop import open_workshop
 from moalign.types import Candidate, Preference, Sample
 
 ROLLOUTS = {"rounds": 2, "samples": 3, "prompts": 5, "prompts_per_step": 2, "max_new_tokens": 5}
@@ -113,7 +113,9 @@ def test_a_rollout_source_pairs_within_groups_and_shares_its_first_round(tiny_mo
     assert dataset.rewards[:, 0].tolist() == words
 
 
-def test_when_every_reward_abstains_the_candidate_fails_with_the_reason(tiny_model_path, prompts, tmp_path, monkeypatch):
+def test_when_every_reward_abstains_the_candidate_fails_with_the_reason(
+    tiny_model_path, prompts, tmp_path, monkeypatch
+):
     from moalign.errors import TrainingError
     from moalign_plugins.rewards.length import Length
 
@@ -169,4 +171,3 @@ def test_rewards_far_apart_in_scale_are_pointed_out(tiny_model_path, tmp_path):
     )
     material = open_workshop(prepare(settings, registry.discover()), Path(), Observer(), keep_cache=False).material
     assert any("b varies" in warning and "rescale" in warning for warning in material.warnings)
-

@@ -64,7 +64,7 @@ def test_the_python_block_works(first_run):
 
 def test_the_preferences_are_valid():
     from moalign import registry
-    from moalign.sweep.plan import prepare
+    from moalign.sweeps.plan import prepare
 
     content = yaml.safe_load(blocks("yaml")[0])
     plan = prepare(config.from_mapping(content | {"data": {"reader": "prompts"}}), registry.discover())
@@ -78,7 +78,7 @@ def test_the_plugin_is_twenty_lines_and_works(tmp_path):
     (project,) = blocks("toml")
     assert len([line for line in source.splitlines() if line.strip()]) <= 20
     (tmp_path / "moalign_hinge.py").write_text(source)
-    name, module = re.search(r'entry-points\.moalign\]\n(\w+) = "(\w+)"', project).groups()  # type: ignore[union-attr]
+    name, module = re.search(r'entry-points\.moalign\]\n(\w+) = "(\w+)"', project).groups()
     info = tmp_path / "moalign_hinge-0.1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: moalign-hinge\nVersion: 0.1.0\n")
@@ -109,3 +109,8 @@ def test_every_built_in_is_listed():
     box = README[README.index("## What is in the box") : README.index("## Architecture")]
     missing = [entry.name for entry in registry.discover().entries if f"`{entry.name}`" not in box]
     assert missing == []
+
+
+def test_the_python_name_is_the_function_and_stays_it():
+    code = "import moalign; first = moalign.sweep; import moalign.sweeps.run; assert moalign.sweep is first"
+    assert shell(f'{sys.executable} -c "{code}"', ROOT).returncode == 0

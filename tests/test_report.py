@@ -22,7 +22,7 @@ from moalign.report.curves import curves
 from moalign.report.page import write_page
 from moalign.report.source import check_front, read_source
 from moalign.report.table import front_table
-from moalign.sweep import journal
+from moalign.sweeps import journal
 
 HOSTILE = '<script>alert("x")</script>\x1b[31m"\'&$\\alpha$ [red]{{ 7 * 7 }}\u202e'
 

@@ -14,10 +14,10 @@ from sweeps import small_config, write_pairs
 
 from moalign import config, registry, storage
 from moalign.errors import ConfigError, CorruptFileError, DataError, RunError, TrainingError
-from moalign.sweep import front, journal, run
-from moalign.sweep.observe import Observer
-from moalign.sweep.plan import prepare
-from moalign.sweep.workshop import open_workshop
+from moalign.sweeps import front, journal, run
+from moalign.sweeps.observe import Observer
+from moalign.sweeps.plan import prepare
+from moalign.sweeps.workshop import open_workshop
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Make the small base model of this benchmark from the data's own text: language modelling of passages and human
 answers, then supervised fine-tuning on the answers. Of the held-out questions nothing is seen, not even their passages.
 
-    python benchmarks/qa_feedback/make_base.py --data DIR --out DIR [--minutes 8] [--seed 0]
+    python benchmarks/qa_feedback/make_base.py --data DIR --out DIR [--minutes 6.5] [--seed 0]
 """
 
 from __future__ import annotations
@@ -243,7 +243,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="the folder with feedback.json")
     parser.add_argument("--out", type=Path, required=True, help="where the model goes; must not exist")
-    parser.add_argument("--minutes", type=float, default=8.0, help="on one core; fixes the number of steps")
+    parser.add_argument("--minutes", type=float, default=6.5, help="on one core; fixes the number of steps")
     parser.add_argument("--seed", type=int, default=0, help="as in the sweep: it decides which questions are held out")
     parser.add_argument("--held-out", type=float, default=0.1, help="as data.held_out of the sweep")
     parser.add_argument("--passages", type=int, default=0, help="as data.reader.passages of the sweep")

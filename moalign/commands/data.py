@@ -39,7 +39,7 @@ def check(
     """Counts per objective, ties, conflicts between objectives, lengths, and what was refused with file and line."""
     from moalign.data import check as checking
     from moalign.data.loading import read_file
-    from moalign.sweep.plan import readers_for
+    from moalign.sweeps.plan import readers_for
 
     settings = configuration.load(config) if config is not None else None
     choice = PluginChoice(name=reader, **_options(option or []))

@@ -7,9 +7,9 @@ from rich.table import Table
 
 from moalign import preference
 from moalign.progress import duration
-from moalign.sweep.estimate import estimate
-from moalign.sweep.observe import Observer
-from moalign.sweep.plan import Plan
+from moalign.sweeps.estimate import estimate
+from moalign.sweeps.observe import Observer
+from moalign.sweeps.plan import Plan
 
 
 def show(plan: Plan, observer: Observer, console: Console) -> None:

@@ -16,8 +16,8 @@ from moalign.demo.world import Value, World
 from moalign.engine import model as models
 from moalign.engine.model import TRAINED, LanguageModel
 from moalign.registry import Registry
-from moalign.sweep import front, run
-from moalign.sweep.observe import Observer
+from moalign.sweeps import front, run
+from moalign.sweeps.observe import Observer
 
 RECIPE = "rebel"
 CEILING = Path(__file__).parent / "ceiling.json"

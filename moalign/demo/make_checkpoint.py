@@ -8,6 +8,7 @@ from random import Random
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from moalign.demo import grammar
@@ -15,7 +16,7 @@ from moalign.demo.enumeration import enumerate_replies, reply_logps
 from moalign.errors import MoalignError
 
 BEGIN, END, PADDING = "<bos>", "<eos>", "<pad>"
-STEPS, ROWS, LEARNING_RATE, SEED = 2500, 64, 4e-3, 0
+STEPS, ROWS, LEARNING_RATE, SEED = 2800, 64, 4e-3, 0
 LEAST_MASS = 0.99  # of probability on the enumerated replies, the mean over held-out prompts
 
 
@@ -60,6 +61,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         num_key_value_heads=4,
         max_position_embeddings=128,
         tie_word_embeddings=True,
+        initializer_range=0.08,  # about 1 / sqrt(hidden_size): keeps tokens apart, so that adapters can tell them apart
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -76,7 +78,7 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: in
     model.train()
     for step in range(steps):
         rows = [_row(tokenizer, *grammar.sample(random)) for _ in range(ROWS)]
-        ids, labels = (torch.nn.utils.rnn.pad_sequence(list(column), batch_first=True) for column in zip(*rows))
+        ids, labels = (pad_sequence(list(column), batch_first=True) for column in zip(*rows, strict=True))
         hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]  # padding stands right: causality hides it
         scored = labels[:, 1:] != 0
         loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[scored]), labels[:, 1:][scored])

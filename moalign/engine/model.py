@@ -129,7 +129,9 @@ def _load_base(path: str, settings: ModelSettings, device: torch.device) -> Any:
     else:
         dtype = getattr(torch, settings.dtype)
     try:
-        base: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False, use_safetensors=True)
+        base: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, trust_remote_code=False, use_safetensors=True
+        )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ModelError(f"{path}: the model cannot be loaded: {error}") from None
     return base.to(device)

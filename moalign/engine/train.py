@@ -110,6 +110,7 @@ def train(
                 f"step {step}: {problem}, for {SKIPS_IN_A_ROW} steps in a row; the optimizer was not called. "
                 "A smaller train.lr usually helps"
             )
+    accelerator.free_memory()  # it would keep every candidate's optimizer
     return Trained(settings.steps, skipped, tokens)
 
 
@@ -170,8 +171,8 @@ def _pass(
     terms = _checked_terms(_call(job.combiner.pair_terms, batch), batch, job)
     losses = _checked_losses(_call(job.objective.loss, batch, terms), batch, job)
     metrics.add(batch, losses.detach(), getattr(job.objective, "beta", 1.0))
-    # a pair without weight must not bring a NaN into the sum
-    return torch.where(terms.weight == 0, 0.0, losses * terms.weight).sum()
+    counts = terms.weight != 0  # a pair without weight must not bring a NaN into the sum
+    return (losses[counts] * terms.weight[counts]).sum()
 
 
 def needs_reference(job: Job) -> bool:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from moalign import storage
 from moalign.errors import CorruptFileError, MoalignError, RunError
-from moalign.sweep import journal
+from moalign.sweeps import journal
 
 
 class _Part(BaseModel):

@@ -15,9 +15,9 @@ from moalign.engine.evaluate import Evaluation, evaluate
 from moalign.engine.model import TRAINED
 from moalign.engine.train import FrozenReward, Job, Trained, train
 from moalign.errors import MoalignError, TrainingError, UserError
-from moalign.sweep import outcomes
-from moalign.sweep.observe import Observer
-from moalign.sweep.workshop import Workshop
+from moalign.sweeps import outcomes
+from moalign.sweeps.observe import Observer
+from moalign.sweeps.workshop import Workshop
 from moalign.types import Candidate, Outcome
 
 

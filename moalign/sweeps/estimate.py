@@ -11,10 +11,10 @@ from typing import Any
 
 from moalign.engine.evaluate import evaluate
 from moalign.engine.train import train
-from moalign.sweep.candidate import batch_source, job_of
-from moalign.sweep.observe import Observer
-from moalign.sweep.plan import Plan
-from moalign.sweep.workshop import open_workshop
+from moalign.sweeps.candidate import batch_source, job_of
+from moalign.sweeps.observe import Observer
+from moalign.sweeps.plan import Plan
+from moalign.sweeps.workshop import open_workshop
 from moalign.types import Candidate
 
 PROBE_STEPS = 4  # the first is warm-up and does not count

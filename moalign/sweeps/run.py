@@ -14,11 +14,11 @@ from moalign.engine import model as models
 from moalign.engine.evaluate import evaluate
 from moalign.errors import RunError, TrainingError
 from moalign.registry import Registry
-from moalign.sweep import front, journal, outcomes
-from moalign.sweep.candidate import train_candidate
-from moalign.sweep.observe import Observer
-from moalign.sweep.plan import Plan, prepare
-from moalign.sweep.workshop import Workshop, open_workshop
+from moalign.sweeps import front, journal, outcomes
+from moalign.sweeps.candidate import train_candidate
+from moalign.sweeps.observe import Observer
+from moalign.sweeps.plan import Plan, prepare
+from moalign.sweeps.workshop import Workshop, open_workshop
 from moalign.types import Candidate, Outcome, Preference
 
 JOURNAL = "journal.jsonl"

@@ -11,7 +11,7 @@ import numpy as np
 from moalign import pareto, preference, storage
 from moalign.config import Config
 from moalign.errors import RunError
-from moalign.sweep import journal, outcomes
+from moalign.sweeps import journal, outcomes
 from moalign.types import Outcome
 
 FRONT = "front.json"

@@ -13,9 +13,9 @@ from moalign.engine import model as models
 from moalign.engine.model import LanguageModel
 from moalign.engine.scoring import LogpCache
 from moalign.errors import ModelError
-from moalign.sweep.material import Material, gather
-from moalign.sweep.observe import Observer
-from moalign.sweep.plan import Plan
+from moalign.sweeps.material import Material, gather
+from moalign.sweeps.observe import Observer
+from moalign.sweeps.plan import Plan
 from moalign.types import Candidate
 
 

@@ -19,7 +19,7 @@ from moalign.engine.evaluate import HeldOut
 from moalign.engine.model import LanguageModel
 from moalign.engine.rollouts import Rollout, Score
 from moalign.errors import ConfigError, DataError, MoalignError, PluginError
-from moalign.sweep.plan import Plan
+from moalign.sweeps.plan import Plan
 from moalign.types import Message, Record, Sample
 
 Prompt = str | tuple[Message, ...]

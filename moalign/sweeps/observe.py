@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from moalign.types import Candidate, Outcome
 
 if TYPE_CHECKING:
-    from moalign.sweep.material import Material
-    from moalign.sweep.plan import Plan
+    from moalign.sweeps.material import Material
+    from moalign.sweeps.plan import Plan
 
 
 class Observer:

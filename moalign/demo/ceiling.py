@@ -33,7 +33,8 @@ def compute(world: World, divisions: int = DIVISIONS, steps: int = STEPS) -> dic
     single = [enumerate_replies(tokenizer, [prompt]) for prompt in world.prompts]
     with torch.no_grad():
         reference = reply_logps(_load(), everything)
-    points, values = [], []
+    points: list[dict[str, Any]] = []
+    values: list[Tensor] = []
     for weights in worlds.even_weights(len(world.objectives), divisions):
         model = _with_adapter(seed=len(points))
         _ascend(model, world, single, reference, weights, steps)
@@ -93,7 +94,7 @@ def _load() -> Any:
 def _with_adapter(seed: int) -> PeftModel:
     torch.manual_seed(seed)
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, task_type="CAUSAL_LM")
-    return get_peft_model(_load(), config)  # type: ignore[return-value]
+    return get_peft_model(_load(), config)
 
 
 if __name__ == "__main__":

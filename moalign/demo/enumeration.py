@@ -67,11 +67,11 @@ def enumerate_replies(tokenizer: Any, prompts: Sequence[str]) -> Enumeration:
     depth = torch.zeros_like(ids)
     attention = torch.eye(length, dtype=torch.bool).repeat(len(forest.trees), 1, 1)
     for row, tree in enumerate(forest.trees):
-        for place, (parent, token) in enumerate(tree):
+        for place, (above, token) in enumerate(tree):
             ids[row, place] = token
-            if parent is not None:
-                depth[row, place] = depth[row, parent] + 1
-                attention[row, place] |= attention[row, parent]
+            if above is not None:
+                depth[row, place] = depth[row, above] + 1
+                attention[row, place] |= attention[row, above]
     edges = torch.tensor(forest.edges)
     longest = max(len(path) for replies in paths for path in replies)
     padded = [[path + [len(edges)] * (longest - len(path)) for path in replies] for replies in paths]

@@ -98,7 +98,7 @@ def _content(world: World, reference: torch.Tensor, values: dict[str, Value]) ->
 
 
 def _point(names: tuple[str, ...], value: Value) -> dict[str, Any]:
-    expected = {f"expected {name}": reward for name, reward in _named(names, value.expected).items()}
+    expected = {f"E {name}": reward for name, reward in _named(names, value.expected).items()}
     return {
         "scores": _named(names, value.f),
         "stderr": {},

@@ -40,19 +40,22 @@ def _table(front: Mapping[str, Any], details: list[str]) -> Table:
     widest_id = max((len(wording.printable(point["id"])) + 2 for point in front["points"]), default=0)
     table.add_column("candidate", overflow="fold", min_width=min(24, widest_id))
     preferences = [wording.preference_text(point["preference"], names) for point in front["points"]]
-    widest = max(map(len, preferences), default=0)
-    table.add_column("preference", min_width=min(24, widest))  # values in the order of the columns that follow
+    said = [text.replace(" / ", "-") in point["id"] for text, point in zip(preferences, front["points"], strict=True)]
+    if not all(said):  # ids such as w-0.30-0.70 say it already, and the terminal is narrow
+        widest = max(map(len, preferences))
+        table.add_column("preference", min_width=min(24, widest))  # values in the order of the columns that follow
     for objective in front["objectives"]:
         table.add_column(Text(wording.objective_title(objective, 20)), justify="right")
     table.add_column("KL", justify="right")
     for name in details:
         table.add_column(Text(wording.printable(name, 20).replace("_", "\n")), justify="right")
     if front["base"] is not None:
-        table.add_row("  base", "untouched", *_scores(front["base"], names), "0", style="dim")
+        untouched = [] if all(said) else ["untouched"]
+        table.add_row("  base", *untouched, *_scores(front["base"], names), "0", style="dim")
     for point, preference in zip(front["points"], preferences, strict=True):
         cells: list[RenderableType] = [
             Text(("○ " if point["dominated"] else "● ") + wording.printable(point["id"])),
-            Text(preference),
+            *([] if all(said) else [Text(preference)]),
             *_scores(point, names),
             wording.number(point["kl"]),
             *(wording.number(point["details"].get(name)) for name in details),

@@ -41,13 +41,15 @@ def compute(world: World, divisions: int = DIVISIONS, steps: int = STEPS) -> dic
         with torch.no_grad():
             value = worlds.evaluate(world, reply_logps(model, everything), reference)
         values.append(value.f)
-        points.append({
-            "weights": dict(zip(world.objectives, weights, strict=True)),
-            "f": dict(zip(world.objectives, value.f.tolist(), strict=True)),
-            "expected": dict(zip(world.objectives, value.expected.tolist(), strict=True)),
-            "kl": value.kl,
-            "mass": value.mass,
-        })
+        points.append(
+            {
+                "weights": dict(zip(world.objectives, weights, strict=True)),
+                "f": dict(zip(world.objectives, value.f.tolist(), strict=True)),
+                "expected": dict(zip(world.objectives, value.expected.tolist(), strict=True)),
+                "kl": value.kl,
+                "mass": value.mass,
+            }
+        )
         print(points[-1], flush=True)
     shares = worlds.shares(world, reference, torch.stack(values))
     return {

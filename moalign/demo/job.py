@@ -43,9 +43,10 @@ def is_known_world(directory: Path) -> bool:
     content = Config.model_validate(front.read_record(directory)["config"])
     rewards = [objective.reward for objective in content.objectives.values()]
     own = all(reward is not None and reward.name == BUILT_IN_MODEL for reward in rewards)
-    named = all(reward is not None and reward.options.get("objective") == name for name, reward in zip(
-        content.objectives, rewards, strict=True
-    ))
+    named = all(
+        reward is not None and reward.options.get("objective") == name
+        for name, reward in zip(content.objectives, rewards, strict=True)
+    )
     return own and named and content.model.path == content.data.path == BUILT_IN_MODEL
 
 
@@ -67,9 +68,7 @@ def measure(directory: Path, observer: Observer) -> dict[str, Any]:
     return front.write(directory)
 
 
-def _value(
-    model: LanguageModel, folder: Path, world: World, replies: Enumeration, reference: torch.Tensor
-) -> Value:
+def _value(model: LanguageModel, folder: Path, world: World, replies: Enumeration, reference: torch.Tensor) -> Value:
     lora.read(model.policy, TRAINED, folder, model.fingerprint)
     with lora.active(model.policy, TRAINED):
         return worlds.evaluate(world, reply_logps(model.policy, replies), reference)

@@ -26,10 +26,12 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     Any text round-trips exactly, and each reply of the grammar has exactly one tokenisation that sampling will find.
     Encoding begins with the begin token; the end token is never added to a text.
     """
-    split = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(r" ?\S+|\s"), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    split = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r" ?\S+|\s"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     texts = [text for prompt in grammar.PROMPTS for text in (prompt, *grammar.replies(prompt))]
     words = {word for text in texts for word, _ in split.pre_tokenize_str(text)}
     letters = set(pre_tokenizers.ByteLevel.alphabet())

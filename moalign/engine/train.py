@@ -75,6 +75,7 @@ def train(
     non-finite, PluginError where a plugin returns what it must not. Non-finite numbers never reach the optimizer.
     """
     settings = job.settings
+    accelerator.free_memory()  # it would keep the optimizer of every candidate before this one
     parameters = list(_fresh_adapter(model, job).values())
     optimizer = accelerator.prepare(
         torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.999))
@@ -110,7 +111,6 @@ def train(
                 f"step {step}: {problem}, for {SKIPS_IN_A_ROW} steps in a row; the optimizer was not called. "
                 "A smaller train.lr usually helps"
             )
-    accelerator.free_memory()  # it would keep every candidate's optimizer
     return Trained(settings.steps, skipped, tokens)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from moalign import lora, preference, storage
 from moalign.engine.batches import BatchSource, OfflineSource, RolloutSource
-from moalign.engine.evaluate import Evaluation, evaluate
+from moalign.engine.evaluate import Evaluation
 from moalign.engine.model import TRAINED
 from moalign.engine.train import FrozenReward, Job, Trained, train
 from moalign.errors import MoalignError, TrainingError, UserError
@@ -42,7 +42,7 @@ def train_candidate(
 
 
 def _train(candidate: Candidate, workshop: Workshop, history: Sequence[Outcome], observer: Observer) -> Outcome:
-    plan, model = workshop.plan, workshop.model
+    model = workshop.model
     job = job_of(candidate, workshop, history)
     metrics: list[str] = []
 
@@ -54,17 +54,7 @@ def _train(candidate: Candidate, workshop: Workshop, history: Sequence[Outcome],
         trained = train(model, batch_source(candidate, workshop), job, workshop.cache, workshop.accelerator, on_step)
         storage.write_text(folder / "metrics.jsonl", "".join(metrics))
         lora.write(model.policy, TRAINED, folder, model.fingerprint)
-        measured = evaluate(
-            model,
-            TRAINED,
-            workshop.material.held_out,
-            plan.objectives,
-            plan.config.evaluate,
-            plan.evaluation_kind,
-            plan.beta,
-            workshop.cache,
-            plan.config.seed,
-        )
+        measured = workshop.evaluate(TRAINED)
         storage.write_text(folder / "samples.jsonl", _samples(workshop, measured))
         outcome = _outcome(candidate, trained, measured, storage.sha256_of(folder / lora.WEIGHTS_FILE))
         storage.write_json(folder / "outcome.json", outcomes.to_event(outcome))

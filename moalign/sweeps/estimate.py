@@ -9,7 +9,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from moalign.engine.evaluate import evaluate
 from moalign.engine.train import train
 from moalign.sweeps.candidate import batch_source, job_of
 from moalign.sweeps.observe import Observer
@@ -37,7 +36,11 @@ class Estimate:
 
 
 def estimate(plan: Plan, observer: Observer) -> Estimate:
-    """Train a few throw-away steps of the first candidate that needs the most, evaluate the base; write nothing."""
+    """Train a few throw-away steps of the first candidate, evaluate the base; write nothing.
+
+    Rewards from frozen adapters (one forward pass each, kept for all candidates) are not in the estimate, because
+    those adapters are not there yet.
+    """
     candidates = plan.propose(())
     workshop = open_workshop(plan, Path(), observer, keep_cache=False)
     observer.on_phase("measuring a few steps")
@@ -56,17 +59,7 @@ def estimate(plan: Plan, observer: Observer) -> Estimate:
     train(workshop.model, batch_source(first, workshop), job, workshop.cache, workshop.accelerator, on_step)
     per_step = median(after - before for before, after in pairwise(times))
     begin = time.perf_counter()
-    evaluate(
-        workshop.model,
-        None,
-        workshop.material.held_out,
-        plan.objectives,
-        plan.config.evaluate,
-        plan.evaluation_kind,
-        plan.beta,
-        workshop.cache,
-        plan.config.seed,
-    )
+    workshop.evaluate(None)
     return Estimate(
         candidates=tuple(candidates),
         steps=plan.config.train.steps,

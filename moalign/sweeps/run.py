@@ -11,7 +11,6 @@ from typing import Any
 from moalign import preference, storage
 from moalign.config import Config
 from moalign.engine import model as models
-from moalign.engine.evaluate import evaluate
 from moalign.errors import RunError, TrainingError
 from moalign.registry import Registry
 from moalign.sweeps import front, journal, outcomes
@@ -118,7 +117,7 @@ def _settled(plan: Plan, directory: Path, workshop: Workshop) -> list[Outcome]:
     file = directory / JOURNAL
     events = journal.read(file)
     if not any(event["event"] == "base" for event in events):
-        journal.append(file, _measure_base(plan, workshop))
+        journal.append(file, _measure_base(workshop))
         events = journal.read(file)
     history = outcomes.history(events, plan.objectives)
     for folder in sorted((directory / "candidates").glob("*")):
@@ -133,18 +132,8 @@ def _settled(plan: Plan, directory: Path, workshop: Workshop) -> list[Outcome]:
     return history
 
 
-def _measure_base(plan: Plan, workshop: Workshop) -> dict[str, Any]:
-    measured = evaluate(
-        workshop.model,
-        None,
-        workshop.material.held_out,
-        plan.objectives,
-        plan.config.evaluate,
-        plan.evaluation_kind,
-        plan.beta,
-        workshop.cache,
-        plan.config.seed,
-    )
+def _measure_base(workshop: Workshop) -> dict[str, Any]:
+    measured = workshop.evaluate(None)
     return {"event": "base", "scores": measured.scores, "stderr": measured.stderr, "details": measured.details}
 
 

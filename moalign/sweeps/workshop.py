@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from moalign.data.dataset import PairDataset
 from moalign.engine import model as models
+from moalign.engine.evaluate import Evaluation, evaluate
 from moalign.engine.model import LanguageModel
 from moalign.engine.scoring import LogpCache
 from moalign.errors import ModelError
@@ -37,6 +38,20 @@ class Workshop:
         if not any("margins" in self.plan.needs(candidate) for candidate in candidates):
             return []
         return [name for name, source in self.material.margins.items() if source == "implicit"]
+
+    def evaluate(self, adapter: str | None) -> Evaluation:
+        """The policy with this adapter (None: the untouched base), as the configuration wants it evaluated."""
+        return evaluate(
+            self.model,
+            adapter,
+            self.material.held_out,
+            self.plan.objectives,
+            self.plan.config.evaluate,
+            self.plan.evaluation_kind,
+            self.plan.beta,
+            self.cache,
+            self.plan.config.seed,
+        )
 
 
 def open_workshop(plan: Plan, directory: Path, observer: Observer, *, keep_cache: bool) -> Workshop:

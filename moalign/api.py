@@ -7,7 +7,7 @@ inside the functions that use it, not at the top.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import pluggy
@@ -68,6 +68,8 @@ class Objective(Plugin):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
+    shiftable: ClassVar[bool] = True
+    """whether the loss reads ``terms.scale`` and ``terms.margin``, so that every combiner can reach it"""
 
     def loss(self, batch: Batch, terms: PairTerms) -> Tensor:
         """float32 [P], one value per pair, never reduced and without ``terms.weight``, which the engine applies."""
@@ -182,7 +184,6 @@ __all__ = [
     "API_VERSION",
     "ENTRY_POINT_GROUP",
     "Batch",
-    "Callable",
     "Candidate",
     "Combiner",
     "ConfigError",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -87,11 +88,14 @@ def sweep(
 
             show(plan, observer, console)
             return
+        from moalign.demo import job
         from moalign.report.page import write_page
         from moalign.sweeps import run
 
         with _resumable(directory):
             front = run.start(settings, directory, installed, observer)
+            if job.is_known_world(directory):
+                front = job.measure(directory, observer)
         write_page(directory)
     _show(console, front, directory)
 
@@ -125,8 +129,11 @@ def front(
     result = read(run_directory)
     if as_json:
         sys.stdout.write(canonical_json(result))
-    else:
-        Console().print(front_table(result))
+        return
+    console = Console()
+    console.print(front_table(result))
+    if not (run_directory / "front.json").exists():
+        console.print(f"unfinished; moalign resume {shlex.quote(str(run_directory))} goes on", highlight=False)
 
 
 @app.command("report")
@@ -171,8 +178,12 @@ def _resumable(directory: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        if (directory / "run.json").exists():
-            Console(stderr=True).print(f"\nstopped; moalign resume {directory} goes on from here", highlight=False)
+        if not (directory / "run.json").exists():
+            Console(stderr=True).print("\nstopped; nothing was written yet")
+        else:
+            Console(stderr=True).print(
+                f"\nstopped; moalign resume {shlex.quote(str(directory))} goes on from here", highlight=False
+            )
         raise
 
 

@@ -200,7 +200,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def from_mapping(content: Mapping[str, Any], overrides: Sequence[str] = (), where: str = "configuration") -> Config:
     """Validate a mapping as ``load`` does for a file."""
-    merged: dict[str, Any] = json.loads(json.dumps(content, default=str))
+    try:
+        merged: dict[str, Any] = json.loads(json.dumps(content, default=str))
+    except (ValueError, RecursionError):
+        raise ConfigError(f"{where}: an alias contains itself") from None
     for override in overrides:
         _override(merged, override)
     try:

@@ -27,22 +27,27 @@ class Run:
         return front.read(self.directory)
 
     def load(self, candidate: str) -> tuple[Any, Any]:
-        """(peft model, tokenizer) of one point of the front, by its id. Raises RunError for an unknown id."""
-        from peft import PeftModel
-        from transformers import AutoModelForCausalLM
+        """(peft model, tokenizer) of one point of the front, by its id, on the CPU.
 
-        from moalign.engine.model import load_tokenizer
+        Raises RunError for an unknown id or where the base is not the one that the run trained on.
+        """
+        import torch
 
-        settings = Config.model_validate(front.read_record(self.directory)["config"])
+        from moalign import lora
+        from moalign.engine import model as models
+
+        record = front.read_record(self.directory)
+        settings = Config.model_validate(record["config"])
         ids = [point["id"] for point in self.front["points"]]
         if candidate not in ids:
             raise RunError(f"{self.directory}: no candidate '{candidate}'; there are {', '.join(ids)}")
         folder = self.directory / "candidates" / candidate
         storage.verify(folder)
-        base = AutoModelForCausalLM.from_pretrained(
-            settings.model_directory, dtype="auto", trust_remote_code=False, use_safetensors=True
-        )
-        return PeftModel.from_pretrained(base, str(folder)), load_tokenizer(settings.model_directory)
+        loaded = models.load(settings.model_directory, settings.model, torch.device("cpu"))
+        lora.read(loaded.policy, models.TRAINED, folder, record["base"])
+        if loaded.fingerprint != record["base"]:
+            raise RunError(f"{settings.model_directory}: not the base model that {self.directory} was trained on")
+        return loaded.policy, loaded.tokeniser.tokenizer
 
 
 def sweep(

@@ -174,11 +174,12 @@ def discover(no_plugin: Iterable[str] = (), entry_points: Iterable[metadata.Entr
 
     MOALIGN_LOAD_PLUGINS (comma-separated distributions) restricts loading to those and the built-ins,
     MOALIGN_DISABLE_PLUGINS and ``no_plugin`` leave out distributions, or single plugins as ``name`` or
-    ``distribution:name``. No exception of a plugin leaves this function.
+    ``distribution:name``. No exception of a plugin leaves this function; a name in ``no_plugin`` that
+    nobody has raises UnknownPluginError.
     """
     only = _names(os.environ.get(LOAD_VARIABLE, ""))
     disabled = _names(os.environ.get(DISABLE_VARIABLE, "")) | set(no_plugin)
-    points = metadata.entry_points(group=ENTRY_POINT_GROUP) if entry_points is None else entry_points
+    points = list(metadata.entry_points(group=ENTRY_POINT_GROUP) if entry_points is None else entry_points)
     entries: list[Entry] = []
     broken: list[Broken] = []
     for point in sorted(points, key=lambda p: (p.value, p.name)):
@@ -189,6 +190,9 @@ def discover(no_plugin: Iterable[str] = (), entry_points: Iterable[metadata.Entr
             entries += _collect(point, distribution, version)
         except (Exception, SystemExit) as error:
             broken.append(Broken(point.name, distribution, version, _describe(error)))
+    known = {entry.name for entry in entries} | {entry.full_name for entry in entries} | {_origin(p)[0] for p in points}
+    for name in sorted(set(no_plugin) - known):
+        raise UnknownPluginError(f"--no-plugin {name}: there is no such plugin or distribution{nearest(name, known)}")
     kept = tuple(entry for entry in entries if entry.name not in disabled and entry.full_name not in disabled)
     return Registry(kept, tuple(broken), tuple(sorted(disabled)))
 

@@ -157,6 +157,12 @@ BAD = {
         ["--set", "search=listed", "--set", "preferences.bad=harmless>=0.8"],
         "has no meaning for thresholds",
     ),
+    "a direction on labelled pairs": (
+        ["--set", "search=listed", "--set", "preferences.bad={direction: {helpful: 0.8, harmless: -0.6}}"],
+        "bad: the component of harmless is negative",
+    ),
+    "a loss without a logit under modpo": (["--set", "combine=modpo", "--set", "loss=sft"], "use combine: linear"),
+    "a file in place of a folder": (["--out", "pairs.jsonl"], "pairs.jsonl is a file; choose another --out"),
     "rollouts without rewards": (["--set", "rollouts.rounds=2", "--set", "loss=rebel"], "has no reward"),
     "a scored loss under modpo": (
         ["--set", "combine=modpo", "--set", "loss=rebel"],

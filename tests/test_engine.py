@@ -74,7 +74,8 @@ def test_policy_is_the_reference_at_step_0_and_the_loss_is_ln_2(workshop):
     policy, reference, mask = seen[0]
     assert torch.equal(policy, reference)
     assert policy[mask == 1].lt(0).all() and (policy[mask == 0] == 0).all()
-    assert metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-7)
+    assert metrics[0]["helpful/loss"] == pytest.approx(math.log(2), abs=1e-7)
+    assert metrics[0]["loss"] == pytest.approx(math.log(2) / 2, abs=1e-7)  # every pair has the weight 1/2
     assert metrics[0]["kl_estimate"] == 0.0
     assert metrics[0]["helpful/accuracy"] == 0.5
 
@@ -96,7 +97,7 @@ def test_dropout_is_a_function_of_seed_candidate_and_step(tiny_model_path, pairs
     torch.rand(3)
     again, _ = run(shop)
     assert largest_difference(first, again) == 0.0
-    assert metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-7)  # B is zero, so dropout cannot show yet
+    assert metrics[0]["harmless/loss"] == pytest.approx(math.log(2), abs=1e-7)  # B is zero, so dropout cannot show yet
     other, _ = run(shop, replace(job_of(BALANCED, shop, ()), candidate="somebody-else"))
     assert largest_difference(first, other) > 0.0
 
@@ -190,3 +191,14 @@ def test_schedules(workshop, kind):
     assert factors[:10] == sorted(factors[:10]) and factors[10] == 1.0
     assert factors[10:] == sorted(factors[10:], reverse=True)
     assert factors[-1] == 1.0 if kind == "constant" else factors[-1] < 0.05
+
+
+def test_nothing_of_a_failed_candidate_reaches_the_next_one(workshop):
+    """It fails in the second pass of a step, when the first pass has left gradients behind."""
+    clean, _ = run(workshop, pairs_per_pass=4)
+    _calls.clear()
+    job = replace(job_of(BALANCED, workshop, ()), objective=Broken(way="raises", after=1))
+    with pytest.raises(PluginError):
+        run(workshop, job, pairs_per_pass=4)
+    again, _ = run(workshop, pairs_per_pass=4)
+    assert largest_difference(clean, again) == 0.0

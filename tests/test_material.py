@@ -171,3 +171,19 @@ def test_rewards_far_apart_in_scale_are_pointed_out(tiny_model_path, tmp_path):
     )
     material = open_workshop(prepare(settings, registry.discover()), Path(), Observer(), keep_cache=False).material
     assert any("b varies" in warning and "rescale" in warning for warning in material.warnings)
+
+
+def test_the_models_own_generation_settings_do_not_touch_samples(tiny_model_path, prompts, tmp_path):
+    """A repetition penalty in the model's files would make rollouts of another policy than the one that is scored."""
+    import shutil
+
+    copy = Path(shutil.copytree(tiny_model_path, tmp_path / "penalised"))
+    settings = json.loads((copy / "generation_config.json").read_text())
+    (copy / "generation_config.json").write_text(json.dumps(settings | {"repetition_penalty": 50.0, "top_k": 1}))
+    sampled = []
+    for path in (tiny_model_path, copy):
+        plan = plan_with(path, prompts, loss="rebel", rollouts=ROLLOUTS)
+        shop = open_workshop(plan, Path(), Observer(), keep_cache=False)
+        arguments = {"samples": 2, "temperature": 1.0, "max_new_tokens": 8, "seed": 0}
+        sampled.append(sample(shop.model, shop.material.prompts, **arguments))
+    assert sampled[0] == sampled[1]

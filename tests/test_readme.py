@@ -92,7 +92,7 @@ def test_the_plugin_is_twenty_lines_and_works(tmp_path):
     command = f"moalign sweep sweep.yaml --set loss.name=hinge --set loss.beta=0.2 {fast}"
     done = shell(command, tmp_path, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert '"moalign-hinge:hinge": "objective 0.1.0"' in (tmp_path / "runs" / "sweep" / "run.json").read_text()
+    assert '"objective moalign-hinge:hinge": "0.1.0"' in (tmp_path / "runs" / "sweep" / "run.json").read_text()
 
 
 def test_the_tree_names_what_is_there():

@@ -190,3 +190,8 @@ def test_listing_and_showing_import_no_torch(arguments):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert ("beta" if "dpo" in arguments else "qa-feedback") in done.stdout
+
+
+def test_a_mistyped_exclusion_is_refused():
+    with pytest.raises(UnknownPluginError, match=r"--no-plugin dpp: .*did you mean 'dpo'\?"):
+        registry.discover(["dpp"])

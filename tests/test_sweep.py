@@ -46,7 +46,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 def test_a_run_leaves_what_the_design_says(unbroken):
     assert {item.name for item in unbroken.iterdir()} >= {"run.json", "journal.jsonl", "front.json", "candidates"}
     record = front.read_record(unbroken)
-    assert record["plugins"]["moalign:modpo"].startswith("combiner ")
+    assert record["plugins"]["combiner moalign:modpo"]
     assert record["margins"] == {"harmless": "implicit", "helpful": "implicit"}
     for folder in (unbroken / "candidates").iterdir():
         assert storage.verify(folder) == []
@@ -159,9 +159,9 @@ def test_a_changed_plugin_version_is_refused_at_resume(settings, unbroken, tmp_p
     with pytest.raises(KeyboardInterrupt):
         run.start(settings, tmp_path / "run", registry.discover(), Stop(1))
     record = storage.read_json(tmp_path / "run" / "run.json")
-    record["plugins"]["moalign:modpo"] = "combiner 0.0.9"
+    record["plugins"]["combiner moalign:modpo"] = "0.0.9"
     storage.write_json(tmp_path / "run" / "run.json", record)
-    with pytest.raises(RunError, match=r"the version of a plugin changed.*moalign:modpo was combiner 0\.0\.9"):
+    with pytest.raises(RunError, match=r"the version of a plugin changed.*combiner moalign:modpo was 0\.0\.9"):
         run.resume(tmp_path / "run", registry.discover(), Observer())
 
 
@@ -251,3 +251,46 @@ def test_malformed_rows_stop_or_are_counted(tiny_model_path, tmp_path):
     skipping = small_config(tiny_model_path, data, data={"path": str(data), "held_out": 0.2, "malformed": "skip"})
     run.start(skipping, tmp_path / "skip", registry.discover(), Observer())
     assert any("skipped" in reason for reason in front.read_record(tmp_path / "skip")["data_counts"])
+
+
+def test_an_adaptive_search_is_asked_the_same_after_a_crash(tiny_model_path, pairs, tmp_path, monkeypatch):
+    """The search sees the history only between its batches, also where a batch was interrupted."""
+    from moalign.types import Candidate, Preference
+    from moalign_plugins.searches.grid import Grid
+
+    asked: list[tuple[str, ...]] = []
+
+    def propose(self, space, history, rng):
+        asked.append(tuple(outcome.id for outcome in history))
+        if len(history) >= 4:
+            return []
+        shares = [0.1 + 0.2 * (len(history) + offset) for offset in range(2)]
+        return [
+            Candidate(f"{len(history)}-{number}", Preference("weights", {"harmless": share, "helpful": 1 - share}))
+            for number, share in enumerate(shares)
+        ]
+
+    monkeypatch.setattr(Grid, "propose", propose)
+    settings = small_config(tiny_model_path, pairs, train={"steps": 1, "pairs_per_step": 4})
+    run.start(settings, tmp_path / "whole", registry.discover(), Observer())
+    expected = sorted(set(asked))
+    asked.clear()
+    with pytest.raises(KeyboardInterrupt):
+        run.start(settings, tmp_path / "broken", registry.discover(), Stop(2))
+    run.resume(tmp_path / "broken", registry.discover(), Observer())
+    assert sorted(set(asked)) == expected == sorted({(), ("0-0", "0-1"), ("0-0", "0-1", "2-0", "2-1")})
+    assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
+
+
+def test_an_error_outside_a_plugin_fails_the_candidate_and_not_the_sweep(tiny_model_path, pairs, tmp_path, monkeypatch):
+    from moalign_plugins.combiners.linear import Linear
+
+    healthy = Linear.pair_terms
+
+    def pair_terms(self, batch):
+        return None if batch.preference[0, 0] == 1.0 else healthy(self, batch)
+
+    monkeypatch.setattr(Linear, "pair_terms", pair_terms)
+    result = run.start(small_config(tiny_model_path, pairs), tmp_path / "run", registry.discover(), Observer())
+    assert [failed["id"] for failed in result["failed"]] == ["w-1.00-0.00"]
+    assert "combiner Linear: scale must be" in result["failed"][0]["error"]

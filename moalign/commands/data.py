@@ -53,7 +53,11 @@ def check(
         from moalign.data.tokenise import Tokeniser
         from moalign.engine.model import load_tokenizer
 
-        tokeniser = Tokeniser.of(load_tokenizer(tokenizer))
+        built_in = tokenizer == configuration.BUILT_IN_MODEL
+        directory = str(configuration.BUILT_IN_DIRECTORY / tokenizer) if built_in else tokenizer
+        if not Path(directory).is_dir():
+            raise ConfigError(f"--tokenizer: no such directory: {tokenizer}")
+        tokeniser = Tokeniser.of(load_tokenizer(directory))
     report = checking.examine(loaded.records, loaded.refusals, objectives, directions=directions, tokeniser=tokeniser)
     if as_json:
         print(json.dumps(report.to_dict(), indent=2))
@@ -67,5 +71,10 @@ def _options(pairs: list[str]) -> dict[str, object]:
         key, equals, text = pair.partition("=")
         if not equals:
             raise ConfigError(f"--option {pair}: write it as key=value")
-        options[key] = yaml.safe_load(text)
+        if key == "name":
+            raise ConfigError(f"--option {pair}: the reader's name goes to --reader")
+        try:
+            options[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--option {pair}: the value is not valid YAML: {error}") from None
     return options

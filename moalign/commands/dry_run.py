@@ -30,4 +30,4 @@ def show(plan: Plan, observer: Observer, console: Console) -> None:
     table.add_row("tokens", f"about {cost.tokens:,} response tokens in all")
     table.add_row("time", f"about {duration(cost.seconds)} ({duration(cost.seconds_per_evaluation)} per evaluation)")
     console.print(table)
-    console.print("nothing was trained and nothing was written")
+    console.print("nothing was written")

@@ -22,7 +22,7 @@ def split(records: Sequence[Record], seed: int, share: float) -> tuple[tuple[Rec
     if share == 0 or not groups:
         return tuple(records), ()
     if len(groups) == 1:
-        reason = "all records are of one group (prompt), so none can be held out; add prompts or hold out a share of 0"
+        reason = "all records have one prompt, so none can be held out; add prompts, or give data.held_out_path"
         raise DataError(reason, file=records[0].file or None, line=records[0].line or None)
     held_out = set(groups[: min(max(round(share * len(groups)), 1), len(groups) - 1)])
     training = tuple(record for record in records if record.group not in held_out)

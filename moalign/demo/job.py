@@ -15,6 +15,7 @@ from moalign.demo.enumeration import Enumeration, enumerate_replies, reply_logps
 from moalign.demo.world import Value, World
 from moalign.engine import model as models
 from moalign.engine.model import TRAINED, LanguageModel
+from moalign.errors import RunError
 from moalign.registry import Registry
 from moalign.sweeps import front, run
 from moalign.sweeps.observe import Observer
@@ -32,6 +33,8 @@ def settings() -> Config:
 def run_demo(directory: Path, registry: Registry, observer: Observer) -> dict[str, Any]:
     """Run the demo, or go on with it, and return its front with the shares of the exact one."""
     if (directory / "run.json").exists():
+        if not is_known_world(directory):
+            raise RunError(f"{directory} holds another run, not the demo; choose another --out")
         run.resume(directory, registry, observer)
     else:
         run.start(settings(), directory, registry, observer)
@@ -42,6 +45,9 @@ def is_known_world(directory: Path) -> bool:
     """Whether a run's objectives are the world's own, on its model and prompts, so that ``measure`` applies."""
     content = Config.model_validate(front.read_record(directory)["config"])
     rewards = [objective.reward for objective in content.objectives.values()]
+    beta = content.loss.options.get("beta")
+    if beta != worlds.BETA or any(objective.direction != "max" for objective in content.objectives.values()):
+        return False
     own = all(reward is not None and reward.name == BUILT_IN_MODEL for reward in rewards)
     named = all(
         reward is not None and reward.options.get("objective") == name

@@ -105,7 +105,12 @@ class RolloutSource:
             if rollouts[i].prompt == rollouts[j].prompt and known[i] and known[j] and rollouts[i].ids != rollouts[j].ids
         ]
         if not pairs:
-            raise TrainingError("no two different responses to one prompt have all rewards; do the rewards abstain?")
+            abstained = int((~known).sum())
+            raise TrainingError(
+                f"no two different responses to one prompt have all rewards: of {len(rollouts)} sampled, {abstained} "
+                f"were left unscored and {len({r.ids for r in rollouts})} are different. A policy that repeats itself "
+                "has collapsed; a smaller train.lr or more rollouts.rounds usually helps"
+            )
         return PairDataset(
             objectives=self.objectives,
             sequences=tuple(sequence_of(rollout, self.prompts) for rollout in rollouts),

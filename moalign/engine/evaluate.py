@@ -78,8 +78,10 @@ def evaluate(
     details["ended"] = float(np.mean([r.ended for r in rollouts]))
     chosen = accuracies
     if held_out.score is not None:
-        rewards = _mean_rewards(held_out.score(rollouts), rollouts, objectives)
+        scored = held_out.score(rollouts)
+        rewards = _mean_rewards(scored, rollouts, objectives)
         details |= {f"{name}/reward": mean for name, (mean, _) in rewards.items()}
+        details |= _abstained(scored, objectives)
         chosen = rewards if kind == "generate" else accuracies
     missing = [name for name in objectives if name not in chosen]
     if missing:
@@ -103,6 +105,12 @@ def _mean_rewards(
         if known.any():
             result[name] = _mean_and_error(rewards[known, index], prompts[known])
     return result
+
+
+def _abstained(rewards: np.ndarray, objectives: tuple[str, ...]) -> dict[str, float]:
+    """Share of the samples that a reward would not score, where there are any."""
+    shares = np.isnan(rewards).mean(axis=0).tolist()
+    return {f"{name}/abstained": share for name, share in zip(objectives, shares, strict=True) if share}
 
 
 def _accuracies(
@@ -146,11 +154,11 @@ def _kl(
     """Mean over the policy's own samples of log pi - log pi_ref, in nats per response."""
     sequences = [sequence_of(rollout, prompts) for rollout in rollouts]
     ratios = np.empty(len(sequences))
-    uncached = LogpCache(model)
     for start in range(0, len(sequences), ROWS_PER_PASS):
         padded = pad_sequences(sequences[start : start + ROWS_PER_PASS], model.pad_id)
         rows = {name: tensor.to(model.device) for name, tensor in padded.items()}
-        reference = uncached.logps(rows, None, "", keep=False)
+        with lora.active(model.policy, None):
+            reference = model.response_logps(rows)
         with lora.active(model.policy, adapter):
             difference = (model.response_logps(rows) - reference).double().sum(-1)
         ratios[start : start + ROWS_PER_PASS] = difference.cpu().numpy()

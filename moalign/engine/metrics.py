@@ -12,7 +12,7 @@ from moalign.types import Batch
 
 
 class StepMetrics:
-    """Sums over passes; ``summary`` gives means.
+    """Sums over passes; ``summary`` gives means. ``loss`` is what is minimised: pairs count with their weight.
 
     Per objective k, over the pairs that k judged (or, for scored pairs, over all): ``loss``, ``margin`` (implicit
     reward of the better minus that of the worse response, beta * log-ratio difference), ``accuracy`` (share of pairs
@@ -30,9 +30,9 @@ class StepMetrics:
         self._per_objective: list[list[Tensor]] = [[] for _ in objectives]  # each [rows, 3]: loss, margin, accuracy
 
     @torch.no_grad()
-    def add(self, batch: Batch, losses: Tensor, beta: float) -> None:
+    def add(self, batch: Batch, losses: Tensor, weight: Tensor, beta: float) -> None:
         self.tokens += int(batch.mask.sum())
-        self._loss.append(losses)
+        self._loss.append(torch.where(weight == 0, 0.0, losses * weight))
         difference = torch.zeros_like(losses)
         if batch.ref_logps is not None:
             log_ratio = ((batch.logps - batch.ref_logps) * batch.mask).detach()
@@ -62,8 +62,9 @@ class StepMetrics:
             if len(values):
                 loss, margin, accuracy = values.mean(0).tolist()
                 result[f"{name}/loss"] = _number(loss)
-                result[f"{name}/margin"] = _number(margin)
-                result[f"{name}/accuracy"] = _number(accuracy)
+                if self._kl:  # without a reference there is no log-ratio to speak of
+                    result[f"{name}/margin"] = _number(margin)
+                    result[f"{name}/accuracy"] = _number(accuracy)
         return result
 
 

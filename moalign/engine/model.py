@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from moalign import lora
@@ -92,6 +92,7 @@ def load(path: str, settings: ModelSettings, device: torch.device) -> LanguageMo
         raise ModelError(f"{path}: the model has no output head, so it is no causal language model")
     check_vocabulary(tokenizer, head.weight.shape[0])
     base.requires_grad_(False)
+    base.generation_config = GenerationConfig()  # its penalties and limits would seep into samples of the policy
     fingerprint = base_fingerprint(base)
     adapter = settings.lora
     config = lora.configuration(adapter.r, adapter.alpha, adapter.targets, adapter.dropout, adapter.rslora, path)

@@ -32,7 +32,7 @@ class LogpCache:
         """[N, L-1] on the model's device. ``identity`` tells adapters apart (a checksum; "" for the base)."""
         key = self._key(rows, identity)
         if key in self._memory:
-            return self._memory[key]
+            return self._memory[key].clone()  # a plugin that writes into its batch must not write in here
         file = None if self.directory is None or not keep else self.directory / f"{key}.safetensors"
         values = self._from_disk(file)
         if values is None:
@@ -42,7 +42,7 @@ class LogpCache:
                 storage.write_tensors(file, {"logps": values.cpu()})
         values = values.to(self.model.device)
         if keep:
-            self._memory[key] = values
+            self._memory[key] = values.clone()
         return values
 
     def _from_disk(self, file: Path | None) -> Tensor | None:
@@ -54,7 +54,8 @@ class LogpCache:
             return None
 
     def _key(self, rows: Mapping[str, Tensor], identity: str) -> str:
-        digest = hashlib.sha256(f"{self.model.fingerprint}/{identity}/{torch.get_num_threads()}".encode())
+        place = f"{self.model.device}/{torch.get_num_threads()}"
+        digest = hashlib.sha256(f"{self.model.fingerprint}/{identity}/{place}".encode())
         for name in ("input_ids", "attention_mask", "labels"):
             tensor = rows[name].cpu().contiguous()
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())

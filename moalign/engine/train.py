@@ -21,7 +21,7 @@ from moalign.engine.batches import BatchSource
 from moalign.engine.metrics import StepMetrics
 from moalign.engine.model import TRAINED, LanguageModel
 from moalign.engine.scoring import LogpCache
-from moalign.errors import MoalignError, PluginError, TrainingError
+from moalign.errors import PluginError, TrainingError
 from moalign.seeds import derive
 from moalign.types import Batch, PairTerms
 
@@ -77,6 +77,8 @@ def train(
     settings = job.settings
     accelerator.free_memory()  # it would keep the optimizer of every candidate before this one
     parameters = list(_fresh_adapter(model, job).values())
+    for parameter in parameters:
+        parameter.grad = None  # a candidate that failed in the middle of a step may have left one
     optimizer = accelerator.prepare(
         torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.999))
     )
@@ -88,8 +90,8 @@ def train(
         dataset, parts = source.at(step)
         pairs_in_step = sum(len(part) for part in parts)
         problem = None
-        for part in parts:
-            loss = _pass(model, dataset, part, job, cache, source.cacheable, step, metrics)
+        for number, part in enumerate(parts):
+            loss = _pass(model, dataset, part, job, cache, source.cacheable, (step, number), metrics)
             if not torch.isfinite(loss):
                 problem = f"loss is {loss.item()}"
                 break
@@ -133,7 +135,8 @@ def _fresh_adapter(model: LanguageModel, job: Job) -> dict[str, torch.nn.Paramet
         raise TrainingError(f"the parameters to train are not exactly the adapter's: {others[:3] or 'none found'}")
     if job.settings.gradient_checkpointing:
         base = model.base
-        base.enable_input_require_grads()
+        if not hasattr(base, "_require_grads_hook"):  # every call would add one more hook
+            base.enable_input_require_grads()
         # renamed in transformers 5
         enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
         enable({"use_reentrant": False})
@@ -147,14 +150,14 @@ def _pass(
     job: Job,
     cache: LogpCache,
     cacheable: bool,
-    step: int,
+    at: tuple[int, int],
     metrics: StepMetrics,
 ) -> Tensor:
     """The weighted sum of the losses of one pass, with its graph."""
     rows = {name: tensor.to(model.device) for name, tensor in collate(dataset, part, model.pad_id).items()}
     reference = cache.logps(rows, None, "", keep=cacheable) if needs_reference(job) else None
     rewards = _rewards(rows, job, cache, cacheable, reference)
-    logps = _policy_logps(model, rows, job, step)
+    logps = _policy_logps(model, rows, job, at)
     pairs = rows["pairs"]
     batch = Batch(
         logps=logps,
@@ -170,7 +173,7 @@ def _pass(
     )
     terms = _checked_terms(_call(job.combiner.pair_terms, batch), batch, job)
     losses = _checked_losses(_call(job.objective.loss, batch, terms), batch, job)
-    metrics.add(batch, losses.detach(), getattr(job.objective, "beta", 1.0))
+    metrics.add(batch, losses.detach(), terms.weight, getattr(job.objective, "beta", 1.0))
     counts = terms.weight != 0  # a pair without weight must not bring a NaN into the sum
     return (losses[counts] * terms.weight[counts]).sum()
 
@@ -193,11 +196,11 @@ def _rewards(
     return rewards
 
 
-def _policy_logps(model: LanguageModel, rows: Mapping[str, Tensor], job: Job, step: int) -> Tensor:
-    """Only adapter dropout is ever switched on, with masks that are a function of (seed, candidate, step)."""
+def _policy_logps(model: LanguageModel, rows: Mapping[str, Tensor], job: Job, at: tuple[int, int]) -> Tensor:
+    """Only adapter dropout is ever switched on; masks are a function of (seed, candidate, step, pass of the step)."""
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(derive(job.seed, "dropout", job.candidate, step))
+        torch.manual_seed(derive(job.seed, "dropout", job.candidate, *at))
         for layer in lora.layers(model.policy):
             layer.lora_dropout.train()
         for module in model.policy.modules():
@@ -213,7 +216,7 @@ def _call(method: Callable[..., Any], *arguments: Any) -> Any:
     """Call into a plugin; what it raises is reported under its name."""
     try:
         return method(*arguments)
-    except (MoalignError, torch.OutOfMemoryError):
+    except (PluginError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         who = type(getattr(method, "__self__", method))
@@ -222,10 +225,11 @@ def _call(method: Callable[..., Any], *arguments: Any) -> Any:
 
 def _checked_terms(terms: PairTerms, batch: Batch, job: Job) -> PairTerms:
     pairs = len(batch.pairs)
+    who = type(job.combiner).__name__
     for name in ("scale", "margin", "weight"):
-        value = getattr(terms, name)
-        if tuple(value.shape) != (pairs,) or not torch.isfinite(value).all():
-            who = type(job.combiner).__name__
+        value = getattr(terms, name, None)
+        good = isinstance(value, Tensor) and tuple(value.shape) == (pairs,) and bool(torch.isfinite(value).all())
+        if not good:
             raise PluginError(f"combiner {who}: {name} must be {pairs} finite numbers, it is {_shape(value)}")
     return terms
 

@@ -13,15 +13,18 @@ from rich.text import Text
 from moalign.report import wording
 
 DETAILS_SHOWN = 4
+NARROW = {"kl_stderr", "ended"}  # details that the terminal has no room for, like those with a "/" in their name
 
 
 def front_table(front: Mapping[str, Any]) -> RenderableType:
     """The points of a front (the content of ``front.json``), a summary, and the failures, as something rich prints."""
-    details = wording.detail_names(front["points"])
+    names = wording.detail_names(front["points"])
+    details = [name for name in names if "/" not in name and name not in NARROW]
     parts: list[RenderableType] = [_table(front, details[:DETAILS_SHOWN])]
     lines = wording.summary(front)
-    if len(details) > DETAILS_SHOWN:
-        lines.append(("Not shown", ", ".join(wording.printable(name) for name in details[DETAILS_SHOWN:])))
+    hidden = [name for name in names if name not in details[:DETAILS_SHOWN]]
+    if hidden:
+        lines.append(("In the report", ", ".join(wording.printable(name) for name in hidden)))
     parts.append(_summary(lines))
     if front["failed"]:
         parts.append(_failures(front["failed"]))

@@ -31,9 +31,11 @@ def train_candidate(
     except UserError:
         raise  # disk full, data unusable: the next candidate would meet the same
     except MoalignError as error:
-        return outcomes.failure(candidate, str(error))
+        reason = str(error)
     except torch.OutOfMemoryError as error:
         reason = f"out of memory ({str(error).splitlines()[0]}); a smaller train.pairs_per_pass needs less"
+    except Exception as error:  # such as an error in the backward pass of a plugin's loss
+        reason = f"{type(error).__name__}: {error}"
     # the traceback held the failed graph alive; it is gone only here
     gc.collect()
     if torch.cuda.is_available():
@@ -92,7 +94,12 @@ def _anchor(name: str, workshop: Workshop, history: Sequence[Outcome]) -> Frozen
                 slot = f"frozen{len(workshop.slots)}"
                 policy = workshop.model.policy
                 policy.add_adapter(slot, policy.peft_config[TRAINED])
-                lora.read(policy, slot, workshop.directory / "candidates" / outcome.id, workshop.model.fingerprint)
+                folder = workshop.directory / "candidates" / outcome.id
+                try:
+                    lora.read(policy, slot, folder, workshop.model.fingerprint)
+                except MoalignError:
+                    policy.delete_adapter(slot)
+                    raise
                 workshop.slots[outcome.id] = slot
             return FrozenReward(slot, outcome.checksum or outcome.id, workshop.plan.beta)
     raise TrainingError(

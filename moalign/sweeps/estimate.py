@@ -13,6 +13,7 @@ from moalign.engine.train import train
 from moalign.sweeps.candidate import batch_source, job_of
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import Plan
+from moalign.sweeps.run import next_candidates
 from moalign.sweeps.workshop import open_workshop
 from moalign.types import Candidate
 
@@ -21,18 +22,23 @@ PROBE_STEPS = 4  # the first is warm-up and does not count
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds are of this machine; ``tokens`` are response tokens that are trained on, over all candidates."""
+    """Seconds are of this machine; ``tokens`` are response tokens that are trained on, over all candidates.
+
+    ``seconds_of_sampling`` is for all rounds of one candidate, 0 without rollouts.
+    """
 
     candidates: tuple[Candidate, ...]
     steps: int
     tokens: int
     seconds_per_step: float
     seconds_per_evaluation: float
+    seconds_of_sampling: float
     counts: dict[str, int]
 
     @property
     def seconds(self) -> float:
-        return len(self.candidates) * (self.steps * self.seconds_per_step + self.seconds_per_evaluation)
+        each = self.steps * self.seconds_per_step + self.seconds_of_sampling + self.seconds_per_evaluation
+        return len(self.candidates) * each
 
 
 def estimate(plan: Plan, observer: Observer) -> Estimate:
@@ -41,10 +47,10 @@ def estimate(plan: Plan, observer: Observer) -> Estimate:
     Rewards from frozen adapters (one forward pass each, kept for all candidates) are not in the estimate, because
     those adapters are not there yet.
     """
-    candidates = plan.propose(())
     workshop = open_workshop(plan, Path(), observer, keep_cache=False)
+    candidates = next_candidates(plan, workshop, ())
     observer.on_phase("measuring a few steps")
-    first = candidates[0]
+    first = candidates[0]  # one that needs no other's adapter
     job = replace(
         job_of(first, workshop, ()),
         settings=plan.config.train.model_copy(update={"steps": PROBE_STEPS}),
@@ -56,7 +62,11 @@ def estimate(plan: Plan, observer: Observer) -> Estimate:
         times.append(time.perf_counter())
         tokens.append(metrics["tokens"])
 
-    train(workshop.model, batch_source(first, workshop), job, workshop.cache, workshop.accelerator, on_step)
+    source = batch_source(first, workshop)
+    begin = time.perf_counter()
+    source.at(0)
+    drawing = time.perf_counter() - begin
+    train(workshop.model, source, job, workshop.cache, workshop.accelerator, on_step)
     per_step = median(after - before for before, after in pairwise(times))
     begin = time.perf_counter()
     workshop.evaluate(None)
@@ -66,5 +76,6 @@ def estimate(plan: Plan, observer: Observer) -> Estimate:
         tokens=round(median(tokens) * plan.config.train.steps * len(candidates)),
         seconds_per_step=per_step,
         seconds_per_evaluation=time.perf_counter() - begin,
+        seconds_of_sampling=drawing * plan.config.rollouts.rounds if plan.config.rollouts else 0.0,
         counts=dict(workshop.material.counts),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -51,8 +51,8 @@ def gather(plan: Plan, model: LanguageModel) -> Material:
     """
     counts: Counter[str] = Counter()
     training, held_out = _records(plan, counts)
-    tokeniser, settings = model.tokeniser, plan.config.data
-    limit = settings.max_length - 1
+    tokeniser = model.tokeniser
+    limit = _longest_prompt(plan)
     asked = _asked(tokeniser, _distinct_prompts(training), limit, counts)
     held_out_asked = _asked(tokeniser, _distinct_prompts(held_out), limit, counts)[: plan.config.evaluate.prompts]
     if not held_out_asked:
@@ -132,6 +132,15 @@ def _asked(tokeniser: Tokeniser, prompts: Sequence[Prompt], limit: int, counts: 
     return asked
 
 
+def _longest_prompt(plan: Plan) -> int:
+    """Tokens that leave room for a response within data.max_length."""
+    config = plan.config
+    response = max(config.evaluate.max_new_tokens, config.rollouts.max_new_tokens if config.rollouts else 0)
+    if response >= config.data.max_length:
+        raise ConfigError(f"data.max_length: {config.data.max_length} leaves no prompt beside {response} new tokens")
+    return config.data.max_length - response
+
+
 def _margin_source(plan: Plan, name: str, records: Sequence[Record]) -> str:
     """Where reward differences of this objective come from, in the order scores, reward plugin, one-hot adapter."""
     asked = plan.config.data.margins
@@ -168,7 +177,31 @@ def _dataset(plan: Plan, records: Sequence[Record], tokeniser: Tokeniser, margin
         for name in from_rewards:
             rewards[:, plan.objectives.index(name)] = score(plan, name, dataset.samples)
         dataset = with_rewards(dataset, rewards)
-    return drop_unrewarded(dataset) if plan.scored else dataset
+    if plan.scored:
+        return drop_unrewarded(dataset)
+    return _with_known_margins(plan, dataset, margins)
+
+
+def _with_known_margins(plan: Plan, dataset: PairDataset, margins: Mapping[str, str]) -> PairDataset:
+    """Without the pairs whose reward difference a mixed preference would need and nobody knows; counted."""
+    if not plan.mixing_needs_margins:
+        return dataset
+    columns = [index for index, name in enumerate(plan.objectives) if margins[name] != "implicit"]
+    if not columns:
+        return dataset
+    known = np.asarray(~np.isnan(dataset.rewards[:, columns]).any(axis=1))
+    kept = known[dataset.pairs].all(axis=1)
+    if kept.all():
+        return dataset
+    if not kept.any():
+        raise DataError("no pair has the rewards that the combiner needs", file=plan.config.data_paths[0])
+    return replace(
+        dataset,
+        pairs=dataset.pairs[kept],
+        pair_objective=dataset.pair_objective[kept],
+        strength=dataset.strength[kept],
+        counts={**dataset.counts, "dropped pair: a response lacks a reward": int((~kept).sum())},
+    )
 
 
 def _held_out_pairs(plan: Plan, records: Sequence[Record], tokeniser: Tokeniser) -> PairDataset | None:

@@ -45,5 +45,15 @@ def history(events: list[dict[str, Any]], objectives: tuple[str, ...]) -> list[O
     return [from_event(event, objectives) for event in events if event["event"] == "outcome"]
 
 
+def candidate_to(candidate: Candidate) -> dict[str, Any]:
+    preferred = preference.to_json(candidate.preference)
+    return {"id": candidate.id, "preference": preferred, "parents": list(candidate.parents)}
+
+
+def candidate_from(event: Mapping[str, Any], objectives: tuple[str, ...]) -> Candidate:
+    preferred = preference.from_json(event["preference"], objectives)
+    return Candidate(event["id"], preferred, tuple(event["parents"]))
+
+
 def failure(candidate: Candidate, error: str) -> Outcome:
     return Outcome(id=candidate.id, status="failed", preference=candidate.preference, error=error)

@@ -11,7 +11,7 @@ from random import Random
 from moalign import preference
 from moalign.api import Combiner, Objective, Reader, Reward, Search
 from moalign.config import BUILT_IN_MODEL, Config, PluginChoice
-from moalign.errors import ConfigError, ModelError, PluginError, PreferenceError
+from moalign.errors import ConfigError, MoalignError, ModelError, PluginError, PreferenceError
 from moalign.registry import Entry, Registry
 from moalign.seeds import derive
 from moalign.storage import safe_name
@@ -52,6 +52,12 @@ class Plan:
         """Of the loss, for implicit rewards; 1 where the loss has none."""
         return float(getattr(self.objective, "beta", 1.0))
 
+    @property
+    def mixing_needs_margins(self) -> bool:
+        """Whether the combiner reads reward differences for a preference that no single objective fills."""
+        share = 1.0 / len(self.objectives)
+        return bool(self.combiner.needs(Preference("weights", dict.fromkeys(self.objectives, share))))
+
     def needs(self, candidate: Candidate) -> frozenset[str]:
         return self.objective.needs | self.combiner.needs(candidate.preference)
 
@@ -60,18 +66,32 @@ class Plan:
         rng = Random(derive(self.config.seed, "search"))
         known = {outcome.id for outcome in history}
         name = self.config.search.name
-        candidates = list(self.search.propose(self.space, tuple(history), rng))
+        try:
+            candidates = list(self.search.propose(self.space, tuple(history), rng))
+        except MoalignError:
+            raise
+        except Exception as error:
+            raise PluginError(f"search '{name}' raised {type(error).__name__}: {error}") from error
         for candidate in candidates:
             if candidate.id in known:
                 raise PluginError(f"search '{name}' proposed '{candidate.id}' twice")
             if not safe_name(candidate.id):
                 raise PluginError(f"search '{name}' proposed the id {candidate.id!r}, which cannot name a folder")
             known.add(candidate.id)
-            try:
-                self.combiner.check(candidate.preference)
-            except PreferenceError as error:
-                raise PreferenceError(f"{candidate.id}: {error}") from None
+            self._check_preference(candidate)
         return candidates
+
+    def _check_preference(self, candidate: Candidate) -> None:
+        try:
+            self.combiner.check(candidate.preference)
+        except PreferenceError as error:
+            raise PreferenceError(f"{candidate.id}: {error}") from None
+        negative = [name for name, value in candidate.preference.values.items() if value < 0]
+        if negative and not self.scored:
+            raise PreferenceError(
+                f"{candidate.id}: the component of {negative[0]} is negative, and a judgement of a pair cannot count "
+                "less than nothing; use a loss on reward differences, such as rebel"
+            )
 
 
 def prepare(config: Config, registry: Registry) -> Plan:
@@ -172,6 +192,11 @@ def _check_rewards(plan: Plan) -> None:
         raise ConfigError(
             f"combine: '{config.combine.name}' works on {' and '.join(sorted(plan.combiner.accepts))} pairs, "
             f"but loss '{config.loss.name}' trains on {kind} ones; use combine: linear or another loss"
+        )
+    if not plan.objective.shiftable and plan.mixing_needs_margins:
+        raise ConfigError(
+            f"combine: '{config.combine.name}' works through scale and margin of a pairwise logit, and loss "
+            f"'{config.loss.name}' has none; use combine: linear"
         )
     without = [name for name in plan.objectives if name not in plan.rewards]
     reason = None

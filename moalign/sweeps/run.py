@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import platform
+import shlex
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from moalign import preference, storage
 from moalign.config import Config
@@ -21,7 +24,7 @@ from moalign.sweeps.workshop import Workshop, open_workshop
 from moalign.types import Candidate, Outcome, Preference
 
 JOURNAL = "journal.jsonl"
-LIBRARIES = ("moalign", "torch", "transformers", "peft", "accelerate", "pymoo", "moocore")
+LIBRARIES = ("moalign", "torch", "transformers", "peft", "accelerate", "numpy", "pymoo", "moocore")
 
 
 def start(config: Config, directory: Path, registry: Registry, observer: Observer) -> dict[str, Any]:
@@ -29,11 +32,19 @@ def start(config: Config, directory: Path, registry: Registry, observer: Observe
     plan = prepare(config, registry)
     if (directory / "run.json").exists():
         raise RunError(
-            f"{directory} already holds a run; `moalign resume {directory}` goes on with it, --out starts anew"
+            f"{directory} already holds a run; `moalign resume {shlex.quote(str(directory))}` goes on with it, "
+            "another --out starts anew"
         )
-    if directory.exists() and any(entry.name != storage.LOCK for entry in directory.iterdir()):
+    if directory.is_file():
+        raise RunError(f"{directory} is a file; choose another --out")
+    if directory.exists() and any(not _ours(entry.name) for entry in directory.iterdir()):
         raise RunError(f"{directory} exists and is not empty; choose another --out")
     return _execute(plan, directory, observer)
+
+
+def _ours(name: str) -> bool:
+    """What a start that was killed before it wrote ``run.json`` may have left."""
+    return name == storage.LOCK or name.startswith(storage.TEMPORARY) or name == "cache"
 
 
 def resume(directory: Path, registry: Registry, observer: Observer) -> dict[str, Any]:
@@ -48,7 +59,7 @@ def _execute(plan: Plan, directory: Path, observer: Observer) -> dict[str, Any]:
         workshop = _open(plan, directory, observer)
         history = _settled(plan, directory, workshop)
         observer.on_run_start(plan, workshop.material, len(history))
-        while candidates := _next(plan, workshop, history):
+        while candidates := _pending(plan, directory, workshop, history):
             for candidate in candidates:
                 outcome = train_candidate(candidate, workshop, history, observer)
                 journal.append(directory / JOURNAL, outcomes.to_event(outcome))
@@ -81,7 +92,9 @@ def _record(plan: Plan, directory: Path, workshop: Workshop) -> None:
         "data": workshop.material.digest,
         "data_counts": dict(workshop.material.counts),
         "margins": dict(workshop.material.margins),
-        "plugins": {entry.full_name: f"{entry.kind} {entry.version}" for entry in plan.plugins},
+        "device": str(workshop.model.device),
+        "threads": torch.get_num_threads(),
+        "plugins": {f"{entry.kind} {entry.full_name}": entry.version for entry in plan.plugins},
         "libraries": {name: metadata.version(name) for name in LIBRARIES},
         "python": platform.python_version(),
     }
@@ -120,7 +133,7 @@ def _settled(plan: Plan, directory: Path, workshop: Workshop) -> list[Outcome]:
         journal.append(file, _measure_base(workshop))
         events = journal.read(file)
     history = outcomes.history(events, plan.objectives)
-    for folder in sorted((directory / "candidates").glob("*")):
+    for folder in sorted((directory / "candidates").glob("[!.]*")):
         if folder.name not in {outcome.id for outcome in history}:
             storage.verify(folder)
             outcome = outcomes.from_event(storage.read_json(folder / "outcome.json"), plan.objectives)
@@ -137,14 +150,44 @@ def _measure_base(workshop: Workshop) -> dict[str, Any]:
     return {"event": "base", "scores": measured.scores, "stderr": measured.stderr, "details": measured.details}
 
 
-def _next(plan: Plan, workshop: Workshop, history: Sequence[Outcome]) -> list[Candidate]:
+def _pending(plan: Plan, directory: Path, workshop: Workshop, history: Sequence[Outcome]) -> list[Candidate]:
+    """What was proposed and is not trained yet, else the search's next proposals, written to the journal.
+
+    The search sees the history only between its batches, so that a resumed run asks it exactly what an unbroken one
+    does.
+    """
+    known = {outcome.id for outcome in history}
+    for event in reversed(journal.read(directory / JOURNAL)):
+        if event["event"] == "proposed":
+            left = [outcomes.candidate_from(each, plan.objectives) for each in event["candidates"]]
+            left = [candidate for candidate in left if candidate.id not in known]
+            if left:
+                return left
+            break
+    candidates = next_candidates(plan, workshop, history)
+    if candidates:
+        listed = [outcomes.candidate_to(candidate) for candidate in candidates]
+        journal.append(directory / JOURNAL, {"event": "proposed", "candidates": listed})
+    return candidates
+
+
+def next_candidates(plan: Plan, workshop: Workshop, history: Sequence[Outcome]) -> list[Candidate]:
     """The search's next candidates, the one-hot ones first where others need their adapters as rewards."""
     proposed = plan.propose(history)
-    anchors: list[Candidate] = []
-    for name in workshop.implicit(proposed):
-        weights = {other: float(other == name) for other in plan.objectives}
-        known = [*((o.id, o.preference) for o in history), *((c.id, c.preference) for c in proposed)]
-        if not any(dict(preferred.values) == weights for _, preferred in known):
-            anchors.append(Candidate(f"only-{name}", Preference("weights", weights, name)))
-    ordered = sorted(proposed, key=lambda candidate: not preference.is_one_hot(candidate.preference))
-    return anchors + (ordered if anchors or workshop.implicit(proposed) else proposed)
+    implicit = workshop.implicit(proposed)
+    if not implicit:
+        return proposed
+    known = [(one.id, one.preference) for one in history] + [(one.id, one.preference) for one in proposed]
+    one_hot = [preferred.values for _, preferred in known if preference.is_one_hot(preferred)]
+    alone = {objective for values in one_hot for objective, value in values.items() if value}
+    taken = {identity for identity, _ in known}
+    anchors = [_anchor(name, plan.objectives, taken) for name in implicit if name not in alone]
+    return anchors + sorted(proposed, key=lambda candidate: not preference.is_one_hot(candidate.preference))
+
+
+def _anchor(name: str, objectives: Sequence[str], taken: set[str]) -> Candidate:
+    """The candidate for one objective alone, under an id that nobody has."""
+    identity = f"only-{name}"
+    while identity in taken:
+        identity += "-anchor"
+    return Candidate(identity, Preference("weights", {other: float(other == name) for other in objectives}, name))

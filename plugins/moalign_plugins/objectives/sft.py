@@ -18,6 +18,7 @@ class SFT(Objective):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
+    shiftable: ClassVar[bool] = False
 
     average: bool = True
     """mean over the response's tokens, so that every example counts the same whatever its length; false: the sum"""

@@ -8,7 +8,7 @@ from random import Random
 
 from moalign.api import Candidate, Outcome, PreferenceError, Search, Space
 
-_FOLDER = re.compile(r"\w[\w.+=-]{0,99}")
+_FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]{0,99}")
 
 
 class Listed(Search):
@@ -19,6 +19,8 @@ class Listed(Search):
             raise PreferenceError("search 'listed' trains the preferences under `preferences:`, and there are none")
         for name in space.preferences:
             if not _FOLDER.fullmatch(name):
-                raise PreferenceError(f"preference {name!r} cannot name a folder; use letters, digits and . + = - _")
+                raise PreferenceError(
+                    f"preference {name!r} cannot name a folder; use a-z, A-Z, 0-9 and . = - _, a letter or digit first"
+                )
         seen = {outcome.id for outcome in history}
         return [Candidate(name, preference) for name, preference in space.preferences.items() if name not in seen]

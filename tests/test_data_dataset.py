@@ -202,5 +202,5 @@ def test_split_depends_on_the_seed_and_says_what_is_wrong():
         with pytest.raises(ConfigError, match="held-out share"):
             split(records, 0, share)
     assert split(records[:1], 0, 0.0) == ((records[0],), ())
-    with pytest.raises(DataError, match=r"f\.jsonl:3: all records are of one group"):
+    with pytest.raises(DataError, match=r"f\.jsonl:3: all records have one prompt"):
         split([dataclasses.replace(records[0], file="f.jsonl", line=3)], 0, 0.1)

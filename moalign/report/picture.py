@@ -229,9 +229,8 @@ def _arrange(figure: Figure, front: Mapping[str, Any], used: Sequence[Axes]) -> 
 
 def _header(figure: Figure, front: Mapping[str, Any], missing: int = 0) -> None:
     """Title and figures; ``missing`` labels found no room, which is said."""
-    facts = [f"hypervolume {wording.number(front['hypervolume'])}"]
-    if front.get("front_share") is not None:
-        facts.append(f"front share {wording.percent(front['front_share'])}")
+    # where the exact front is known, the volume says little; it stays in the table
+    facts = wording.known_world(front) or [f"hypervolume {wording.number(front['hypervolume'])}"]
     if front["failed"]:
         facts.append(f"{len(front['failed'])} failed")
     if missing:

@@ -73,6 +73,23 @@ def standing(point: Mapping[str, Any]) -> str:
     return "dominated" if point["dominated"] else "on the front"
 
 
+def known_world(front: Mapping[str, Any]) -> list[str]:
+    """Short facts where the exact front is known: its share, the worst preference's, the ceiling, well-formed mass."""
+    if front.get("front_share") is None:
+        return []
+    share = f"front share {percent(front['front_share'])}"
+    if front.get("front_share_worst") is not None:
+        share += f" (worst {percent(front['front_share_worst'])})"
+    facts = [share]
+    ceiling = (front.get("ceiling") or {}).get("front_share")
+    if ceiling is not None:
+        facts.append(f"ceiling {percent(ceiling)}")
+    masses = [point["details"].get("well-formed") for point in front["points"]]
+    if masses and None not in masses:
+        facts.append(f"well-formed ≥ {percent(min(masses))}")
+    return facts
+
+
 def summary(front: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What there is to say about the front as a whole, as (what, value)."""
     points, failed = front["points"], front["failed"]

@@ -88,15 +88,12 @@ def sweep(
 
             show(plan, observer, console)
             return
-        from moalign.demo import job
-        from moalign.report.page import write_page
+        from moalign.python import finish
         from moalign.sweeps import run
 
         with _resumable(directory):
-            front = run.start(settings, directory, installed, observer)
-            if job.is_known_world(directory):
-                front = job.measure(directory, observer)
-        write_page(directory)
+            run.start(settings, directory, installed, observer)
+            front = finish(directory, observer)
     _show(console, front, directory)
 
 
@@ -104,15 +101,12 @@ def sweep(
 def resume(run_directory: Run, no_plugin: NoPlugin = None) -> None:
     """Go on with an interrupted run; ends with the same front as an unbroken one."""
     from moalign import registry
-    from moalign.demo import job
-    from moalign.report.page import write_page
+    from moalign.python import finish
     from moalign.sweeps import run
 
     with _watching() as (console, observer), _resumable(run_directory):
-        front = run.resume(run_directory, registry.discover(no_plugin or ()), observer)
-        if job.is_known_world(run_directory):
-            front = job.measure(run_directory, observer)
-        write_page(run_directory)
+        run.resume(run_directory, registry.discover(no_plugin or ()), observer)
+        front = finish(run_directory, observer)
     _show(console, front, run_directory)
 
 

@@ -28,7 +28,7 @@ def configuration(
     """peft's own configuration, so that peft resolves the targets and reads what we write."""
     return LoraConfig(
         r=r,
-        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_alpha=alpha,  # type: ignore[arg-type]  # peft says int, and divides whatever it gets
         target_modules=targets if isinstance(targets, str) else list(targets),
         lora_dropout=dropout,
         use_rslora=rslora,

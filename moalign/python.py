@@ -60,7 +60,6 @@ def sweep(
 
     ``config`` is a file, a mapping or a Config; ``out`` defaults to runs/NAME, and is needed without a file.
     """
-    from moalign.report.page import write_page
     from moalign.sweeps import run
 
     if isinstance(config, str | Path):
@@ -71,8 +70,18 @@ def sweep(
     if out is None:
         raise RunError("out: without a configuration file there is no name for the run directory; give one")
     run.start(settings, Path(out), registry.discover(), observer or Observer())
-    write_page(out)
+    finish(Path(out), observer or Observer())
     return Run(Path(out))
+
+
+def finish(directory: Path, observer: Observer) -> dict[str, Any]:
+    """What follows every sweep: exact figures where the world is known, then picture and page; returns the front."""
+    from moalign.demo import job
+    from moalign.report.page import write_page
+
+    result = job.measure(directory, observer) if job.is_known_world(directory) else front.read(directory)
+    write_page(directory)
+    return result
 
 
 def open_run(directory: str | Path) -> Run:

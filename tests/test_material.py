@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,9 +43,7 @@ def plan_with(model: Path, pairs: Path, reward: Reward | None = None, direction:
         small_config(model, pairs, objectives=objectives, search={"name": "grid", "points": 1}, **changes),
         registry.discover(),
     )
-    if reward is not None:
-        plan.rewards["short"] = reward  # type: ignore[index]
-    return plan
+    return plan if reward is None else replace(plan, rewards={"short": reward})
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -76,19 +76,20 @@ def with_rewards(dataset: PairDataset, rewards: NDArray[np.floating]) -> PairDat
     return replace(dataset, rewards=values, warnings=reward_warnings(values, dataset.objectives))
 
 
-def drop_unrewarded(dataset: PairDataset) -> PairDataset:
+def drop_unrewarded(dataset: PairDataset, objectives: Collection[str] | None = None) -> PairDataset:
     """Leave out the pairs in which a response lacks the reward of an objective, and count them.
 
-    Raises DataError where no pair remains.
+    ``objectives``: only these have to be known; None: all. Raises DataError where no pair remains.
     """
-    unknown = np.isnan(dataset.rewards)
+    needed = [index for index, name in enumerate(dataset.objectives) if objectives is None or name in objectives]
+    unknown = np.isnan(dataset.rewards[:, needed])
     kept = ~np.any(np.any(unknown, axis=1)[dataset.pairs], axis=1)
     dropped = int((~kept).sum())
     if not dropped:
         return dataset
     counts = {**dataset.counts, "dropped pair: a response lacks a reward": dropped}
     if dropped == len(kept):
-        names = [name for name, lacks in zip(dataset.objectives, unknown.T, strict=True) if np.all(lacks)]
+        names = [dataset.objectives[index] for index, lacks in zip(needed, unknown.T, strict=True) if np.all(lacks)]
         which = f"; no response has one for {', '.join(names)}" if names else ""
         raise DataError(f"all {dropped} pairs have a response that lacks a reward{which}")
     return replace(

@@ -43,9 +43,12 @@ def compute(
     front["base"] = base
     front["failed"] = [{"id": outcome.id, "error": outcome.error} for outcome in failed]
     declared = config.evaluate.reference_point
-    if declared == "base" and base is None:
+    if isinstance(declared, dict):
+        front["reference_point"] = dict(declared)
+    elif base is not None:
+        front["reference_point"] = dict(base["scores"])
+    else:
         raise RunError("the untouched model was not measured yet; the run is not far enough to have a front")
-    front["reference_point"] = dict(declared) if isinstance(declared, dict) else dict(base["scores"])  # type: ignore[index]
     scores = np.array([[point["scores"][name] for name in names] for point in points]).reshape(-1, len(names))
     keep = pareto.non_dominated(scores) if len(points) else np.zeros(0, dtype=bool)
     for point, kept in zip(points, keep, strict=True):
@@ -74,7 +77,7 @@ def read(run_directory: Path) -> dict[str, Any]:
     config = Config.model_validate(record["config"])
     world_file = run_directory / WORLD
     world = storage.read_json(world_file) if world_file.exists() else None
-    return compute(config, record["evaluation"], journal.read(run_directory / "journal.jsonl"), world)
+    return compute(config, record["evaluation"], journal.read(run_directory / journal.FILE), world)
 
 
 def write(run_directory: Path) -> dict[str, Any]:

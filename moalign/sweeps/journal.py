@@ -19,6 +19,8 @@ from moalign.errors import CorruptFileError, MoalignError
 
 log = logging.getLogger(__name__)
 
+FILE = "journal.jsonl"
+
 
 class _Content(NamedTuple):
     events: list[dict[str, Any]]

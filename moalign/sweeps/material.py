@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -179,29 +179,9 @@ def _dataset(plan: Plan, records: Sequence[Record], tokeniser: Tokeniser, margin
         dataset = with_rewards(dataset, rewards)
     if plan.scored:
         return drop_unrewarded(dataset)
-    return _with_known_margins(plan, dataset, margins)
-
-
-def _with_known_margins(plan: Plan, dataset: PairDataset, margins: Mapping[str, str]) -> PairDataset:
-    """Without the pairs whose reward difference a mixed preference would need and nobody knows; counted."""
-    if not plan.mixing_needs_margins:
-        return dataset
-    columns = [index for index, name in enumerate(plan.objectives) if margins[name] != "implicit"]
-    if not columns:
-        return dataset
-    known = np.asarray(~np.isnan(dataset.rewards[:, columns]).any(axis=1))
-    kept = known[dataset.pairs].all(axis=1)
-    if kept.all():
-        return dataset
-    if not kept.any():
-        raise DataError("no pair has the rewards that the combiner needs", file=plan.config.data_paths[0])
-    return replace(
-        dataset,
-        pairs=dataset.pairs[kept],
-        pair_objective=dataset.pair_objective[kept],
-        strength=dataset.strength[kept],
-        counts={**dataset.counts, "dropped pair: a response lacks a reward": int((~kept).sum())},
-    )
+    if plan.mixing_needs_margins:
+        return drop_unrewarded(dataset, [name for name, source in margins.items() if source != "implicit"])
+    return dataset
 
 
 def _held_out_pairs(plan: Plan, records: Sequence[Record], tokeniser: Tokeniser) -> PairDataset | None:

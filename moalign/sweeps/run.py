@@ -23,7 +23,6 @@ from moalign.sweeps.plan import Plan, prepare
 from moalign.sweeps.workshop import Workshop, open_workshop
 from moalign.types import Candidate, Outcome, Preference
 
-JOURNAL = "journal.jsonl"
 LIBRARIES = ("moalign", "torch", "transformers", "peft", "accelerate", "numpy", "pymoo", "moocore")
 
 
@@ -62,7 +61,7 @@ def _execute(plan: Plan, directory: Path, observer: Observer) -> dict[str, Any]:
         while candidates := _pending(plan, directory, workshop, history):
             for candidate in candidates:
                 outcome = train_candidate(candidate, workshop, history, observer)
-                journal.append(directory / JOURNAL, outcomes.to_event(outcome))
+                journal.append(directory / journal.FILE, outcomes.to_event(outcome))
                 history.append(outcome)
                 observer.on_candidate_end(outcome)
         if models.base_fingerprint(workshop.model.base) != workshop.model.fingerprint:
@@ -127,7 +126,7 @@ def _difference(before: dict[str, Any], now: dict[str, Any], key: str) -> str:
 
 def _settled(plan: Plan, directory: Path, workshop: Workshop) -> list[Outcome]:
     """What is already known: the journal, and candidates that were finished but not yet written into it."""
-    file = directory / JOURNAL
+    file = directory / journal.FILE
     events = journal.read(file)
     if not any(event["event"] == "base" for event in events):
         journal.append(file, _measure_base(workshop))
@@ -157,7 +156,7 @@ def _pending(plan: Plan, directory: Path, workshop: Workshop, history: Sequence[
     does.
     """
     known = {outcome.id for outcome in history}
-    for event in reversed(journal.read(directory / JOURNAL)):
+    for event in reversed(journal.read(directory / journal.FILE)):
         if event["event"] == "proposed":
             left = [outcomes.candidate_from(each, plan.objectives) for each in event["candidates"]]
             left = [candidate for candidate in left if candidate.id not in known]
@@ -167,7 +166,7 @@ def _pending(plan: Plan, directory: Path, workshop: Workshop, history: Sequence[
     candidates = next_candidates(plan, workshop, history)
     if candidates:
         listed = [outcomes.candidate_to(candidate) for candidate in candidates]
-        journal.append(directory / JOURNAL, {"event": "proposed", "candidates": listed})
+        journal.append(directory / journal.FILE, {"event": "proposed", "candidates": listed})
     return candidates
 
 
@@ -181,11 +180,11 @@ def next_candidates(plan: Plan, workshop: Workshop, history: Sequence[Outcome]) 
     one_hot = [preferred.values for _, preferred in known if preference.is_one_hot(preferred)]
     alone = {objective for values in one_hot for objective, value in values.items() if value}
     taken = {identity for identity, _ in known}
-    anchors = [_anchor(name, plan.objectives, taken) for name in implicit if name not in alone]
+    anchors = [_alone(name, plan.objectives, taken) for name in implicit if name not in alone]
     return anchors + sorted(proposed, key=lambda candidate: not preference.is_one_hot(candidate.preference))
 
 
-def _anchor(name: str, objectives: Sequence[str], taken: set[str]) -> Candidate:
+def _alone(name: str, objectives: Sequence[str], taken: set[str]) -> Candidate:
     """The candidate for one objective alone, under an id that nobody has."""
     identity = f"only-{name}"
     while identity in taken:

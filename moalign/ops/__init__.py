@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moalign.ops import chunked, reference
-from moalign.ops.contract import IGNORED, Implementation, TokenLogps, check, result_dtype
+from moalign.ops.contract import IGNORED, Implementation, Options, TokenLogps, check, result_dtype
 
 IMPLEMENTATIONS: Mapping[str, Implementation] = {
     "reference": reference.token_logps,
@@ -21,36 +21,37 @@ def token_logps(
     lm_head: Tensor,
     labels: Tensor,
     bias: Tensor | None = None,
-    *,
     temperature: float = 1.0,
     softcap: float | None = None,
     entropy: bool = False,
+    *,
+    entropy_gradient: bool = False,
+    negligible: float = 0.0,
+    chunk_tokens: int | None = None,
     implementation: str = "auto",
 ) -> TokenLogps:
     """Log-probability of each label under softmax(cap(hidden @ lm_head.T + bias) / temperature), in nats.
 
     ``hidden[N,D]``, ``lm_head[V,D]``, ``bias[V]`` of one dtype, ``labels[N]`` integers; cap(z) = c tanh(z / c) with
     c = softcap. Gradients flow to ``hidden``, and to ``lm_head`` and ``bias`` where they require one. A label of -100
-    gives exactly 0 and no gradient. ``entropy`` adds each token's entropy, a metric without gradient.
+    gives exactly 0 and no gradient. ``entropy`` adds each token's entropy, with ``entropy_gradient`` differentiable.
+
+    ``negligible`` leaves those tokens of the vocabulary out of the gradient whose probability is below it at every
+    position of a chunk; the gradient of a log-probability then errs by at most the sum of its probabilities left out
+    times the largest norm of a row of ``lm_head``. Values are not touched. ``chunk_tokens``, the number of tokens whose
+    logits are in memory together, changes nothing but rounding.
 
     Returns ``TokenLogps(logps[N], entropy[N] or None)``, float64 for float64 inputs, else float32.
     Raises ModelError for a label outside the vocabulary, ValueError for shapes, dtypes or options that do not fit.
     """
+    options = Options(temperature, softcap, entropy or entropy_gradient, entropy_gradient, negligible, chunk_tokens)
     compute = select(implementation)
-    check(hidden, lm_head, labels, bias, temperature, softcap)
+    check(hidden, lm_head, labels, bias, options)
     kept = labels != IGNORED
-    rows = None if bool(kept.all()) else kept.nonzero().squeeze(1)
-    scored = compute(
-        hidden if rows is None else hidden[rows],
-        lm_head,
-        (labels if rows is None else labels[rows]).long(),
-        bias,
-        temperature=temperature,
-        softcap=softcap,
-        entropy=entropy,
-    )
-    if rows is None:
-        return scored
+    if bool(kept.all()):
+        return compute(hidden, lm_head, labels.long(), bias, options)
+    rows = kept.nonzero().squeeze(1)
+    scored = compute(hidden[rows], lm_head, labels[rows].long(), bias, options)
     zeros = torch.zeros(len(labels), dtype=result_dtype(hidden.dtype), device=hidden.device)
     logps = zeros.index_copy(0, rows, scored.logps)
     return TokenLogps(logps, None if scored.entropy is None else zeros.index_copy(0, rows, scored.entropy))

@@ -6,25 +6,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from moalign.ops.contract import TokenLogps, result_dtype
+from moalign.ops.contract import Options, TokenLogps, result_dtype
 
 
-def token_logps(
-    hidden: Tensor,
-    lm_head: Tensor,
-    labels: Tensor,
-    bias: Tensor | None = None,
-    *,
-    temperature: float = 1.0,
-    softcap: float | None = None,
-    entropy: bool = False,
-) -> TokenLogps:
+def token_logps(hidden: Tensor, lm_head: Tensor, labels: Tensor, bias: Tensor | None, options: Options) -> TokenLogps:
     """log softmax(cap(hidden @ lm_head.T + bias) / temperature)[labels], where cap(z) = softcap * tanh(z / softcap)."""
     logits = F.linear(hidden, lm_head, bias).to(result_dtype(hidden.dtype))
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    log_probabilities = F.log_softmax(logits / temperature, dim=-1)
+    if options.softcap is not None:
+        logits = options.softcap * torch.tanh(logits / options.softcap)
+    log_probabilities = F.log_softmax(logits / options.temperature, dim=-1)
     logps = log_probabilities.gather(1, labels[:, None]).squeeze(1)
-    if not entropy:
+    if not options.entropy:
         return TokenLogps(logps, None)
-    return TokenLogps(logps, torch.special.entr(log_probabilities.detach().exp()).sum(-1))
+    if not options.entropy_gradient:
+        log_probabilities = log_probabilities.detach()
+    return TokenLogps(logps, -(log_probabilities.exp() * log_probabilities).sum(-1))

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from moalign.errors import ModelError
 from moalign.ops import IGNORED, IMPLEMENTATIONS, select, token_logps
 
+ANYWHERE = ["reference", "chunked"]
 OPTIONS = [
     {},
     {"temperature": 0.7},
@@ -51,13 +52,13 @@ def relative_error(got, truth):
 
 def test_a_case_by_hand():
     hidden, head = torch.tensor([[1.0, 0.0]]), torch.tensor([[math.log(1.0), 5.0], [math.log(3.0), 5.0]])
-    for name in IMPLEMENTATIONS:
+    for name in ANYWHERE:
         result = token_logps(hidden, head, torch.tensor([1]), entropy=True, implementation=name)
         assert result.logps.item() == pytest.approx(math.log(0.75), rel=1e-6)
         assert result.entropy.item() == pytest.approx(-0.75 * math.log(0.75) - 0.25 * math.log(0.25), rel=1e-6)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", ANYWHERE)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("trainable", [False, True])
 def test_gradcheck(implementation, options, trainable):
@@ -182,7 +183,7 @@ def test_near_certainty_is_not_lost_in_float32():
     assert gradient.item() == pytest.approx(-1e-12 * head[1].item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", ANYWHERE)
 def test_ignored_labels_give_exactly_nothing(implementation):
     hidden, head, labels, _ = inputs(12, ignored=True)
     hidden[labels == IGNORED] = torch.nan  # what stands at an ignored token must not matter
@@ -197,7 +198,7 @@ def test_ignored_labels_give_exactly_nothing(implementation):
     torch.testing.assert_close(result.logps[~ignored], alone, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", ANYWHERE)
 @pytest.mark.parametrize("n", [0, 4])
 @pytest.mark.parametrize("trainable", [False, True])
 def test_no_token_at_all(implementation, n, trainable):
@@ -390,5 +391,16 @@ def test_what_does_not_fit_is_refused(change, message):
         token_logps(**arguments)
 
 
-def test_auto_needs_no_accelerator():
-    assert select("auto") is IMPLEMENTATIONS["chunked"]
+def test_auto_is_the_fastest_for_the_device():
+    assert select("auto", torch.device("cpu")) is IMPLEMENTATIONS["chunked"]
+    assert select("auto", torch.device("cuda")) is IMPLEMENTATIONS["triton"]
+
+
+def test_where_triton_cannot_run_the_reason_is_said_and_the_result_is_right(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    hidden, head, labels, _ = inputs(6, dtype=torch.float32)
+    with pytest.warns(RuntimeWarning, match="Triton does not compile for the CPU.*'chunked' is used"):
+        result = token_logps(hidden, head, labels, implementation="triton")
+    assert torch.equal(result.logps, in_chunks(hidden, head, labels).logps)
+    with pytest.warns(RuntimeWarning, match=r"no torch\.float64.*'chunked' is used"):
+        token_logps(hidden.double(), head.double(), labels, implementation="triton")

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from moalign.ops import chunked, reference
+from moalign.ops import chunked, reference, triton_rows
 from moalign.ops.contract import IGNORED, Implementation, Options, TokenLogps, check, result_dtype
+
+
+def _on_an_accelerator(
+    hidden: Tensor, lm_head: Tensor, labels: Tensor, bias: Tensor | None, options: Options
+) -> TokenLogps:
+    """The chunked algorithm around the Triton row pass; where that cannot run, the reason is said and torch's used."""
+    reason = triton_rows.available(lm_head.device, lm_head.dtype)
+    if reason is None:
+        return chunked.token_logps(hidden, lm_head, labels, bias, options, triton_rows.row_pass)
+    warnings.warn(f"token_logps: {reason}; the slower implementation 'chunked' is used", RuntimeWarning, stacklevel=3)
+    return chunked.token_logps(hidden, lm_head, labels, bias, options)
+
 
 IMPLEMENTATIONS: Mapping[str, Implementation] = {
     "reference": reference.token_logps,
     "chunked": chunked.token_logps,
+    "triton": _on_an_accelerator,
 }
 
 
@@ -45,7 +59,7 @@ def token_logps(
     Raises ModelError for a label outside the vocabulary, ValueError for shapes, dtypes or options that do not fit.
     """
     options = Options(temperature, softcap, entropy or entropy_gradient, entropy_gradient, negligible, chunk_tokens)
-    compute = select(implementation)
+    compute = select(implementation, hidden.device)
     check(hidden, lm_head, labels, bias, options)
     kept = labels != IGNORED
     if bool(kept.all()):
@@ -57,9 +71,11 @@ def token_logps(
     return TokenLogps(logps, None if scored.entropy is None else zeros.index_copy(0, rows, scored.entropy))
 
 
-def select(implementation: str = "auto") -> Implementation:
-    """The implementation of that name; "auto" is the fastest that runs everywhere. Raises ValueError for others."""
-    name = "chunked" if implementation == "auto" else implementation
+def select(implementation: str, device: torch.device) -> Implementation:
+    """The implementation of that name; "auto" is the fastest for the device. Raises ValueError for unknown names."""
+    name = implementation
+    if name == "auto":
+        name = "triton" if device.type == "cuda" else "chunked"
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"no implementation is called '{implementation}'; known: auto, {', '.join(IMPLEMENTATIONS)}")
     return IMPLEMENTATIONS[name]

@@ -1,0 +1,74 @@
+"""One table, twice: in the terminal and as Markdown beside the JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+Cell = str
+
+
+@dataclass(frozen=True)
+class Table:
+    """``rows`` of as many cells as there are ``columns``; the first is text, the others are numbers."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    notes: Sequence[str] = ()
+
+
+def show(tables: Sequence[Table], console: Console) -> None:
+    for table in tables:
+        drawn = RichTable(title=table.title, title_justify="left", title_style="bold")
+        for number, column in enumerate(table.columns):
+            drawn.add_column(column, justify="right" if number else "left", no_wrap=number == 0)
+        for row in table.rows:
+            drawn.add_row(*row)
+        console.print(drawn)
+        for note in table.notes:
+            console.print(note, style="dim", highlight=False)
+
+
+def markdown(heading: str, introduction: Sequence[str], tables: Sequence[Table]) -> str:
+    lines = [f"# {heading}", ""]
+    for paragraph in introduction:
+        lines += [paragraph, ""]
+    for table in tables:
+        lines += [f"## {table.title}", ""]
+        lines.append(_line(table.columns))
+        lines.append(_line(["---", *["---:"] * (len(table.columns) - 1)]))
+        lines += [_line(row) for row in table.rows]
+        lines.append("")
+        lines += [line for note in table.notes for line in (note, "")]
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def begin(benchmark: str, command: str, earlier: Path | None) -> dict[str, Any]:
+    """A report without results, or with those of an earlier one. Raises ValueError where that is of another kind."""
+    report: dict[str, Any] = {"benchmark": benchmark, "commands": [], "results": []}
+    if earlier is not None and earlier.exists():
+        report = json.loads(earlier.read_text())
+        if report.get("benchmark") != benchmark:
+            raise ValueError(f"{earlier}: not a report of {benchmark}")
+    report["commands"].append(command)
+    return report
+
+
+def write(output: Path, report: Mapping[str, Any], text: str) -> Path:
+    """``output`` as JSON and the Markdown beside it; returns the latter's path."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+    beside = output.with_suffix(".md")
+    beside.write_text(text)
+    return beside

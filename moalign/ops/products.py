@@ -19,7 +19,7 @@ BLOCK_ELEMENTS = 2**22  # entries of a half-precision head that are in float32 a
 def logits(hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
     """hidden[n,D] @ weight[V,D].T as [n,V], float32 (float64 for float64); in ``out``, except where oneDNN is used."""
     if uses_onednn(weight):
-        return _onednn_linear(hidden, weight)
+        return onednn_linear(hidden, weight)
     if out is None:
         out = hidden.new_empty(len(hidden), len(weight), dtype=result_dtype(weight.dtype))
     if out.dtype == weight.dtype:
@@ -42,7 +42,7 @@ def rounds_gradient(weight: Tensor) -> bool:
 def times_head(gradient: Tensor, weight: Tensor) -> Tensor:
     """gradient[n,V] @ weight[V,D] as [n,D], in the dtype of ``gradient``, accumulated in float32 or better."""
     if uses_onednn(weight):
-        return _onednn_linear(gradient, weight.t())
+        return onednn_linear(gradient, weight.t())
     if gradient.dtype == weight.dtype:
         return gradient @ weight
     total = gradient.new_zeros(len(gradient), weight.shape[1])
@@ -64,15 +64,16 @@ def uses_onednn(weight: Tensor) -> bool:
     return _ONEDNN and weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
-def _onednn_linear(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x[n,D] @ weight[m,D].T + bias[m], float32 on a CPU, without autograd."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def _onednn_works() -> bool:
     """The operator is torch.compile's, without a promise to users: it is tried once on a case that is known."""
     try:
         x = torch.tensor([[1.0, 2.0]])
-        return _onednn_linear(x, torch.tensor([[3.0, 4.0], [0.0, -1.0]])).tolist() == [[11.0, -2.0]]
+        return onednn_linear(x, torch.tensor([[3.0, 4.0], [0.0, -1.0]])).tolist() == [[11.0, -2.0]]
     except (AttributeError, RuntimeError, TypeError):
         return False
 

@@ -102,8 +102,9 @@ class RolloutSettings(Section):
 class TrainSettings(Section):
     steps: int = Field(default=200, ge=1)
     pairs_per_step: int = Field(default=16, ge=1)
-    pairs_per_pass: int | None = Field(default=None, ge=1)
-    """pairs in one forward pass; smaller saves memory and changes no result. Default: all of a step"""
+    tokens_per_pass: int | None = Field(default=None, ge=1)
+    """tokens in one forward pass, padding among them; smaller saves memory and changes no result, except that the
+    pairs of one prompt always share a pass. Default: about what half a GPU's memory holds, or 4 GiB on a CPU"""
     lr: float = Field(default=2e-4, gt=0)
     warmup: float = Field(default=0.1, ge=0, le=1)
     """share of the steps over which the learning rate rises linearly"""

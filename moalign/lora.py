@@ -8,15 +8,21 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MethodType
 from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from moalign import storage
 from moalign.errors import CorruptFileError, ModelError, RunError
+from moalign.ops import frozen_linear, products
+from moalign.ops.frozen_linear import FrozenLinear
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -43,16 +49,90 @@ def inject(base: Any, config: LoraConfig, adapter: str) -> PeftModel:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that it deprecates
+            # an adapter on a head whose weights are the embedding's too is the head's alone, and meant so
+            warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
             model = get_peft_model(base, config, adapter_name=adapter)
     except ValueError as error:
         raise ModelError(f"model.lora.targets: {error}") from None
-    if isinstance(base.get_output_embeddings(), LoraLayer):
-        raise ModelError("model.lora.targets: the output head cannot carry an adapter; leave it out of the targets")
+    for layer in layers(model):
+        if type(layer) is LoraLinear and type(layer.base_layer) in (nn.Linear, FrozenLinear):
+            layer.forward = MethodType(_forward, layer)  # type: ignore[method-assign]
     return model
+
+
+class _Linear(Function):
+    """x W^T + b + s (x A^T) B^T with W and b frozen: the update is added where the product lies, forward and backward.
+
+    The same six products as peft's layers take; what is saved are its passes over whole activations to scale and add.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, s: float) -> Tensor:
+        rows = x.flatten(0, -2)
+        inner = _product(rows, a)
+        result = _product(rows, weight, bias).addmm_(inner, b.t(), alpha=s)
+        ctx.save_for_backward(rows, inner, weight, a, b)
+        ctx.s, ctx.shape = s, x.shape
+        return result.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, inner, weight, a, b = ctx.saved_tensors
+        grad = grad.flatten(0, -2)
+        d_inner = _product(grad, b.t()).mul_(ctx.s)
+        d_x = _product(grad, weight.t()).addmm_(d_inner, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        d_a = _product(d_inner.t(), rows.t()) if ctx.needs_input_grad[3] else None
+        d_b = _product(inner.t(), grad.t()).t() * ctx.s if ctx.needs_input_grad[4] else None
+        return d_x, None, None, d_a, d_b, None
+
+
+def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """rows @ weight.T + bias without autograd; on a CPU torch.mm leaves half of what oneDNN gets out of large ones."""
+    if rows.numel() * len(weight) >= frozen_linear.WORTH_IT and products.uses_onednn(weight):
+        return products.onednn_linear(rows.contiguous(), weight, bias)
+    return nn.functional.linear(rows, weight, bias)
+
+
+def _forward(layer: LoraLinear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """``_Linear`` where one plain adapter of the base's precision is on and nothing is dropped, else peft's own."""
+    base, adapters = layer.base_layer, layer.active_adapters
+    if not (layer.disable_adapters or layer.merged or args or kwargs) and len(adapters) == 1:
+        adapter = adapters[0]
+        if adapter in layer.lora_A and adapter not in layer.lora_variant:
+            down, up, dropout = layer.lora_A[adapter], layer.lora_B[adapter], layer.lora_dropout[adapter]
+            plain = up.bias is None and not (isinstance(dropout, nn.Dropout) and dropout.training)
+            if plain and x.dtype == base.weight.dtype == down.weight.dtype:
+                return _Linear.apply(x, base.weight, base.bias, down.weight, up.weight, layer.scaling[adapter])
+    return LoraLinear.forward(layer, x, *args, **kwargs)
 
 
 def layers(model: nn.Module) -> Iterator[LoraLayer]:
     return (module for module in model.modules() if isinstance(module, LoraLayer))
+
+
+def dropout_of(layer: LoraLayer, adapter: str) -> nn.Dropout | None:
+    """The adapter's dropout in this layer, where it has one."""
+    dropout = dict(layer.lora_dropout.items()).get(adapter)
+    return dropout if isinstance(dropout, nn.Dropout) else None
+
+
+def adapted_head(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(hidden, weight, bias) whose logits hidden @ weight.T + bias are those of the output head as it is switched now.
+
+    With an adapter, x W^T + s dropout(x) A^T B^T = [x, s dropout(x) A^T] [W, B]^T, dropout included.
+    """
+    weight, bias = cast(nn.Linear, head).weight, getattr(head, "bias", None)
+    if not isinstance(head, LoraLayer) or head.disable_adapters:
+        return hidden, weight, bias
+    inputs, columns = [hidden], [weight]
+    for adapter in head.active_adapters:
+        if adapter in head.lora_A:
+            down, up = cast(nn.Linear, head.lora_A[adapter]), cast(nn.Linear, head.lora_B[adapter])
+            inner = down(head.lora_dropout[adapter](hidden.to(down.weight.dtype))) * head.scaling[adapter]
+            inputs.append(inner.to(hidden.dtype))
+            columns.append(up.weight.to(weight.dtype))
+    return torch.cat(inputs, -1), torch.cat(columns, -1), bias
 
 
 def initialise(model: PeftModel, adapter: str, seed: int) -> None:
@@ -60,7 +140,7 @@ def initialise(model: PeftModel, adapter: str, seed: int) -> None:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         for layer in layers(model):
-            device = cast(nn.Linear, layer.get_base_layer()).weight.device
+            device = next(layer.get_base_layer().parameters()).device
             layer.reset_lora_parameters(adapter, init_lora_weights=True)
             cast(nn.Module, layer).to(device)
 
@@ -87,22 +167,24 @@ def trainable(model: PeftModel, adapter: str) -> dict[str, nn.Parameter]:
 def active(model: PeftModel, adapter: str | None) -> Iterator[None]:
     """Within the context the model runs with this adapter, or (None) as the bare base; gradients are off.
 
-    peft's own switch also flips ``requires_grad``, so what was trainable before is restored on leaving.
+    Switches the layers alone; peft also flips ``requires_grad``, so what was trainable before is restored on leaving.
     """
-    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    current = model.active_adapter
+    switched = list(layers(model))
+    parameters = [parameter for layer in switched for parameter in cast(nn.Module, layer).parameters()]
+    before = [(parameter, parameter.requires_grad) for parameter in parameters]
     try:
+        for layer in switched:
+            layer.enable_adapters(adapter is not None)
+            if adapter is not None:
+                layer.set_adapter(adapter)
         with torch.no_grad():
-            if adapter is None:
-                with model.disable_adapter():
-                    yield
-            else:
-                model.set_adapter(adapter)
-                yield
+            yield
     finally:
-        model.set_adapter(current)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(before.get(name, False))
+        for layer in switched:
+            layer.enable_adapters(True)
+            layer.set_adapter(model.active_adapter)
+        for parameter, required in before:
+            parameter.requires_grad_(required)
 
 
 def weights(model: PeftModel, adapter: str) -> dict[str, Tensor]:

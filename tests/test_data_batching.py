@@ -1,6 +1,4 @@
-"""Batches are a function of (seed, step); epochs neither drop nor repeat; tensors say exactly what is scored."""
-
-import dataclasses
+"""Batches are a function of (seed, step); epochs neither drop nor repeat; tensors say what is known of the pairs."""
 
 import numpy as np
 import pytest
@@ -8,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_data_tokenise import build
 
-from moalign.data.batching import collate, group_pair_indices, micro_batches, pair_indices
+from moalign.data.batching import collate, group_pair_indices, pair_indices
 from moalign.data.dataset import PairDataset
 from moalign.data.pairing import scored
 from moalign.data.tokenise import Sequence, Tokeniser
@@ -52,11 +50,8 @@ def test_every_group_whole_and_once_per_epoch(sizes, per_step, seed):
     steps = len(sizes)  # per_step whole epochs
     chain = np.concatenate([group_pair_indices(dataset, seed, step, per_step) for step in range(steps)])
     assert sorted(chain) == sorted(list(range(sum(sizes))) * per_step)
-    for micro in micro_batches(chain[: sum(sizes)], dataset, 4, unit="group"):
-        groups = dataset.groups[dataset.pairs[micro, 0]]
-        assert len(micro) <= 4 or len(set(groups)) == 1
-        for group in set(groups):
-            assert (groups == group).sum() == sizes[group]
+    groups = dataset.groups[dataset.pairs[group_pair_indices(dataset, seed, 0, per_step), 0]]
+    assert all((groups == group).sum() % sizes[group] == 0 for group in set(groups))
 
 
 def test_epochs_and_seeds_differ():
@@ -67,15 +62,6 @@ def test_epochs_and_seeds_differ():
 
 def test_the_order_is_the_same_on_every_machine():
     assert pair_indices(dataset_of([1] * 8), 0, 0, 8).tolist() == [0, 3, 7, 5, 1, 2, 6, 4]
-
-
-def test_micro_batches_of_pairs():
-    parts = micro_batches(np.arange(7), dataset_of([7]), 3)
-    assert [part.tolist() for part in parts] == [[0, 1, 2], [3, 4, 5], [6]]
-    parts = micro_batches(np.arange(7), dataset_of([2, 3, 2]), 5, unit="group")
-    assert [part.tolist() for part in parts] == [[0, 1, 2, 3, 4], [5, 6]]
-    parts = micro_batches(np.arange(7), dataset_of([2, 3, 2]), 1, unit="group")
-    assert [part.tolist() for part in parts] == [[0, 1], [2, 3, 4], [5, 6]]
 
 
 @pytest.fixture(scope="module")
@@ -89,33 +75,16 @@ def scored_dataset():
 
 def test_collate(scored_dataset):
     torch = pytest.importorskip("torch")
-    indices = np.array([8, 0, 3, 8])
-    batch = collate(scored_dataset, indices, pad_id=4)
-    rows = batch["rows"].numpy()
-    assert len(set(rows)) == len(rows)
+    indices, rows = np.array([8, 0, 3, 8]), np.array([5, 4, 7, 0, 2, 1, 3])
+    named = np.unique(scored_dataset.pairs[indices])
+    rows = rows[np.isin(rows, named)]
+    assert sorted(rows) == sorted(named) and list(rows) != sorted(rows)
+    batch = collate(scored_dataset, indices, rows)
     np.testing.assert_array_equal(rows[batch["pairs"].numpy()], scored_dataset.pairs[indices])
-    assert rows[:2].tolist() == scored_dataset.pairs[8].tolist()
-    count, length = batch["input_ids"].shape
-    assert length % 8 == 0
-    assert batch["labels"].shape == batch["response_mask"].shape == (count, length - 1)
-    for i, row in enumerate(rows):
-        sequence = scored_dataset.sequences[row]
-        size = len(sequence.ids)
-        assert batch["input_ids"][i].tolist() == [*sequence.ids, *[4] * (length - size)]
-        assert batch["attention_mask"][i].tolist() == [1] * size + [0] * (length - size)
-        response = sequence.ids[sequence.prompt_length :]
-        expected = [-100] * (sequence.prompt_length - 1) + list(response) + [-100] * (length - size)
-        assert batch["labels"][i].tolist() == expected
     np.testing.assert_array_equal(batch["rewards"].numpy(), scored_dataset.rewards[rows].astype(np.float32))
     assert batch["groups"].tolist() == scored_dataset.groups[rows].tolist()
     assert batch["pair_objective"].tolist() == [-1] * 4
-    kinds = {"rewards": torch.float32, "strength": torch.float32, "response_mask": torch.float32}
+    kinds = {"rewards": torch.float32, "strength": torch.float32}
     assert {name: tensor.dtype for name, tensor in batch.items()} == {
         name: kinds.get(name, torch.int64) for name in batch
     }
-
-
-def test_collate_pads_to_the_longest_of_the_batch_only(scored_dataset):
-    longer = dataclasses.replace(scored_dataset, sequences=(*scored_dataset.sequences[:-1], Sequence((5,) * 100, 50)))
-    assert collate(longer, np.array([0]), 0)["input_ids"].shape[1] < 100
-    assert collate(longer, np.array([len(longer.pairs) - 1]), 0)["input_ids"].shape[1] == 104

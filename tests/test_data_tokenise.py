@@ -8,9 +8,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from moalign.data.batching import collate
 from moalign.data.pairing import labelled
 from moalign.data.tokenise import Tokeniser, check_vocabulary, encode_record
+from moalign.engine.layout import one_by_one
 from moalign.errors import DataError, ModelError
 from moalign.types import Pair, Record
 
@@ -103,16 +103,14 @@ def test_one_bos_the_end_trained_and_mask_is_the_completion(family, shape):
             assert sequence.ids[0] == tokenizer.bos_token_id
         assert list(sequence.ids).count(tokenizer.bos_token_id) == (sequence.ids[0] == tokenizer.bos_token_id)
         assert completion.count(tokeniser.end_id) == 1
-    batch = collate(dataset, np.array([0]), tokeniser.pad_id)
+    layout = one_by_one(dataset.sequences, tokeniser.pad_id)
+    scored = layout.labels.split(layout.counts)
+    assert [tuple(labels.tolist()) for labels in scored] == [sequence.response for sequence in dataset.sequences]
     for row, sequence in enumerate(dataset.sequences):
-        scored = batch["labels"][row][batch["response_mask"][row] == 1].tolist()
-        assert scored == list(sequence.ids[sequence.prompt_length :])
-        assert (batch["labels"][row] == -100).tolist() == (batch["response_mask"][row] == 0).tolist()
-        real = batch["attention_mask"][row].bool()
-        assert batch["input_ids"][row][real].tolist() == list(sequence.ids)
-        assert set(batch["input_ids"][row][~real].tolist()) <= {tokeniser.pad_id}
-        positions = batch["response_mask"][row].nonzero().flatten()
-        assert batch["input_ids"][row][positions + 1].tolist() == scored  # labels are the next token
+        read = layout.input_ids[row].tolist()
+        assert read[: len(sequence.ids) - 1] == list(sequence.ids[:-1])
+        assert set(read[len(sequence.ids) - 1 :]) <= {tokeniser.pad_id}
+        assert (layout.mask[row].nonzero()[:, 0] + 1).tolist() == list(range(len(sequence.prompt), len(sequence.ids)))
 
 
 @pytest.mark.parametrize(

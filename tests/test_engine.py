@@ -48,7 +48,6 @@ def run(workshop: Workshop, job: Job | None = None, **settings) -> tuple[dict[st
     job = replace(job, settings=job.settings.model_copy(update=settings))
     source = batch_source(BALANCED, workshop)
     assert isinstance(source, OfflineSource)
-    source = replace(source, pairs_per_pass=settings.get("pairs_per_pass"))
     metrics: list[dict] = []
     train(workshop.model, source, job, workshop.cache, Accelerator(), lambda step, values: metrics.append(values))
     return lora.weights(workshop.model.policy, TRAINED), metrics
@@ -102,9 +101,11 @@ def test_dropout_is_a_function_of_seed_candidate_and_step(tiny_model_path, pairs
     assert largest_difference(first, other) > 0.0
 
 
-@pytest.mark.parametrize("settings", [{"pairs_per_pass": 3}, {"pairs_per_pass": 1}, {"gradient_checkpointing": True}])
+@pytest.mark.parametrize(
+    "settings", [{"tokens_per_pass": 60}, {"tokens_per_pass": 1}, {"gradient_checkpointing": True}]
+)
 def test_less_memory_gives_the_same_adapter(workshop, settings):
-    """Five decimals over 50 steps in float32; 3 does not divide 8, so the last pass of a step is a partial one."""
+    """Five decimals over 50 steps in float32; 60 tokens are two or three prompts with their pairs."""
     whole, _ = run(workshop, steps=50)
     parts, metrics = run(workshop, steps=50, **settings)
     assert largest_difference(whole, parts) < 1e-5
@@ -195,10 +196,10 @@ def test_schedules(workshop, kind):
 
 def test_nothing_of_a_failed_candidate_reaches_the_next_one(workshop):
     """It fails in the second pass of a step, when the first pass has left gradients behind."""
-    clean, _ = run(workshop, pairs_per_pass=4)
+    clean, _ = run(workshop, tokens_per_pass=60)
     _calls.clear()
     job = replace(job_of(BALANCED, workshop, ()), objective=Broken(way="raises", after=1))
     with pytest.raises(PluginError):
-        run(workshop, job, pairs_per_pass=4)
-    again, _ = run(workshop, pairs_per_pass=4)
+        run(workshop, job, tokens_per_pass=60)
+    again, _ = run(workshop, tokens_per_pass=60)
     assert largest_difference(clean, again) == 0.0

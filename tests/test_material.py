@@ -100,8 +100,8 @@ def test_a_rollout_source_pairs_within_groups_and_shares_its_first_round(tiny_mo
     shop = open_workshop(plan, Path(), Observer(), keep_cache=False)
     candidate = Candidate("short", Preference("weights", {"short": 1.0}))
     source = batch_source(candidate, shop)
-    dataset, parts = source.at(0)
-    pairs = dataset.pairs[np.concatenate(parts)]
+    dataset, chosen = source.at(0)
+    pairs = dataset.pairs[chosen]
     assert (dataset.groups[pairs[:, 0]] == dataset.groups[pairs[:, 1]]).all()
     assert len(set(dataset.groups[pairs[:, 0]])) == ROLLOUTS["prompts_per_step"]
     assert (dataset.pair_objective == -1).all()

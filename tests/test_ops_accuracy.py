@@ -6,23 +6,8 @@ import math
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from moalign.ops import token_logps
-from moalign.ops.chunked import default_chunk_tokens
-from moalign.ops.contract import Options
-
-PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_, torch.ops.mkldnn._linear_pointwise}
-
-
-class Products(TorchDispatchMode):
-    """Counts the matrix products."""
-
-    count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += function.overloadpacket in PRODUCTS
-        return function(*args, **(kwargs or {}))
 
 
 def language_model_like(dtype, *, n=96, d=64, v=6000, seed=0):
@@ -94,32 +79,6 @@ def test_the_gradient_of_the_entropy(softcap, temperature, trainable, implementa
     assert entropy[2] == 0 and entropy.requires_grad
 
 
-def test_the_gradient_of_the_entropy_costs_one_product_more():
-    hidden, head, labels = language_model_like(torch.float32)
-    counts = {}
-    for wanted in ({}, {"entropy": True}, {"entropy_gradient": True}):
-        with Products() as counted:
-            token_logps(hidden.requires_grad_(), head, labels, implementation="chunked", chunk_tokens=32, **wanted)
-        counts[str(wanted)] = counted.count / 3
-    assert list(counts.values()) == [2, 2, 3]
-
-
-def test_many_objectives_gradients_cost_the_same_two_products():
-    hidden, head, labels = language_model_like(torch.float32)
-    leaf = hidden.requires_grad_()
-    upstream = torch.randn(3, len(labels), generator=torch.Generator().manual_seed(5))
-    with Products() as counted:
-        logps = token_logps(leaf, head, labels, implementation="chunked", chunk_tokens=len(labels)).logps
-        one_by_one = [torch.autograd.grad(logps, leaf, row, retain_graph=True)[0] for row in upstream]
-        (together,) = torch.autograd.grad(logps, leaf, upstream, is_grads_batched=True)
-    assert counted.count == 2
-    assert torch.equal(torch.stack(one_by_one), together)
-    for row, gradient in zip(upstream, one_by_one, strict=True):
-        logps = token_logps(leaf, head, labels, implementation="reference").logps
-        (expected,) = torch.autograd.grad(logps, leaf, row)
-        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("negligible", [2.0**-12, 1e-2, 0.3])
 def test_leaving_out_what_is_negligible_errs_by_no_more_than_stated(negligible):
     hidden, head, labels = language_model_like(torch.float64)
@@ -133,11 +92,3 @@ def test_leaving_out_what_is_negligible_errs_by_no_more_than_stated(negligible):
     error = (shortened - units).norm(dim=1)
     assert (error <= bound * (1 + 1e-9) + 1e-12).all()
     assert error.max() > 0  # something was left out
-
-
-def test_the_memory_of_a_chunk_is_stated_in_bytes_whatever_the_vocabulary():
-    for v in (32_000, 129_920, 151_936, 262_144):
-        tokens = default_chunk_tokens(torch.empty(v, 1), Options())
-        assert 8e6 < tokens * v * 4 <= 56 * 2**20
-        on_a_gpu = default_chunk_tokens(torch.empty(v, 1, dtype=torch.bfloat16, device="meta"), Options())
-        assert on_a_gpu % 128 == 0 and 400e6 < on_a_gpu * v * 6 <= 512 * 2**20

@@ -9,8 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from moalign.errors import ModelError
 from moalign.ops import IGNORED, IMPLEMENTATIONS, select, token_logps
@@ -296,61 +294,6 @@ def test_any_shape(n, d, v, chunk, temperature, softcap, scale, seed):
     )
     torch.testing.assert_close(value, truth, rtol=1e-11, atol=1e-12)
     torch.testing.assert_close(gradient, expected, rtol=1e-11, atol=1e-11 * (1 + scale))
-
-
-PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_, torch.ops.mkldnn._linear_pointwise}
-
-
-class LargestAllocation(TorchDispatchMode):
-    """Records the number of elements of the largest tensor that any operation returned, and counts the GEMMs."""
-
-    def __init__(self):
-        super().__init__()
-        self.elements, self.products = 0, 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        self.products += function.overloadpacket in PRODUCTS
-        sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        self.elements = max([self.elements, *sizes])
-        return result
-
-
-def watch(implementation, *, hidden_grad=True, head_grad=False, chunk=16, dtype=torch.float32):
-    hidden, head, labels, _ = inputs(256, 8, 400, dtype)
-    hidden.requires_grad_(hidden_grad)
-    head.requires_grad_(head_grad)
-    with LargestAllocation() as watched:
-        options = {"softcap": 20.0, "entropy": True, "chunk_tokens": chunk, "implementation": implementation}
-        logps = token_logps(hidden, head, labels, **options).logps
-        if logps.requires_grad:
-            logps.sum().backward()
-    return watched
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("hidden_grad", "head_grad"), [(True, False), (False, False), (True, True), (False, True)])
-def test_memory_is_a_chunk_of_logits_never_all_of_them(dtype, hidden_grad, head_grad):
-    watched = watch("chunked", hidden_grad=hidden_grad, head_grad=head_grad, dtype=dtype)
-    assert watched.elements == 16 * 400  # more than N*D and V*D here, a sixteenth of N*V
-    assert watch("reference").elements == 256 * 400
-
-
-@pytest.mark.parametrize(
-    ("hidden_grad", "head_grad", "per_chunk"), [(False, False, 1), (True, False, 2), (True, True, 4)]
-)
-def test_the_number_of_matrix_products(hidden_grad, head_grad, per_chunk):
-    watched = watch("chunked", hidden_grad=hidden_grad, head_grad=head_grad, chunk=16)
-    assert watched.products == per_chunk * 256 // 16
-
-
-def test_no_gradient_is_prepared_where_none_is_recorded():
-    hidden, head, labels, _ = inputs(5)
-    hidden.requires_grad_()
-    head.requires_grad_()
-    with torch.no_grad(), LargestAllocation() as watched:
-        assert not in_chunks(hidden, head, labels, chunk_tokens=1).logps.requires_grad
-    assert watched.products == 5
 
 
 def test_inputs_are_left_as_they_were():

@@ -1,21 +1,17 @@
-"""Which pairs a step trains on, and their tensors. The content of a batch is a function of (seed, step) alone."""
+"""Which pairs a step trains on. The content of a step is a function of (seed, step) alone."""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moalign.data.dataset import PairDataset
-from moalign.data.tokenise import Sequence
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-IGNORED = -100  # label of a position that is not scored
-MULTIPLE = 8  # rows are padded to a multiple of this many tokens
 
 
 def pair_indices(dataset: PairDataset, seed: int, step: int, pairs_per_step: int) -> NDArray[np.int64]:
@@ -32,70 +28,22 @@ def group_pair_indices(dataset: PairDataset, seed: int, step: int, groups_per_st
     return np.concatenate([members[i] for i in _slice_of_epochs(len(members), seed, step, groups_per_step)])
 
 
-def micro_batches(
-    pair_indices: NDArray[np.int64],
-    dataset: PairDataset,
-    pairs_per_micro: int,
-    unit: Literal["pair", "group"] = "pair",
-) -> list[NDArray[np.int64]]:
-    """Consecutive parts of a step, at most ``pairs_per_micro`` pairs each.
+def collate(dataset: PairDataset, pair_indices: NDArray[np.int64], rows: NDArray[np.int64]) -> dict[str, Tensor]:
+    """What is known of some pairs and of the sequences ``rows`` [N] of the dataset that they name.
 
-    With the unit "group" a group's pairs stay together, even where they alone are more than ``pairs_per_micro``.
-    """
-    if unit == "pair":
-        return np.split(pair_indices, range(pairs_per_micro, len(pair_indices), pairs_per_micro))
-    group_of_pair = dataset.groups[dataset.pairs[pair_indices, 0]]
-    cuts, begun = [], 0
-    ends = [*(np.flatnonzero(np.diff(group_of_pair)) + 1), len(pair_indices)]
-    for start, end in zip([0, *ends], ends, strict=False):
-        if end - begun > pairs_per_micro and start > begun:
-            cuts.append(start)
-            begun = start
-    return np.split(pair_indices, cuts)
-
-
-def collate(dataset: PairDataset, pair_indices: NDArray[np.int64], pad_id: int) -> dict[str, Tensor]:
-    """Tensors of a batch: every sequence once, padded on the right to L tokens, L a multiple of 8.
-
-    ``rows[N]`` sequence numbers in the dataset; ``input_ids[N,L]``, ``attention_mask[N,L]``;
-    ``labels[N,L-1]`` the next token, aligned with ``hidden[:, :-1]``: -100 outside the response, so that exactly the
-    response with its end token is scored; ``response_mask[N,L-1]`` float, 1 where labels are not -100;
-    ``pairs[P,2]`` rows of this batch, ``pair_objective[P]``, ``strength[P]``, ``rewards[N,M]``, ``groups[N]``.
+    ``pairs[P,2]`` indices into ``rows``, ``pair_objective[P]``, ``strength[P]``, ``rewards[N,M]``, ``groups[N]``.
     """
     import torch
 
-    pairs = dataset.pairs[pair_indices]
-    unique, first, inverse = np.unique(pairs, return_index=True, return_inverse=True)
-    order = np.argsort(first)  # rows in the order in which the pairs name them
-    rows, row_of = unique[order], np.argsort(order)
+    order = np.argsort(rows, kind="stable")
     arrays: dict[str, Any] = {
-        "rows": rows,
-        "pairs": row_of[inverse.reshape(-1)].reshape(pairs.shape),
+        "pairs": order[np.searchsorted(rows, dataset.pairs[pair_indices], sorter=order)],
         "pair_objective": dataset.pair_objective[pair_indices],
         "strength": dataset.strength[pair_indices].astype(np.float32),
         "rewards": dataset.rewards[rows].astype(np.float32),
         "groups": dataset.groups[rows],
     }
-    padded = pad_sequences([dataset.sequences[row] for row in rows], pad_id)
-    return padded | {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-
-
-def pad_sequences(sequences: list[Sequence], pad_id: int) -> dict[str, Tensor]:
-    """``input_ids``, ``attention_mask``, ``labels`` and ``response_mask`` of some sequences, as in ``collate``."""
-    import torch
-
-    length = -(-max(len(sequence.ids) for sequence in sequences) // MULTIPLE) * MULTIPLE
-    input_ids = np.full((len(sequences), length), pad_id, dtype=np.int64)
-    attention = np.zeros((len(sequences), length), dtype=np.int64)
-    labels = np.full((len(sequences), length - 1), IGNORED, dtype=np.int64)
-    for i, sequence in enumerate(sequences):
-        end, start = len(sequence.ids), sequence.prompt_length
-        input_ids[i, :end] = sequence.ids
-        attention[i, :end] = 1
-        labels[i, start - 1 : end - 1] = sequence.ids[start:]
-    mask = (labels != IGNORED).astype(np.float32)
-    arrays = {"input_ids": input_ids, "attention_mask": attention, "labels": labels, "response_mask": mask}
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
 
 def _slice_of_epochs(units: int, seed: int, step: int, per_step: int) -> NDArray[np.int64]:

@@ -27,6 +27,14 @@ class Sequence:
     prompt_length: int
     truncated: bool = False
 
+    @property
+    def prompt(self) -> Ids:
+        return self.ids[: self.prompt_length]
+
+    @property
+    def response(self) -> Ids:
+        return self.ids[self.prompt_length :]
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from moalign.config import RolloutSettings
-from moalign.data.batching import group_pair_indices, micro_batches, pair_indices
+from moalign.data.batching import group_pair_indices, pair_indices
 from moalign.data.dataset import PairDataset
 from moalign.engine.model import LanguageModel
 from moalign.engine.rollouts import Rollout, Score, sample, sequence_of
@@ -24,8 +24,8 @@ class BatchSource(Protocol):
     @property
     def cacheable(self) -> bool: ...
 
-    def at(self, step: int) -> tuple[PairDataset, list[np.ndarray]]:
-        """The dataset and the pair indices of each pass of this step; a function of (seed, step) and the policy."""
+    def at(self, step: int) -> tuple[PairDataset, np.ndarray]:
+        """The dataset and the indices of this step's pairs; a function of (seed, step) and the policy."""
         ...
 
 
@@ -36,12 +36,10 @@ class OfflineSource:
     dataset: PairDataset
     seed: int
     pairs_per_step: int
-    pairs_per_pass: int | None
     cacheable: bool = True
 
-    def at(self, step: int) -> tuple[PairDataset, list[np.ndarray]]:
-        pairs = pair_indices(self.dataset, self.seed, step, self.pairs_per_step)
-        return self.dataset, micro_batches(pairs, self.dataset, self.pairs_per_pass or len(pairs))
+    def at(self, step: int) -> tuple[PairDataset, np.ndarray]:
+        return self.dataset, pair_indices(self.dataset, self.seed, step, self.pairs_per_step)
 
 
 @dataclass
@@ -58,13 +56,12 @@ class RolloutSource:
     settings: RolloutSettings
     steps: int
     seed: int
-    pairs_per_pass: int | None
     first_round: dict[str, PairDataset]
     cacheable: bool = False
     _round: int = -1
     _dataset: PairDataset | None = field(default=None, repr=False)
 
-    def at(self, step: int) -> tuple[PairDataset, list[np.ndarray]]:
+    def at(self, step: int) -> tuple[PairDataset, np.ndarray]:
         current = step * self.settings.rounds // self.steps
         if current != self._round or self._dataset is None:
             self._dataset, self._round = self._draw(current), current
@@ -72,7 +69,7 @@ class RolloutSource:
         pairs = group_pair_indices(
             self._dataset, derive(self.seed, "groups", current), step - first, self.settings.prompts_per_step
         )
-        return self._dataset, micro_batches(pairs, self._dataset, self.pairs_per_pass or len(pairs), "group")
+        return self._dataset, pairs
 
     def _draw(self, number: int) -> PairDataset:
         if number == 0 and "dataset" in self.first_round:

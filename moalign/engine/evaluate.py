@@ -9,17 +9,15 @@ import numpy as np
 
 from moalign import lora
 from moalign.config import EvaluateSettings
-from moalign.data.batching import collate, pad_sequences
 from moalign.data.dataset import PairDataset
+from moalign.engine.layout import lay_out
 from moalign.engine.model import LanguageModel
+from moalign.engine.passes import arrange, pair_passes
 from moalign.engine.rollouts import Rollout, Score, sample, sequence_of
 from moalign.engine.scoring import LogpCache
 from moalign.errors import TrainingError
 from moalign.pareto import standard_error_clustered
 from moalign.seeds import derive
-
-PAIRS_PER_PASS = 32
-ROWS_PER_PASS = 64
 
 
 @dataclass(frozen=True)
@@ -122,15 +120,15 @@ def _accuracies(
     cache: LogpCache,
     details: dict[str, float],
 ) -> dict[str, tuple[float, float | None]]:
-    differences = np.zeros(len(pairs.pairs))
-    for start in range(0, len(pairs.pairs), PAIRS_PER_PASS):
-        indices = np.arange(start, min(start + PAIRS_PER_PASS, len(pairs.pairs)))
-        rows = {name: tensor.to(model.device) for name, tensor in collate(pairs, indices, model.pad_id).items()}
-        reference = cache.logps(rows, None, "")
+    ratios = np.zeros(len(pairs.sequences))
+    for part in pair_passes(pairs, np.arange(len(pairs.pairs)), model.packing):
+        sequences = [pairs.sequences[index] for index in part.sequences]
+        layout = lay_out(sequences, part.rows, model.pad_id, model.packing.multiple).to(model.device)
+        reference = cache.logps(sequences, layout, None, "")
         with lora.active(model.policy, adapter):
-            ratios = (model.response_logps(rows) - reference).double().sum(-1)
-        difference = ratios[rows["pairs"][:, 0]] - ratios[rows["pairs"][:, 1]]
-        differences[indices] = difference.cpu().numpy()
+            ratios[part.sequences] = (model.response_logps(layout) - reference).double().sum(-1).cpu().numpy()
+    cache.save()
+    differences = ratios[pairs.pairs[:, 0]] - ratios[pairs.pairs[:, 1]]
     groups = pairs.groups[pairs.pairs[:, 0]]
     result = {}
     for index, name in enumerate(objectives):
@@ -153,15 +151,19 @@ def _kl(
 ) -> float:
     """Mean over the policy's own samples of log pi - log pi_ref, in nats per response."""
     sequences = [sequence_of(rollout, prompts) for rollout in rollouts]
+    of_prompt: dict[int, list[int]] = {}
+    for index, rollout in enumerate(rollouts):
+        of_prompt.setdefault(rollout.prompt, []).append(index)
+    units = list(of_prompt.values())
     ratios = np.empty(len(sequences))
-    for start in range(0, len(sequences), ROWS_PER_PASS):
-        padded = pad_sequences(sequences[start : start + ROWS_PER_PASS], model.pad_id)
-        rows = {name: tensor.to(model.device) for name, tensor in padded.items()}
+    for part in arrange([[sequences[index] for index in unit] for unit in units], model.packing):
+        chosen = [index for unit in part.units for index in units[unit]]
+        members = [sequences[index] for index in chosen]
+        layout = lay_out(members, part.rows, model.pad_id, model.packing.multiple).to(model.device)
         with lora.active(model.policy, None):
-            reference = model.response_logps(rows)
+            reference = model.response_logps(layout)
         with lora.active(model.policy, adapter):
-            difference = (model.response_logps(rows) - reference).double().sum(-1)
-        ratios[start : start + ROWS_PER_PASS] = difference.cpu().numpy()
+            ratios[chosen] = (model.response_logps(layout) - reference).double().sum(-1).cpu().numpy()
     mean, error = _mean_and_error(ratios, np.array([r.prompt for r in rollouts]))
     if error is not None:
         details["kl_stderr"] = error

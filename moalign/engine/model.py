@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,15 @@ from transformers.utils import logging as transformers_logging
 from moalign import lora
 from moalign.config import ModelSettings
 from moalign.data.tokenise import Tokeniser, check_vocabulary
+from moalign.engine import probe
+from moalign.engine.layout import Layout
+from moalign.engine.passes import Packing
 from moalign.errors import ModelError
-from moalign.ops import token_logps
+from moalign.ops import frozen_linear, token_logps
 
 TRAINED = "candidate"  # the adapter slot that is trained; further slots hold frozen adapters
+CPU_MEMORY = 4 * 2**30  # bytes that the activations of one pass may take
+BYTES_PER_ACTIVATION = 48  # of a 16-bit number per layer and unit of width, all that backward needs counted
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class LanguageModel:
     """A frozen base with adapter slots.
 
     ``fingerprint`` is a sha256 over the base's weights, ``tokenizer_fingerprint`` over the tokenizer's files' content.
+    ``packing`` says how sequences are best arranged into passes; ``unshared`` why responses to one prompt cannot lie
+    in one row (None: they can).
     """
 
     policy: PeftModel
@@ -37,6 +43,8 @@ class LanguageModel:
     softcap: float | None
     fingerprint: str
     tokenizer_fingerprint: str
+    packing: Packing
+    unshared: str | None = None
 
     @property
     def base(self) -> Any:
@@ -56,27 +64,35 @@ class LanguageModel:
         """A sampled response ends at the first of these."""
         return frozenset(self.tokeniser.stop_ids)
 
-    def response_logps(self, rows: Mapping[str, Tensor]) -> Tensor:
-        """Log-probability of every response token under the active adapter; float32 [N, L-1], 0 elsewhere.
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.head.weight.dtype
 
-        ``rows`` holds input_ids [N,L], attention_mask [N,L] and labels [N,L-1] (-100 where nothing is scored). Only
-        scored positions meet the output head.
+    def response_logps(self, layout: Layout) -> Tensor:
+        """Log-probability of every response token under the active adapter; float32 [N,T], 0 elsewhere.
+
+        Only the hidden states that predict a response token meet the output head.
         """
-        hidden = self.base.base_model(
-            input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], use_cache=False
-        ).last_hidden_state[:, :-1]
-        labels = rows["labels"]
-        scored = labels != -100
-        head = self.head
-        logps = token_logps(
-            hidden[scored],
-            head.weight,
-            labels[scored],
-            getattr(head, "bias", None),
-            temperature=self.temperature,
-            softcap=self.softcap,
-        ).logps
-        return torch.zeros(labels.shape, dtype=torch.float32, device=labels.device).masked_scatter(scored, logps)
+        arguments: dict[str, Tensor | None] = {}
+        if layout.segments is not None and layout.position_ids is not None:
+            arguments = {"attention_mask": layout.attention(self.dtype), "position_ids": layout.position_ids}
+        # without a mask attention is causal, and padding on the right is seen by nobody
+        output = self.base.base_model(input_ids=layout.input_ids, use_cache=False, **arguments)
+        hidden = output.last_hidden_state.flatten(0, 1).index_select(0, layout.source)
+        hidden, weight, bias = lora.adapted_head(self.head, hidden)
+        scored = token_logps(hidden, weight, layout.labels, bias, temperature=self.temperature, softcap=self.softcap)
+        return layout.place(scored.logps)
+
+    def checkpoint(self, on: bool) -> None:
+        """Whether activations are computed again in backward instead of kept; the output head is no part of it."""
+        base, action = self.base, "enable" if on else "disable"
+        if not on and not any(getattr(module, "gradient_checkpointing", False) for module in base.modules()):
+            return
+        # renamed in transformers 5
+        switch = getattr(base, f"activation_checkpointing_{action}", None) or getattr(
+            base, f"gradient_checkpointing_{action}"
+        )
+        switch(*[{"use_reentrant": False}] if on else [])
 
 
 def load(path: str, settings: ModelSettings, device: torch.device) -> LanguageModel:
@@ -94,6 +110,7 @@ def load(path: str, settings: ModelSettings, device: torch.device) -> LanguageMo
     base.requires_grad_(False)
     base.generation_config = GenerationConfig()  # its penalties and limits would seep into samples of the policy
     fingerprint = base_fingerprint(base)
+    frozen_linear.speed_up(base)
     adapter = settings.lora
     config = lora.configuration(adapter.r, adapter.alpha, adapter.targets, adapter.dropout, adapter.rslora, path)
     policy = lora.inject(base, config, TRAINED)
@@ -108,9 +125,12 @@ def load(path: str, settings: ModelSettings, device: torch.device) -> LanguageMo
         softcap=getattr(text_config, "final_logit_softcapping", None),
         fingerprint=fingerprint,
         tokenizer_fingerprint=_tokenizer_fingerprint(tokenizer),
+        packing=_packing(text_config, device, base),
     )
-    _check_against_own_logits(model, path)
-    return model
+    probe.check_against_own_logits(model, path)
+    reason = probe.why_not_shared(model)
+    longest = probe.longest_shared_row(text_config)
+    return replace(model, unshared=reason, packing=replace(model.packing, shares=reason is None, longest=longest))
 
 
 def load_tokenizer(path: str) -> Any:
@@ -155,18 +175,18 @@ def _tokenizer_fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256(f"{content}/{tokenizer.chat_template}".encode()).hexdigest()
 
 
-@torch.no_grad()
-def _check_against_own_logits(model: LanguageModel, path: str) -> None:
-    """The model's own forward pass must agree with ours; else it scales or caps its logits in a way we do not know."""
-    vocabulary = model.head.weight.shape[0]
-    ids = (torch.arange(8, device=model.device) * 7 % vocabulary)[None]
-    labels = ids[:, 1:]
-    ours = model.response_logps({"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels})
-    logits = model.policy(input_ids=ids, use_cache=False).logits[:, :-1].float()
-    theirs = logits.log_softmax(-1).gather(-1, labels[..., None])[..., 0]
-    tolerance = 1e-3 if model.head.weight.dtype == torch.float32 else 0.1
-    if not torch.allclose(ours, theirs, atol=tolerance, rtol=tolerance):
-        raise ModelError(
-            f"{path}: log-probabilities from hidden states differ from the model's own logits by up to "
-            f"{(ours - theirs).abs().max():.3g}; its output head does something that moalign does not know"
-        )
+def _packing(config: Any, device: torch.device, base: Any) -> Packing:
+    """Costs of this model on this device; the limit is a rough count of what activations take of the memory."""
+    on_gpu = device.type == "cuda"
+    head = base.get_output_embeddings().weight
+    width, layers = head.shape[1], getattr(config, "num_hidden_layers", 1)
+    memory = CPU_MEMORY
+    if on_gpu:
+        weights = sum({parameter.data_ptr(): parameter.nbytes for parameter in base.parameters()}.values())
+        memory = max(0, torch.cuda.get_device_properties(device).total_memory - weights) // 2
+    return Packing(
+        attention=(1 if on_gpu else 2) / (6 * width),  # on a CPU it runs at about half the speed of products
+        overhead=1024 if on_gpu else 32,
+        limit=max(1024, memory // (BYTES_PER_ACTIVATION * layers * width * head.itemsize // 2)),
+        multiple=8 if on_gpu else 1,
+    )

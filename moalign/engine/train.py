@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -18,8 +17,10 @@ from moalign.config import TrainSettings
 from moalign.data.batching import collate
 from moalign.data.dataset import PairDataset
 from moalign.engine.batches import BatchSource
+from moalign.engine.layout import Layout, lay_out
 from moalign.engine.metrics import StepMetrics
 from moalign.engine.model import TRAINED, LanguageModel
+from moalign.engine.passes import PairPass, pair_passes
 from moalign.engine.scoring import LogpCache
 from moalign.errors import PluginError, TrainingError
 from moalign.seeds import derive
@@ -80,22 +81,26 @@ def train(
     for parameter in parameters:
         parameter.grad = None  # a candidate that failed in the middle of a step may have left one
     optimizer = accelerator.prepare(
-        torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.999))
+        torch.optim.AdamW(
+            parameters, lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.999), fused=True
+        )
     )
+    packing = model.packing
+    if settings.tokens_per_pass is not None:
+        packing = replace(packing, limit=settings.tokens_per_pass)
     skipped = in_a_row = tokens = 0
     for step in range(settings.steps):
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * schedule(settings, step)
         metrics = StepMetrics(job.objectives)
-        dataset, parts = source.at(step)
-        pairs_in_step = sum(len(part) for part in parts)
+        dataset, pairs = source.at(step)
         problem = None
-        for number, part in enumerate(parts):
+        for number, part in enumerate(pair_passes(dataset, pairs, packing)):
             loss = _pass(model, dataset, part, job, cache, source.cacheable, (step, number), metrics)
             if not torch.isfinite(loss):
                 problem = f"loss is {loss.item()}"
                 break
-            accelerator.backward(loss / pairs_in_step)
+            accelerator.backward(loss / len(pairs))
         if problem is None:
             norm = float(accelerator.clip_grad_norm_(parameters, settings.max_gradient_norm))
             metrics.gradient_norm = norm
@@ -113,6 +118,7 @@ def train(
                 f"step {step}: {problem}, for {SKIPS_IN_A_ROW} steps in a row; the optimizer was not called. "
                 "A smaller train.lr usually helps"
             )
+    cache.save()
     return Trained(settings.steps, skipped, tokens)
 
 
@@ -133,20 +139,14 @@ def _fresh_adapter(model: LanguageModel, job: Job) -> dict[str, torch.nn.Paramet
     others = [n for n, p in model.policy.named_parameters() if p.requires_grad and n not in parameters]
     if others or not parameters:
         raise TrainingError(f"the parameters to train are not exactly the adapter's: {others[:3] or 'none found'}")
-    if job.settings.gradient_checkpointing:
-        base = model.base
-        if not hasattr(base, "_require_grads_hook"):  # every call would add one more hook
-            base.enable_input_require_grads()
-        # renamed in transformers 5
-        enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+    model.checkpoint(job.settings.gradient_checkpointing)
     return parameters
 
 
 def _pass(
     model: LanguageModel,
     dataset: PairDataset,
-    part: np.ndarray,
+    part: PairPass,
     job: Job,
     cache: LogpCache,
     cacheable: bool,
@@ -154,19 +154,24 @@ def _pass(
     metrics: StepMetrics,
 ) -> Tensor:
     """The weighted sum of the losses of one pass, with its graph."""
-    rows = {name: tensor.to(model.device) for name, tensor in collate(dataset, part, model.pad_id).items()}
-    reference = cache.logps(rows, None, "", keep=cacheable) if needs_reference(job) else None
-    rewards = _rewards(rows, job, cache, cacheable, reference)
-    logps = _policy_logps(model, rows, job, at)
-    pairs = rows["pairs"]
+    sequences = [dataset.sequences[index] for index in part.sequences]
+    layout = lay_out(sequences, part.rows, model.pad_id, model.packing.multiple).to(model.device)
+    known = {name: tensor.to(model.device) for name, tensor in collate(dataset, part.pairs, part.sequences).items()}
+
+    def frozen_logps(adapter: str | None, identity: str) -> Tensor:
+        return cache.logps(sequences, layout, adapter, identity, keep=cacheable)
+
+    reference = frozen_logps(None, "") if needs_reference(job) else None
+    rewards = _rewards(known["rewards"], job, frozen_logps, reference)
+    pairs = known["pairs"]
     batch = Batch(
-        logps=logps,
-        mask=(rows["labels"] != -100).float(),
+        logps=_policy_logps(model, layout, job, at),
+        mask=layout.mask,
         pairs=pairs,
-        pair_objective=rows["pair_objective"],
-        preference=torch.tensor(job.preference, device=model.device).expand(len(logps), -1),
-        strength=rows["strength"],
-        groups=rows["groups"],
+        pair_objective=known["pair_objective"],
+        preference=torch.tensor(job.preference, device=model.device).expand(len(sequences), -1),
+        strength=known["strength"],
+        groups=known["groups"],
         ref_logps=reference,
         rewards=rewards,
         margins=None if rewards is None else rewards[pairs[:, 0]] - rewards[pairs[:, 1]],
@@ -183,33 +188,37 @@ def needs_reference(job: Job) -> bool:
 
 
 def _rewards(
-    rows: Mapping[str, Tensor], job: Job, cache: LogpCache, cacheable: bool, reference: Tensor | None
+    known: Tensor, job: Job, frozen_logps: Callable[[str | None, str], Tensor], reference: Tensor | None
 ) -> Tensor | None:
     """Scores per row and objective [N,M] where something needs them: from the data, or from frozen adapters."""
     if "margins" not in job.needs:
         return None
-    rewards = rows["rewards"].float().clone()
+    rewards = known.clone()
     for index, frozen in job.margins_from.items():
         assert reference is not None
-        logps = cache.logps(rows, frozen.adapter, frozen.identity, keep=cacheable)
-        rewards[:, index] = frozen.beta * (logps - reference).sum(-1)
+        rewards[:, index] = frozen.beta * (frozen_logps(frozen.adapter, frozen.identity) - reference).sum(-1)
     return rewards
 
 
-def _policy_logps(model: LanguageModel, rows: Mapping[str, Tensor], job: Job, at: tuple[int, int]) -> Tensor:
+def _policy_logps(model: LanguageModel, layout: Layout, job: Job, at: tuple[int, int]) -> Tensor:
     """Only adapter dropout is ever switched on; masks are a function of (seed, candidate, step, pass of the step)."""
+    switched: list[torch.nn.Module] = [
+        dropout for layer in lora.layers(model.policy) if (dropout := lora.dropout_of(layer, TRAINED))
+    ]
+    if job.settings.gradient_checkpointing:
+        # transformers checkpoints only in training mode; the children stay in eval
+        switched += [module for module in model.policy.modules() if getattr(module, "gradient_checkpointing", False)]
     devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(derive(job.seed, "dropout", job.candidate, *at))
-        for layer in lora.layers(model.policy):
-            layer.lora_dropout.train()
-        for module in model.policy.modules():
-            if getattr(module, "gradient_checkpointing", False):
-                module.training = True  # transformers checkpoints only in training mode; the children stay in eval
+    with torch.random.fork_rng(devices=devices, enabled=bool(switched)):
+        if switched:
+            torch.manual_seed(derive(job.seed, "dropout", job.candidate, *at))
+        for module in switched:
+            module.training = True
         try:
-            return model.response_logps(rows)
+            return model.response_logps(layout)
         finally:
-            model.policy.eval()
+            for module in switched:
+                module.training = False
 
 
 def _call(method: Callable[..., Any], *arguments: Any) -> Any:

@@ -33,7 +33,7 @@ def train_candidate(
     except MoalignError as error:
         reason = str(error)
     except torch.OutOfMemoryError as error:
-        reason = f"out of memory ({str(error).splitlines()[0]}); a smaller train.pairs_per_pass needs less"
+        reason = f"out of memory ({str(error).splitlines()[0]}); a smaller train.tokens_per_pass needs less"
     except Exception as error:  # such as an error in the backward pass of a plugin's loss
         reason = f"{type(error).__name__}: {error}"
     # the traceback held the failed graph alive; it is gone only here
@@ -112,8 +112,7 @@ def batch_source(candidate: Candidate, workshop: Workshop) -> BatchSource:
     config, material = workshop.plan.config, workshop.material
     if config.rollouts is None:
         assert material.train is not None
-        train = config.train
-        return OfflineSource(material.train, config.seed, train.pairs_per_step, train.pairs_per_pass)
+        return OfflineSource(material.train, config.seed, config.train.pairs_per_step)
     assert material.score is not None
     return RolloutSource(
         model=workshop.model,
@@ -123,7 +122,6 @@ def batch_source(candidate: Candidate, workshop: Workshop) -> BatchSource:
         settings=config.rollouts,
         steps=config.train.steps,
         seed=config.seed,
-        pairs_per_pass=config.train.pairs_per_pass,
         first_round=workshop.first_round,
     )
 

@@ -93,6 +93,7 @@ def _record(plan: Plan, directory: Path, workshop: Workshop) -> None:
         "margins": dict(workshop.material.margins),
         "device": str(workshop.model.device),
         "threads": torch.get_num_threads(),
+        "prompts": workshop.model.unshared or "computed once for all responses to them",
         "plugins": {f"{entry.kind} {entry.full_name}": entry.version for entry in plan.plugins},
         "libraries": {name: metadata.version(name) for name in LIBRARIES},
         "python": platform.python_version(),

@@ -64,6 +64,8 @@ def open_workshop(plan: Plan, directory: Path, observer: Observer, *, keep_cache
     if accelerator.num_processes != 1:
         raise ModelError("moalign trains in one process; start it without `accelerate launch` or torchrun")
     model = models.load(plan.config.model_directory, plan.config.model, accelerator.device)
+    if model.unshared:
+        observer.on_phase(f"prompts are computed anew for each response to them: {model.unshared}")
     observer.on_phase("reading the data")
     return Workshop(
         plan=plan,

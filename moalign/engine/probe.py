@@ -1,0 +1,95 @@
+"""What a model does with its input, found out by trying: that our reading of its head is right, and whether several
+responses may lie behind one prompt in one row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from moalign.data.tokenise import Sequence as TokenSequence
+from moalign.engine.layout import Layout, lay_out, one_by_one
+from moalign.errors import ModelError
+
+if TYPE_CHECKING:
+    from moalign.engine.model import LanguageModel
+
+LENGTHS = ((9, (7, 1, 5)), (4, (12,)), (1, (3, 6)))  # of prompts and their responses
+ROWS = ((0, 1, 2), (3,), (4, 5))
+
+
+@torch.no_grad()
+def check_against_own_logits(model: LanguageModel, path: str) -> None:
+    """The model's own forward pass, with its own padding mask, must agree with ours.
+
+    Raises ModelError where it scales or caps its logits in a way that we do not know.
+    """
+    sequences = _sequences(model, salt=0)
+    layout = one_by_one(sequences, model.pad_id).to(model.device)
+    ours = model.response_logps(layout)
+    lengths = torch.tensor([len(sequence.ids) - 1 for sequence in sequences], device=model.device)
+    padding = (torch.arange(layout.input_ids.shape[1], device=model.device) < lengths[:, None]).long()
+    logits = model.policy(input_ids=layout.input_ids, attention_mask=padding, use_cache=False).logits
+    scored = logits.flatten(0, 1)[layout.source].float().log_softmax(-1)
+    theirs = layout.place(scored.gather(-1, layout.labels[:, None])[:, 0])
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
+    if not torch.allclose(ours, theirs, atol=tolerance, rtol=tolerance):
+        raise ModelError(
+            f"{path}: log-probabilities from hidden states differ from the model's own logits by up to "
+            f"{(ours - theirs).abs().max():.3g}; its output head does something that moalign does not know"
+        )
+
+
+@torch.no_grad()
+def why_not_shared(model: LanguageModel) -> str | None:
+    """The reason why responses to one prompt cannot lie in one row of this model's input; None where they can.
+
+    Both layouts must give the same log-probabilities up to rounding, and what stands in the response before must not
+    matter at all: recurrent layers, position biases made from the order in the row, and attention that ignores a
+    prepared mask all fail one or the other.
+    """
+    single = model.dtype in (torch.float32, torch.float64)
+    sequences = _sequences(model, salt=0)
+    try:
+        apart = model.response_logps(one_by_one(sequences, model.pad_id).to(model.device))
+        together = model.response_logps(_together(sequences, model))
+        others = [*_sequences(model, salt=1)[:1], *sequences[1:]]  # another first response behind the first prompt
+        moved = model.response_logps(_together(others, model))
+    except Exception as error:  # whatever a model raises for a mask or positions that it does not take
+        return f"it does not take a prepared mask and positions ({type(error).__name__}: {str(error).splitlines()[0]})"
+    largest = float((apart - together).abs().max())
+    if not largest <= (1e-4 if single else 0.1):
+        return f"log-probabilities change by {largest:.2g} when responses to one prompt lie in one row"
+    largest = float((together - moved)[1:].abs().max())
+    if not largest <= (1e-6 if single else 1e-2):
+        return f"a response changes the log-probabilities of the next one in its row by {largest:.2g}"
+    return None
+
+
+def longest_shared_row(config: Any) -> int | None:
+    """The most positions that all layers see at once, where the configuration speaks of windows or chunks.
+
+    Behind a prepared mask a model applies no window of its own, so that only rows within the window are sure.
+    """
+    sizes = [
+        value
+        for name, value in config.to_dict().items()
+        if ("window" in name or "chunk" in name) and not name.endswith(("_layers", "_pattern", "_feed_forward"))
+        if isinstance(value, int) and not isinstance(value, bool)
+    ]
+    return min((size for size in sizes if size > 0), default=None)
+
+
+def _sequences(model: LanguageModel, salt: int) -> list[TokenSequence]:
+    vocabulary = model.head.weight.shape[0]
+    made = []
+    for number, (prompt, responses) in enumerate(LENGTHS):
+        begin = [(5 + 31 * number + 7 * place) % vocabulary for place in range(prompt)]
+        for turn, response in enumerate(responses):
+            end = [(11 + 13 * turn + (3 + 2 * salt) * place + 17 * salt) % vocabulary for place in range(response)]
+            made.append(TokenSequence((*begin, *end), prompt))
+    return made
+
+
+def _together(sequences: list[TokenSequence], model: LanguageModel) -> Layout:
+    return lay_out(sequences, ROWS, model.pad_id).to(model.device)

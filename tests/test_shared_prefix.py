@@ -1,0 +1,150 @@
+"""Responses that share a prompt lie in one row: equal to a row each, found out per model, never silently wrong."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_layout import random_sequences
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from moalign import lora
+from moalign.config import LoraSettings, ModelSettings
+from moalign.engine import model as models
+from moalign.engine import probe
+from moalign.engine.layout import Layout, lay_out, one_by_one, row_length
+from moalign.engine.model import TRAINED, LanguageModel
+from moalign.engine.passes import pack
+
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "vocab_size": 102,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "vocab_size": 102}
+SHARING: dict[str, dict[str, Any]] = {
+    "llama": SMALL,
+    "qwen2": SMALL,
+    "qwen3": SMALL | {"head_dim": 8},
+    "gemma2": SMALL | {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 64},
+    "gemma3_text": SMALL | {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 64},
+    "mistral": SMALL | {"sliding_window": 24},
+    "gpt2": GPT,
+    "gpt_neox": SMALL,
+    "opt": SMALL | {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "olmoe": SMALL | {"num_experts": 4, "num_experts_per_tok": 2},
+}
+NOT_SHARING: dict[str, dict[str, Any]] = {
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 102},
+    "mamba": SMALL | {"state_size": 4},
+    "falcon_h1": SMALL | {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8},
+    "qwen3_next": SMALL | {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+                           "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8,
+                           "linear_value_head_dim": 8, "layer_types": ["linear_attention", "full_attention"]},
+}  # fmt: skip
+
+TARGETS = {"mamba": ["in_proj"], "bloom": ["query_key_value"]}
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory, tiny_model_path):
+    def make(
+        kind: str,
+        options: dict[str, Any],
+        targets: Any = "all-linear",
+        dtype: Any = "float32",
+    ) -> LanguageModel:
+        path = Path(shutil.copytree(tiny_model_path, tmp_path_factory.mktemp(kind) / "model"))
+        (path / "model.safetensors").unlink()
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **options))
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.3)  # so that what a token sees matters
+        model.save_pretrained(path)
+        settings = ModelSettings(dtype=dtype, lora=LoraSettings(r=2, alpha=4, targets=targets))
+        return models.load(str(path), settings, torch.device("cpu"))
+
+    return make
+
+
+@pytest.mark.parametrize("kind", SHARING)
+def test_a_shared_row_gives_what_separate_rows_give(load, kind):
+    model = load(kind, SHARING[kind])
+    assert model.unshared is None
+    assert model.packing.shares
+    lora.initialise(model.policy, TRAINED, 0)
+    for parameter in lora.trainable(model.policy, TRAINED).values():
+        torch.nn.init.normal_(parameter, std=0.1)
+    sequences = random_sequences(0)
+    packing = replace(model.packing, attention=0.0)
+    rows = pack(sequences, packing)
+    if packing.longest is not None:
+        assert all(len(row) == 1 or row_length([sequences[i] for i in row]) <= packing.longest for row in rows)
+    assert any(len(row) > 1 for row in rows)
+    results = []
+    for layout in (one_by_one(sequences, 0), lay_out(sequences, rows, 0), lay_out(sequences, rows, 0, multiple=16)):
+        logps = model.response_logps(layout)
+        weight = torch.linspace(-1, 1, logps.numel()).view(logps.shape)
+        gradients = torch.autograd.grad((logps * weight).sum(), list(lora.trainable(model.policy, TRAINED).values()))
+        results.append((logps.detach(), gradients))
+    (apart, expected), *others = results
+    for together, gradients in others:
+        torch.testing.assert_close(together, apart, rtol=1e-5, atol=3e-5)
+        for mine, theirs in zip(gradients, expected, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()) + 1e-6)
+
+
+@pytest.mark.parametrize("kind", NOT_SHARING)
+def test_a_model_that_cannot_share_is_found_out_with_the_reason(load, kind):
+    model = load(kind, NOT_SHARING[kind], TARGETS.get(kind, ["q_proj"]))
+    print(kind, model.unshared)
+    assert model.unshared
+    assert not model.packing.shares
+    sequences = random_sequences(0)
+    assert pack(sequences, model.packing) and all(len(row) == 1 for row in pack(sequences, model.packing))
+
+
+@pytest.mark.parametrize(("attention", "dtype"), [("eager", "float32"), ("eager", "bfloat16"), ("sdpa", "bfloat16")])
+def test_other_attention_and_precision(load, attention, dtype):
+    """The probe's tolerance suits the precision: half precision is not taken for a model that cannot share."""
+    model = load("llama", SMALL, dtype=dtype)
+    model.base.set_attn_implementation(attention)
+    assert model.base.config._attn_implementation == attention and model.dtype == getattr(torch, dtype)
+    assert probe.why_not_shared(model) is None
+
+
+def test_what_a_model_raises_is_the_reason(load, monkeypatch):
+    model = load("llama", SMALL)
+    monkeypatch.setattr(Layout, "attention", lambda self, dtype: torch.zeros(3, 3, 3))
+    assert (probe.why_not_shared(model) or "").startswith("it does not take a prepared mask and positions (")
+
+
+def test_attention_that_ignores_the_mask_is_found_out(load, monkeypatch):
+    model = load("llama", SMALL)
+    monkeypatch.setattr(Layout, "attention", lambda self, dtype: None)
+    assert "change" in (probe.why_not_shared(model) or "")
+
+
+@pytest.mark.parametrize(
+    ("options", "longest"),
+    [
+        ({"sliding_window": 16}, 16),
+        ({"sliding_window": None, "max_window_layers": 28}, None),
+        ({"attention_chunk_size": 64, "sliding_window": 32, "chunk_size_feed_forward": 0}, 32),
+    ],
+)
+def test_rows_beyond_a_window_are_not_shared(options, longest):
+    config = AutoConfig.for_model("llama", **SMALL, **options)
+    assert probe.longest_shared_row(config) == longest

@@ -20,7 +20,7 @@ from moalign.config import LoraSettings, ModelSettings
 from moalign.engine import model as models
 from moalign.engine.layout import Layout, one_by_one
 from moalign.engine.model import TRAINED, LanguageModel
-from moalign.lora_linear import Mixture
+from moalign.lora import Mixture
 from moalign.sweeps import run
 from moalign.sweeps.observe import Observer
 

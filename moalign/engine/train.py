@@ -25,11 +25,11 @@ from moalign.engine.batches import BatchSource
 from moalign.engine.layout import Layout, lay_out
 from moalign.engine.losses import loss_of
 from moalign.engine.model import TRAINED, LanguageModel
-from moalign.engine.passes import PairPass, pair_passes
+from moalign.engine.passes import PairPass, apart_beyond_window, pair_passes
 from moalign.engine.scoring import LogpCache
 from moalign.engine.trainee import Job, Trained, Trainee
 from moalign.errors import MoalignError, TrainingError
-from moalign.lora_linear import Mixture
+from moalign.lora import Mixture
 from moalign.seeds import derive
 from moalign.types import Batch
 
@@ -61,6 +61,13 @@ def train_together(
     Errors that are nobody's own, such as torch.OutOfMemoryError, are raised.
     """
     _prepare(model, trainees)
+    try:
+        _loop(model, trainees, cache, accelerator)
+    finally:
+        cache.save()  # also what a failed candidate met first: a resumed run must find the same values
+
+
+def _loop(model: LanguageModel, trainees: Sequence[Trainee], cache: LogpCache, accelerator: Accelerator) -> None:
     for step in range(max(trainee.job.settings.steps for trainee in trainees)):
         going = [t for t in trainees if t.error is None and step < t.job.settings.steps]
         drawn = [(trainee, *trainee.source.at(step)) for trainee in going]
@@ -78,7 +85,6 @@ def train_together(
         for trainee in going:
             if trainee.error is None:
                 trainee.end(step)
-    cache.save()
 
 
 def _prepare(model: LanguageModel, trainees: Sequence[Trainee]) -> None:
@@ -235,6 +241,7 @@ def _joined(model: LanguageModel, members: Sequence[_Share]) -> Layout:
     for share in members:
         rows += [[len(sequences) + index for index in row] for row in share.part.rows]
         sequences += share.sequences
+    rows = apart_beyond_window(sequences, rows, model.packing)
     return lay_out(sequences, rows, model.pad_id, model.packing.multiple).to(model.device)
 
 

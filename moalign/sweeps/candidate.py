@@ -151,7 +151,7 @@ def _anchor(name: str, workshop: Workshop, history: Sequence[Outcome]) -> Frozen
             if slot is None:
                 slot = f"frozen{len(workshop.slots)}"
                 policy = workshop.model.policy
-                policy.add_adapter(slot, policy.peft_config[TRAINED])
+                lora.add_slots(policy, [slot])
                 folder = workshop.directory / "candidates" / outcome.id
                 try:
                     lora.read(policy, slot, folder, workshop.model.fingerprint)

@@ -16,9 +16,10 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from moalign import lora_linear, storage
+from moalign import storage
 from moalign.errors import CorruptFileError, ModelError, RunError
-from moalign.lora_linear import Mixture
+from moalign.lora import linear
+from moalign.lora.linear import Mixture
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -52,7 +53,7 @@ def inject(base: Any, config: LoraConfig, adapter: str) -> PeftModel:
         raise ModelError(f"model.lora.targets: {error}") from None
     for place, layer in enumerate(layers(model)):
         if type(layer) is LoraLinear:
-            lora_linear.take_over(layer, place)
+            linear.take_over(layer, place)
     return model
 
 
@@ -66,7 +67,7 @@ def why_not_together(model: PeftModel) -> str | None:
 
 def mixed(model: PeftModel, mixture: Mixture) -> AbstractContextManager[None]:
     """Within the context the rows of a batch go through several adapters, as ``mixture`` says."""
-    return lora_linear.mixed([layer for layer in layers(model) if type(layer) is LoraLinear], mixture)
+    return linear.mixed([layer for layer in layers(model) if type(layer) is LoraLinear], mixture)
 
 
 def add_slots(model: PeftModel, slots: Sequence[str]) -> None:
@@ -75,6 +76,7 @@ def add_slots(model: PeftModel, slots: Sequence[str]) -> None:
     for slot in slots:
         if slot not in model.peft_config:
             model.add_adapter(slot, first)
+    model.eval()  # peft makes new dropout layers ready for training
 
 
 def layers(model: nn.Module) -> Iterator[LoraLayer]:
@@ -87,7 +89,7 @@ def adapted_head(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tenso
     With an adapter, x W^T + s dropout(x) A^T B^T = [x, s dropout(x) A^T] [W, B]^T, dropout included.
     """
     weight, bias = cast(nn.Linear, head).weight, getattr(head, "bias", None)
-    if not isinstance(head, LoraLayer) or head.disable_adapters:
+    if not isinstance(head, LoraLayer) or head.disable_adapters or head.merged:
         return hidden, weight, bias
     mixture: Mixture | None = getattr(head, "mixture", None)
     adapters = head.active_adapters if mixture is None else mixture.slots
@@ -97,7 +99,7 @@ def adapted_head(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tenso
             down, up = cast(nn.Linear, head.lora_A[adapter]), cast(nn.Linear, head.lora_B[adapter])
             mine = hidden.to(down.weight.dtype)
             if mixture is not None and mixture.dropout_seeds is not None:
-                mine = lora_linear.drop(mine, head, adapter, mixture.dropout_seeds[0])
+                mine = linear.drop(mine, head, adapter, mixture.dropout_seeds[0])
             inputs.append((down(mine) * head.scaling[adapter]).to(hidden.dtype))
             columns.append(up.weight.to(weight.dtype))
     return torch.cat(inputs, -1), torch.cat(columns, -1), bias

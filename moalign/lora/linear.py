@@ -75,7 +75,7 @@ def forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     base = layer.base_layer
     dropping = mixture.dropout_seeds is not None and any(rate_of(layer, slot) for slot in mixture.slots)
     fast = type(base) in (nn.Linear, FrozenLinear) and x.dtype == base.weight.dtype == factors[0].weight.dtype
-    if fast and not dropping:
+    if fast and not dropping and not torch.is_autocast_enabled(x.device.type):
         return _Linear.apply(x, base.weight, base.bias, ends, scalings, *(factor.weight for factor in factors))
     rows, updates, start = x.flatten(0, -2), [], 0
     for number, slot in enumerate(mixture.slots):

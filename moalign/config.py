@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from moalign.errors import ConfigError
 from moalign.validation import explain
@@ -105,6 +105,8 @@ class TrainSettings(Section):
     tokens_per_pass: int | None = Field(default=None, ge=1)
     """tokens in one forward pass, padding among them; smaller saves memory and changes no result, except that the
     pairs of one prompt always share a pass. Default: about what half a GPU's memory holds, or 4 GiB on a CPU"""
+    together: Literal["auto"] | PositiveInt = "auto"
+    """candidates that share each pass over the base; auto: as many as a short measurement finds fastest"""
     lr: float = Field(default=2e-4, gt=0)
     warmup: float = Field(default=0.1, ge=0, le=1)
     """share of the steps over which the learning rate rises linearly"""

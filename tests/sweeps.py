@@ -32,7 +32,7 @@ def small_config(model_path: Path, pairs: Path, **changes: Any) -> Config:
         "objectives": {"helpful": None, "harmless": None},
         "data": {"path": str(pairs), "held_out": 0.2},
         "search": {"name": "grid", "points": 3},
-        "train": {"steps": 6, "pairs_per_step": 8, "lr": 1e-2},
+        "train": {"steps": 6, "pairs_per_step": 8, "lr": 1e-2, "together": 2},
         "evaluate": {"samples": 2, "max_new_tokens": 6},
     }
     return config.from_mapping(content | changes)

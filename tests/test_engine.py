@@ -16,7 +16,8 @@ from moalign.api import Objective
 from moalign.engine import model as models
 from moalign.engine.batches import OfflineSource
 from moalign.engine.model import TRAINED
-from moalign.engine.train import Job, schedule, train
+from moalign.engine.train import train
+from moalign.engine.trainee import Job, schedule
 from moalign.errors import PluginError, TrainingError
 from moalign.sweeps.candidate import batch_source, job_of
 from moalign.sweeps.observe import Observer

@@ -255,6 +255,17 @@ def test_entropy_is_a_metric_without_gradient(options):
     assert torch.equal(gradient, expected)
 
 
+def test_the_entropy_does_not_depend_on_which_token_is_the_label():
+    """Nor does an impossible label spoil it."""
+    hidden, head, _, bias = inputs(6, dtype=torch.float32, bias=True)
+    bias[3:6] = torch.tensor([-300.0, -30_000.0, -torch.inf])
+    labels = torch.tensor([0, 1, 2, 3, 4, 5])
+    one_row = hidden[:1].expand(6, -1)
+    entropies = token_logps(one_row, head, labels, bias, entropy=True, implementation="chunked").entropy
+    truth = token_logps(one_row[:1].double(), head.double(), labels[:1], bias.double().clamp(min=-1e9), entropy=True)
+    torch.testing.assert_close(entropies.double(), truth.entropy.expand(6), rtol=1e-5, atol=1e-6)
+
+
 def test_the_entropy_of_equal_logits_is_the_logarithm_of_the_vocabulary():
     result = token_logps(torch.zeros(3, 4), torch.ones(23, 4), torch.tensor([0, 5, 22]), entropy=True)
     torch.testing.assert_close(result.entropy, torch.full((3,), math.log(23)))

@@ -14,11 +14,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from moalign import lora
 from moalign.config import LoraSettings, ModelSettings
+from moalign.data.tokenise import Sequence as TokenSequence
 from moalign.engine import model as models
 from moalign.engine import probe
 from moalign.engine.layout import Layout, lay_out, one_by_one, row_length
 from moalign.engine.model import TRAINED, LanguageModel
-from moalign.engine.passes import pack
+from moalign.engine.passes import arrange, pack
 
 SMALL = {
     "hidden_size": 32,
@@ -148,3 +149,17 @@ def test_attention_that_ignores_the_mask_is_found_out(load, monkeypatch):
 def test_rows_beyond_a_window_are_not_shared(options, longest):
     config = AutoConfig.for_model("llama", **SMALL, **options)
     assert probe.longest_shared_row(config) == longest
+
+
+def test_a_pass_with_a_row_beyond_the_window_shares_no_row(load):
+    """The mask of a shared row would be the whole pass's, and take the window from the long row."""
+    model = load("mistral", SHARING["mistral"])
+    units = [[TokenSequence((*range(3, 3 + length), turn, 7, 9), length) for turn in (5, 8)] for length in (12, 40)]
+    packing = replace(model.packing, overhead=10**6)  # all in one pass
+    (found,) = arrange(units, packing)
+    sequences = [sequence for unit in found.units for sequence in units[unit]]
+    truth = model.response_logps(one_by_one(sequences, model.pad_id))
+    logps = model.response_logps(lay_out(sequences, found.rows, model.pad_id))
+    torch.testing.assert_close(logps, truth, rtol=1e-4, atol=1e-4)
+    (short,) = arrange(units[:1], packing)
+    assert short.rows == [[0, 1]]

@@ -112,11 +112,14 @@ def test_sigkill_in_the_middle_and_resume(settings, unbroken, tmp_path):
     assert contents(directory) == contents(unbroken)
 
 
-def test_a_finished_candidate_that_is_not_in_the_journal_is_not_trained_again(settings, unbroken, tmp_path):
-    class StopAtEnd(Observer):
-        def on_candidate_end(self, outcome):
-            raise KeyboardInterrupt
+class StopAtEnd(Observer):
+    """Interrupts when the first candidate has ended."""
 
+    def on_candidate_end(self, outcome):
+        raise KeyboardInterrupt
+
+
+def test_a_finished_candidate_that_is_not_in_the_journal_is_not_trained_again(settings, unbroken, tmp_path):
     directory = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         run.start(settings, directory, registry.discover(), StopAtEnd())
@@ -167,7 +170,7 @@ def test_a_changed_plugin_version_is_refused_at_resume(settings, unbroken, tmp_p
 
 def test_a_damaged_candidate_is_named(settings, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        run.start(settings, tmp_path / "run", registry.discover(), Stop(7))
+        run.start(settings, tmp_path / "run", registry.discover(), StopAtEnd())
     adapter = next((tmp_path / "run").glob("candidates/*/adapter_model.safetensors"))
     data = bytearray(adapter.read_bytes())
     data[100] ^= 4

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from moalign import lora
 from moalign.config import RolloutSettings
 from moalign.data.batching import group_pair_indices, pair_indices
 from moalign.data.dataset import PairDataset
@@ -46,10 +47,12 @@ class OfflineSource:
 class RolloutSource:
     """Pairs within groups of responses that the policy itself sampled, refreshed at even distances.
 
-    Round 0 samples the base, which is the same for every candidate: ``first_round`` is shared between them.
+    ``slot`` holds the policy's adapter. Round 0 samples the base, which is the same for every candidate:
+    ``first_round`` is shared between them.
     """
 
     model: LanguageModel
+    slot: str
     objectives: tuple[str, ...]
     prompts: tuple[tuple[int, ...], ...]
     score: Score
@@ -77,15 +80,16 @@ class RolloutSource:
         rng = np.random.default_rng(derive(self.seed, "prompts", number))
         count = min(self.settings.prompts, len(self.prompts))
         chosen = sorted(rng.choice(len(self.prompts), size=count, replace=False).tolist())
-        rollouts = sample(
-            self.model,
-            [self.prompts[index] for index in chosen],
-            samples=self.settings.samples,
-            temperature=self.settings.temperature,
-            max_new_tokens=self.settings.max_new_tokens,
-            # one stream per round for all candidates: common random numbers make neighbours comparable
-            seed=derive(self.seed, "rollouts", number),
-        )
+        with lora.active(self.model.policy, self.slot):
+            rollouts = sample(
+                self.model,
+                [self.prompts[index] for index in chosen],
+                samples=self.settings.samples,
+                temperature=self.settings.temperature,
+                max_new_tokens=self.settings.max_new_tokens,
+                # one stream per round for all candidates: common random numbers make neighbours comparable
+                seed=derive(self.seed, "rollouts", number),
+            )
         rollouts = [Rollout(chosen[r.prompt], r.ids, r.text, r.ended) for r in rollouts]
         dataset = self._dataset_of(rollouts)
         if number == 0:

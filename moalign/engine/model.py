@@ -68,6 +68,11 @@ class LanguageModel:
     def dtype(self) -> torch.dtype:
         return self.head.weight.dtype
 
+    @property
+    def adapter_dropout(self) -> bool:
+        """Whether the adapters drop inputs in training."""
+        return any(getattr(config, "lora_dropout", 0.0) for config in self.policy.peft_config.values())
+
     def response_logps(self, layout: Layout) -> Tensor:
         """Log-probability of every response token under the active adapter; float32 [N,T], 0 elsewhere.
 

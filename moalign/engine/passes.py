@@ -70,8 +70,19 @@ def arrange(units: Sequence[Sequence[TokenSequence]], packing: Packing) -> list[
         for index in chosen:
             rows += [[first + member for member in row] for row in packed[index]]
             first += len(units[index])
-        passes.append(Pass(tuple(chosen), rows))
+        named = [sequence for index in chosen for sequence in units[index]]
+        passes.append(Pass(tuple(chosen), apart_beyond_window(named, rows, packing)))
     return passes
+
+
+def apart_beyond_window(sequences: Sequence[TokenSequence], rows: Rows, packing: Packing) -> Rows:
+    """The rows of one forward pass; a row for each sequence where one of them is longer than the model's window.
+
+    A row that several sequences share brings a mask for the whole pass, and behind it no row has a window.
+    """
+    if packing.longest is None or _longest(sequences, rows) <= packing.longest:
+        return rows
+    return [[member] for row in rows for member in row]
 
 
 def pack(sequences: Sequence[TokenSequence], packing: Packing) -> Rows:
@@ -108,11 +119,12 @@ def _cuts(rows: np.ndarray, lengths: np.ndarray, packing: Packing) -> Iterator[t
     start_of = np.zeros(len(rows) + 1, dtype=np.int64)
     for end in range(1, len(rows) + 1):
         length = -(-int(lengths[end - 1]) // packing.multiple) * packing.multiple
-        in_pass = before[end] - before[:end]
-        cost = least[:end] + packing.overhead + np.array(packing.cost(in_pass, length, alone=False))
-        cost[:-1][in_pass[:-1] * length > packing.limit] = np.inf  # one unit alone is never too much
-        start_of[end] = int(cost.argmin())
-        least[end] = cost[start_of[end]]
+        # passes that begin earlier are too large; one unit alone never is
+        first = min(int(np.searchsorted(before, before[end] - packing.limit // length)), end - 1)
+        in_pass = before[end] - before[first:end]
+        cost = least[first:end] + packing.overhead + np.array(packing.cost(in_pass, length, alone=False))
+        start_of[end] = first + int(cost.argmin())
+        least[end] = cost[start_of[end] - first]
     cuts = []
     end = len(rows)
     while end:

@@ -105,7 +105,7 @@ def _read(file: Path, device: torch.device) -> dict[bytes, Tensor]:
         tensors = storage.read_tensors(file)
         keys, counts, logps = tensors["keys"].numpy().tobytes(), tensors["counts"].tolist(), tensors["logps"]
         parts = logps.to(device).split(counts)
-    except (CorruptFileError, KeyError, RuntimeError):
+        names = [keys[start : start + DIGEST_BYTES] for start in range(0, len(keys), DIGEST_BYTES)]
+        return dict(zip(names, parts, strict=True))
+    except (CorruptFileError, KeyError, RuntimeError, ValueError):
         return {}
-    names = [keys[start : start + DIGEST_BYTES] for start in range(0, len(keys), DIGEST_BYTES)]
-    return dict(zip(names, parts, strict=True))

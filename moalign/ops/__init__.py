@@ -52,7 +52,8 @@ def token_logps(
 
     ``negligible`` leaves those tokens of the vocabulary out of the gradient whose probability is below it at every
     position of a chunk; the gradient of a log-probability then errs by at most the sum of its probabilities left out
-    times the largest norm of a row of ``lm_head``. Values are not touched. ``chunk_tokens``, the number of tokens whose
+    times the largest norm of a row of ``lm_head``, over the temperature. Values, the entropy's gradient and a trained
+    head's are not touched. ``chunk_tokens``, the number of tokens whose
     logits are in memory together, changes nothing but rounding.
 
     Returns ``TokenLogps(logps[N], entropy[N] or None)``, float64 for float64 inputs, else float32.

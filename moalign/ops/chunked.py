@@ -26,7 +26,8 @@ from moalign.ops.contract import Options, RowPass, Rows, TokenLogps, result_dtyp
 
 CPU_BYTES = 24 * 2**20  # of logits at a time: they stay in the cache, and glibc keeps blocks of up to 32 MiB for reuse
 MM_BYTES = 56 * 2**20  # torch.mm on a CPU wants more tokens at a time than oneDNN's product
-DEVICE_BYTES = 512 * 2**20  # on an accelerator, logits and gradients together
+DEVICE_BYTES = 448 * 2**20  # on an accelerator, logits and gradients together; tuning the kernel takes 128 MiB once
+BACKWARD_ROWS = 4096  # of d hidden that are in float32 at a time
 
 
 def token_logps(
@@ -147,10 +148,16 @@ class _UnitGradient(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *d_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
         unit, entropy_unit = ctx.saved_tensors
-        d_hidden = (grad * ctx.scale)[:, None] * unit
-        if entropy_unit is not None and d_entropy[0] is not None:
-            d_hidden = d_hidden + (d_entropy[0] * ctx.scale)[:, None] * entropy_unit
-        return d_hidden.to(unit.dtype), None, None
+        if entropy_unit is None and unit.dtype == grad.dtype:
+            return (grad * ctx.scale)[:, None] * unit, None, None
+        d_hidden = torch.empty_like(unit)
+        for part in torch.arange(len(unit)).split(BACKWARD_ROWS):  # float32 of a few rows, rounded once
+            rows = slice(int(part[0]), int(part[-1]) + 1)
+            scaled = (grad[rows] * ctx.scale)[:, None] * unit[rows]
+            if entropy_unit is not None and d_entropy[0] is not None:
+                scaled.addcmul_((d_entropy[0][rows] * ctx.scale)[:, None], entropy_unit[rows])
+            d_hidden[rows] = scaled
+        return d_hidden, None, None
 
 
 class _Recompute(Function):

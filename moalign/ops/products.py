@@ -36,7 +36,8 @@ def rounds_gradient(weight: Tensor) -> bool:
     """Whether ``times_head`` takes the gradient in the weights' dtype, else in that of the logits."""
     if weight.is_cuda or weight.dtype == torch.float64:
         return True
-    return weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    brain = _ONEDNN and weight.device.type == "cpu" and weight.dtype == torch.bfloat16
+    return brain and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def times_head(gradient: Tensor, weight: Tensor) -> Tensor:

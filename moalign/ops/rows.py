@@ -37,9 +37,9 @@ def row_pass(
     logps = _logps(p, p_label, others, label_logit, largest)
     entropy = mean = None
     if keeps_logits:
-        label_logit = label_logit - largest
-        mean = (p * product).sum(-1, keepdim=True) + p_label * label_logit
-        entropy = (label_logit - logps - mean).squeeze(1)
+        mean = (p * product).sum(-1, keepdim=True) + p_label * (label_logit - largest).clamp(min=LOWEST)
+        log_sum_exp = -torch.maximum(p.amax(-1, keepdim=True), p_label).log()
+        entropy = (log_sum_exp - mean).squeeze(1)
     logps = logps.squeeze(1)
     if dtype is None:
         return Rows(logps, entropy, None, None)

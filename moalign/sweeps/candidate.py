@@ -1,10 +1,10 @@
-"""One candidate from preference to outcome: train, evaluate, write its folder whole or not at all."""
+"""Candidates from preference to outcome: train, evaluate, write each folder whole or not at all."""
 
 from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from moalign import lora, preference, storage
 from moalign.engine.batches import BatchSource, OfflineSource, RolloutSource
 from moalign.engine.evaluate import Evaluation
 from moalign.engine.model import TRAINED
-from moalign.engine.train import FrozenReward, Job, Trained, train
+from moalign.engine.train import train_together
+from moalign.engine.trainee import FrozenReward, Job, Trained, Trainee
 from moalign.errors import MoalignError, TrainingError, UserError
 from moalign.sweeps import outcomes
 from moalign.sweeps.observe import Observer
@@ -21,46 +22,103 @@ from moalign.sweeps.workshop import Workshop
 from moalign.types import Candidate, Outcome
 
 
-def train_candidate(
-    candidate: Candidate, workshop: Workshop, history: Sequence[Outcome], observer: Observer
-) -> Outcome:
-    """Train and evaluate; a failure becomes an outcome of status "failed", so that the other candidates go on."""
-    observer.on_candidate_start(candidate)
+def train_candidates(
+    candidates: Sequence[Candidate], workshop: Workshop, history: Sequence[Outcome], observer: Observer
+) -> Iterator[Outcome]:
+    """Train these together; outcomes of those that the history does not have yet, each when its folder is whole.
+
+    The others are trained along, because a group is the same to the last bit only as a whole. A failure is an outcome
+    of status "failed", and the others go on. Where memory does not suffice for all, half of them are trained at a time.
+    """
+    known = {outcome.id for outcome in history}
+    wanted = [candidate for candidate in candidates if candidate.id not in known]
+    if not wanted:
+        return
+    for candidate in wanted:
+        observer.on_candidate_start(candidate)
     try:
-        return _train(candidate, workshop, history, observer)
+        trainees = _train(candidates, {candidate.id for candidate in wanted}, workshop, history, observer)
     except UserError:
-        raise  # disk full, data unusable: the next candidate would meet the same
-    except MoalignError as error:
-        reason = str(error)
-    except torch.OutOfMemoryError as error:
-        reason = f"out of memory ({str(error).splitlines()[0]}); a smaller train.tokens_per_pass needs less"
-    except Exception as error:  # such as an error in the backward pass of a plugin's loss
-        reason = f"{type(error).__name__}: {error}"
+        raise  # disk full, data unusable: the next candidates would meet the same
+    except Exception as error:
+        smaller, reason = len(candidates) // 2 if isinstance(error, torch.OutOfMemoryError) else 1, _reason(error)
+    else:
+        trained = dict(zip((candidate.id for candidate in candidates), trainees, strict=True))
+        yield from (_finish(candidate, *trained[candidate.id], workshop) for candidate in wanted)
+        return
     # the traceback held the failed graph alive; it is gone only here
+    _free_memory()
+    if len(candidates) == 1:
+        yield outcomes.failure(candidates[0], reason)
+        return
+    observer.on_phase(f"{len(candidates)} candidates together: {reason}; going on with {smaller} at a time")
+    for start in range(0, len(candidates), smaller):
+        yield from train_candidates(candidates[start : start + smaller], workshop, history, observer)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, MoalignError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"out of memory ({str(error).splitlines()[0]}); a smaller train.tokens_per_pass needs less"
+    return f"{type(error).__name__}: {error}"  # such as an error in the backward pass of a plugin's loss
+
+
+def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _train(
+    candidates: Sequence[Candidate],
+    wanted: Collection[str],
+    workshop: Workshop,
+    history: Sequence[Outcome],
+    observer: Observer,
+) -> list[tuple[Trainee, list[str]]]:
+    """Each candidate's state after training, and the lines of its metrics; only those wanted are shown."""
+
+    def trainee(candidate: Candidate, slot: str) -> tuple[Trainee, list[str]]:
+        lines: list[str] = []
+
+        def on_step(step: int, values: dict[str, Any]) -> None:
+            lines.append(json.dumps({"step": step} | values, sort_keys=True, allow_nan=False) + "\n")
+            if candidate.id in wanted:
+                observer.on_step(candidate, step, values)
+
+        source = batch_source(candidate, workshop, slot)
+        return Trainee(job_of(candidate, workshop, history), source, slot, on_step), lines
+
+    made = [trainee(*each) for each in zip(candidates, slots(len(candidates)), strict=True)]
+    train_together(workshop.model, [each for each, _ in made], workshop.cache, workshop.accelerator)
+    return made
+
+
+def _finish(candidate: Candidate, trainee: Trainee, metrics: list[str], workshop: Workshop) -> Outcome:
+    """Evaluate a trained candidate and write its folder."""
+    model = workshop.model
+    try:
+        trained = trainee.result
+        with storage.new_directory(workshop.directory / "candidates" / candidate.id) as folder:
+            storage.write_text(folder / "metrics.jsonl", "".join(metrics))
+            lora.write(model.policy, trainee.slot, folder, model.fingerprint)
+            measured = workshop.evaluate(trainee.slot)
+            storage.write_text(folder / "samples.jsonl", _samples(workshop, measured))
+            outcome = _outcome(candidate, trained, measured, storage.sha256_of(folder / lora.WEIGHTS_FILE))
+            storage.write_json(folder / "outcome.json", outcomes.to_event(outcome))
+        return outcome
+    except UserError:
+        raise
+    except Exception as error:
+        reason = _reason(error)
+    _free_memory()
     return outcomes.failure(candidate, reason)
 
 
-def _train(candidate: Candidate, workshop: Workshop, history: Sequence[Outcome], observer: Observer) -> Outcome:
-    model = workshop.model
-    job = job_of(candidate, workshop, history)
-    metrics: list[str] = []
-
-    def on_step(step: int, values: dict[str, Any]) -> None:
-        metrics.append(json.dumps({"step": step} | values, sort_keys=True, allow_nan=False) + "\n")
-        observer.on_step(candidate, step, values)
-
-    with storage.new_directory(workshop.directory / "candidates" / candidate.id) as folder:
-        trained = train(model, batch_source(candidate, workshop), job, workshop.cache, workshop.accelerator, on_step)
-        storage.write_text(folder / "metrics.jsonl", "".join(metrics))
-        lora.write(model.policy, TRAINED, folder, model.fingerprint)
-        measured = workshop.evaluate(TRAINED)
-        storage.write_text(folder / "samples.jsonl", _samples(workshop, measured))
-        outcome = _outcome(candidate, trained, measured, storage.sha256_of(folder / lora.WEIGHTS_FILE))
-        storage.write_json(folder / "outcome.json", outcomes.to_event(outcome))
-    return outcome
+def slots(number: int) -> list[str]:
+    """The places in the model where so many candidates are trained together."""
+    return [TRAINED, *(f"{TRAINED}{place}" for place in range(1, number))]
 
 
 def job_of(candidate: Candidate, workshop: Workshop, history: Sequence[Outcome]) -> Job:
@@ -93,7 +151,7 @@ def _anchor(name: str, workshop: Workshop, history: Sequence[Outcome]) -> Frozen
             if slot is None:
                 slot = f"frozen{len(workshop.slots)}"
                 policy = workshop.model.policy
-                policy.add_adapter(slot, policy.peft_config[TRAINED])
+                lora.add_slots(policy, [slot])
                 folder = workshop.directory / "candidates" / outcome.id
                 try:
                     lora.read(policy, slot, folder, workshop.model.fingerprint)
@@ -107,7 +165,7 @@ def _anchor(name: str, workshop: Workshop, history: Sequence[Outcome]) -> Frozen
     )
 
 
-def batch_source(candidate: Candidate, workshop: Workshop) -> BatchSource:
+def batch_source(candidate: Candidate, workshop: Workshop, slot: str = TRAINED) -> BatchSource:
     """Pairs from the data, or from the policy's own samples where the configuration has rollouts."""
     config, material = workshop.plan.config, workshop.material
     if config.rollouts is None:
@@ -116,6 +174,7 @@ def batch_source(candidate: Candidate, workshop: Workshop) -> BatchSource:
     assert material.score is not None
     return RolloutSource(
         model=workshop.model,
+        slot=slot,
         objectives=workshop.plan.objectives,
         prompts=material.prompts,
         score=material.score,

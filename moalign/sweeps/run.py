@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from moalign import preference, storage
+from moalign import lora, preference, storage
 from moalign.config import Config
 from moalign.engine import model as models
-from moalign.errors import RunError, TrainingError
+from moalign.errors import ConfigError, RunError, TrainingError
 from moalign.registry import Registry
-from moalign.sweeps import front, journal, outcomes
-from moalign.sweeps.candidate import train_candidate
+from moalign.sweeps import front, journal, outcomes, together
+from moalign.sweeps.candidate import train_candidates
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import Plan, prepare
 from moalign.sweeps.workshop import Workshop, open_workshop
@@ -58,12 +58,12 @@ def _execute(plan: Plan, directory: Path, observer: Observer) -> dict[str, Any]:
         workshop = _open(plan, directory, observer)
         history = _settled(plan, directory, workshop)
         observer.on_run_start(plan, workshop.material, len(history))
-        while candidates := _pending(plan, directory, workshop, history):
-            for candidate in candidates:
-                outcome = train_candidate(candidate, workshop, history, observer)
-                journal.append(directory / journal.FILE, outcomes.to_event(outcome))
-                history.append(outcome)
-                observer.on_candidate_end(outcome)
+        while proposed := _pending(plan, directory, workshop, history):
+            for group in together.groups(proposed, workshop, _size(proposed, directory, workshop, observer)):
+                for outcome in train_candidates(group, workshop, history, observer):
+                    journal.append(directory / journal.FILE, outcomes.to_event(outcome))
+                    history.append(outcome)
+                    observer.on_candidate_end(outcome)
         if models.base_fingerprint(workshop.model.base) != workshop.model.fingerprint:
             raise TrainingError("the base model's weights changed during the sweep; its adapters cannot be trusted")
         result = front.write(directory)
@@ -151,7 +151,7 @@ def _measure_base(workshop: Workshop) -> dict[str, Any]:
 
 
 def _pending(plan: Plan, directory: Path, workshop: Workshop, history: Sequence[Outcome]) -> list[Candidate]:
-    """What was proposed and is not trained yet, else the search's next proposals, written to the journal.
+    """The last proposal, all of it, if any of it is not trained yet; else the search's next, written to the journal.
 
     The search sees the history only between its batches, so that a resumed run asks it exactly what an unbroken one
     does.
@@ -159,16 +159,37 @@ def _pending(plan: Plan, directory: Path, workshop: Workshop, history: Sequence[
     known = {outcome.id for outcome in history}
     for event in reversed(journal.read(directory / journal.FILE)):
         if event["event"] == "proposed":
-            left = [outcomes.candidate_from(each, plan.objectives) for each in event["candidates"]]
-            left = [candidate for candidate in left if candidate.id not in known]
-            if left:
-                return left
+            proposed = [outcomes.candidate_from(each, plan.objectives) for each in event["candidates"]]
+            if any(candidate.id not in known for candidate in proposed):
+                return proposed
             break
     candidates = next_candidates(plan, workshop, history)
     if candidates:
         listed = [outcomes.candidate_to(candidate) for candidate in candidates]
         journal.append(directory / journal.FILE, {"event": "proposed", "candidates": listed})
     return candidates
+
+
+def _size(proposed: Sequence[Candidate], directory: Path, workshop: Workshop, observer: Observer) -> int:
+    """How many candidates are trained together: as configured, as the journal says, or as measured now."""
+    configured = workshop.plan.config.train.together
+    reason = lora.why_not_together(workshop.model.policy)
+    if reason is not None:
+        if configured not in ("auto", 1):
+            raise ConfigError(f"train.together: {configured} candidates cannot share a pass: {reason}")
+        return 1
+    if configured != "auto":
+        return configured
+    for event in journal.read(directory / journal.FILE):
+        if event["event"] == "together":
+            return event["size"]
+    observer.on_phase("measuring how many candidates to train together")
+    size, seconds = together.measured_size(proposed, workshop)
+    journal.append(directory / journal.FILE, {"event": "together", "size": size})
+    candidate_steps = len(proposed) * workshop.plan.config.train.steps
+    expected, alone = seconds[size] * candidate_steps, seconds[1] * candidate_steps
+    observer.on_phase(f"{size} together: {expected:.0f} s of training expected, one by one {alone:.0f} s")
+    return size
 
 
 def next_candidates(plan: Plan, workshop: Workshop, history: Sequence[Outcome]) -> list[Candidate]:

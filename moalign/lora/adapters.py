@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import MethodType
 from typing import Any, cast
 
 import torch
@@ -16,13 +15,11 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from moalign import storage
 from moalign.errors import CorruptFileError, ModelError, RunError
-from moalign.ops import frozen_linear, products
-from moalign.ops.frozen_linear import FrozenLinear
+from moalign.lora import linear
+from moalign.lora.linear import Mixture
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -54,67 +51,36 @@ def inject(base: Any, config: LoraConfig, adapter: str) -> PeftModel:
             model = get_peft_model(base, config, adapter_name=adapter)
     except ValueError as error:
         raise ModelError(f"model.lora.targets: {error}") from None
-    for layer in layers(model):
-        if type(layer) is LoraLinear and type(layer.base_layer) in (nn.Linear, FrozenLinear):
-            layer.forward = MethodType(_forward, layer)  # type: ignore[method-assign]
+    for place, layer in enumerate(layers(model)):
+        if type(layer) is LoraLinear:
+            linear.take_over(layer, place)
     return model
 
 
-class _Linear(Function):
-    """x W^T + b + s (x A^T) B^T with W and b frozen: the update is added where the product lies, forward and backward.
-
-    The same six products as peft's layers take; what is saved are its passes over whole activations to scale and add.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, s: float) -> Tensor:
-        rows = x.flatten(0, -2)
-        inner = _product(rows, a)
-        result = _product(rows, weight, bias).addmm_(inner, b.t(), alpha=s)
-        ctx.save_for_backward(rows, inner, weight, a, b)
-        ctx.s, ctx.shape = s, x.shape
-        return result.view(*x.shape[:-1], -1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, inner, weight, a, b = ctx.saved_tensors
-        grad = grad.flatten(0, -2)
-        d_inner = _product(grad, b.t()).mul_(ctx.s)
-        d_x = _product(grad, weight.t()).addmm_(d_inner, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        d_a = _product(d_inner.t(), rows.t()) if ctx.needs_input_grad[3] else None
-        d_b = _product(inner.t(), grad.t()).t() * ctx.s if ctx.needs_input_grad[4] else None
-        return d_x, None, None, d_a, d_b, None
+def why_not_together(model: PeftModel) -> str | None:
+    """Why several adapters cannot share a batch; None where they can."""
+    if isinstance(cast(Any, model.get_base_model()).get_output_embeddings(), LoraLayer):
+        return "the output head carries an adapter"
+    other = next((type(layer).__name__ for layer in layers(model) if type(layer) is not LoraLinear), None)
+    return None if other is None else f"a layer of kind {other} carries an adapter"
 
 
-def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """rows @ weight.T + bias without autograd; on a CPU torch.mm leaves half of what oneDNN gets out of large ones."""
-    if rows.numel() * len(weight) >= frozen_linear.WORTH_IT and products.uses_onednn(weight):
-        return products.onednn_linear(rows.contiguous(), weight, bias)
-    return nn.functional.linear(rows, weight, bias)
+def mixed(model: PeftModel, mixture: Mixture) -> AbstractContextManager[None]:
+    """Within the context the rows of a batch go through several adapters, as ``mixture`` says."""
+    return linear.mixed([layer for layer in layers(model) if type(layer) is LoraLinear], mixture)
 
 
-def _forward(layer: LoraLinear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """``_Linear`` where one plain adapter of the base's precision is on and nothing is dropped, else peft's own."""
-    base, adapters = layer.base_layer, layer.active_adapters
-    if not (layer.disable_adapters or layer.merged or args or kwargs) and len(adapters) == 1:
-        adapter = adapters[0]
-        if adapter in layer.lora_A and adapter not in layer.lora_variant:
-            down, up, dropout = layer.lora_A[adapter], layer.lora_B[adapter], layer.lora_dropout[adapter]
-            plain = up.bias is None and not (isinstance(dropout, nn.Dropout) and dropout.training)
-            if plain and x.dtype == base.weight.dtype == down.weight.dtype:
-                return _Linear.apply(x, base.weight, base.bias, down.weight, up.weight, layer.scaling[adapter])
-    return LoraLinear.forward(layer, x, *args, **kwargs)
+def add_slots(model: PeftModel, slots: Sequence[str]) -> None:
+    """Room for adapters under these names, configured as the first one is."""
+    first = next(iter(model.peft_config.values()))
+    for slot in slots:
+        if slot not in model.peft_config:
+            model.add_adapter(slot, first)
+    model.eval()  # peft makes new dropout layers ready for training
 
 
 def layers(model: nn.Module) -> Iterator[LoraLayer]:
     return (module for module in model.modules() if isinstance(module, LoraLayer))
-
-
-def dropout_of(layer: LoraLayer, adapter: str) -> nn.Dropout | None:
-    """The adapter's dropout in this layer, where it has one."""
-    dropout = dict(layer.lora_dropout.items()).get(adapter)
-    return dropout if isinstance(dropout, nn.Dropout) else None
 
 
 def adapted_head(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -123,14 +89,18 @@ def adapted_head(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tenso
     With an adapter, x W^T + s dropout(x) A^T B^T = [x, s dropout(x) A^T] [W, B]^T, dropout included.
     """
     weight, bias = cast(nn.Linear, head).weight, getattr(head, "bias", None)
-    if not isinstance(head, LoraLayer) or head.disable_adapters:
+    if not isinstance(head, LoraLayer) or head.disable_adapters or head.merged:
         return hidden, weight, bias
+    mixture: Mixture | None = getattr(head, "mixture", None)
+    adapters = head.active_adapters if mixture is None else mixture.slots
     inputs, columns = [hidden], [weight]
-    for adapter in head.active_adapters:
+    for adapter in adapters:
         if adapter in head.lora_A:
             down, up = cast(nn.Linear, head.lora_A[adapter]), cast(nn.Linear, head.lora_B[adapter])
-            inner = down(head.lora_dropout[adapter](hidden.to(down.weight.dtype))) * head.scaling[adapter]
-            inputs.append(inner.to(hidden.dtype))
+            mine = hidden.to(down.weight.dtype)
+            if mixture is not None and mixture.dropout_seeds is not None:
+                mine = linear.drop(mine, head, adapter, mixture.dropout_seeds[0])
+            inputs.append((down(mine) * head.scaling[adapter]).to(hidden.dtype))
             columns.append(up.weight.to(weight.dtype))
     return torch.cat(inputs, -1), torch.cat(columns, -1), bias
 
@@ -145,16 +115,15 @@ def initialise(model: PeftModel, adapter: str, seed: int) -> None:
             cast(nn.Module, layer).to(device)
 
 
-def trainable(model: PeftModel, adapter: str) -> dict[str, nn.Parameter]:
-    """The adapter's parameters by name, made the only ones that require a gradient.
+def trainable(model: PeftModel, *adapters: str) -> dict[str, nn.Parameter]:
+    """The adapters' parameters by name, made the only ones that require a gradient; the first one is switched on.
 
     Raises ModelError if one of them is not float32: updates of lower precision round to nothing.
     """
-    model.set_adapter(adapter)
-    marker = f".{adapter}."
+    model.set_adapter(adapters[0])
     chosen: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
-        mine = "lora_" in name and (marker in name or name.endswith(f".{adapter}"))
+        mine = any(_belongs(name, adapter) for adapter in adapters)
         parameter.requires_grad_(mine)
         if mine:
             if parameter.dtype != torch.float32:
@@ -163,24 +132,35 @@ def trainable(model: PeftModel, adapter: str) -> dict[str, nn.Parameter]:
     return chosen
 
 
+def parameters(model: PeftModel, adapter: str) -> list[nn.Parameter]:
+    return [parameter for name, parameter in model.named_parameters() if _belongs(name, adapter)]
+
+
+def _belongs(parameter: str, adapter: str) -> bool:
+    return "lora_" in parameter and (f".{adapter}." in parameter or parameter.endswith(f".{adapter}"))
+
+
 @contextmanager
 def active(model: PeftModel, adapter: str | None) -> Iterator[None]:
     """Within the context the model runs with this adapter, or (None) as the bare base; gradients are off.
 
     Switches the layers alone; peft also flips ``requires_grad``, so what was trainable before is restored on leaving.
     """
-    switched = list(layers(model))
-    parameters = [parameter for layer in switched for parameter in cast(nn.Module, layer).parameters()]
-    before = [(parameter, parameter.requires_grad) for parameter in parameters]
+    switched: list[Any] = list(layers(model))
+    every = [parameter for layer in switched for parameter in cast(nn.Module, layer).parameters()]
+    before = [(parameter, parameter.requires_grad) for parameter in every]
+    mixtures = [getattr(layer, "mixture", None) for layer in switched]
     try:
         for layer in switched:
+            layer.mixture = None
             layer.enable_adapters(adapter is not None)
             if adapter is not None:
                 layer.set_adapter(adapter)
         with torch.no_grad():
             yield
     finally:
-        for layer in switched:
+        for layer, mixture in zip(switched, mixtures, strict=True):
+            layer.mixture = mixture
             layer.enable_adapters(True)
             layer.set_adapter(model.active_adapter)
         for parameter, required in before:

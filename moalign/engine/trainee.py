@@ -1,0 +1,132 @@
+"""One candidate in training: what decides it, its optimizer, and the guard between bad numbers and its weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from moalign import lora
+from moalign.api import Combiner, Objective
+from moalign.config import TrainSettings
+from moalign.engine.batches import BatchSource
+from moalign.engine.metrics import StepMetrics
+from moalign.engine.model import LanguageModel
+from moalign.errors import MoalignError, TrainingError
+from moalign.seeds import derive
+
+SKIPS_IN_A_ROW = 3  # so many steps without finite numbers end a candidate
+
+
+@dataclass(frozen=True)
+class FrozenReward:
+    """An implicit reward, beta * (log pi_k - log pi_ref), from an adapter in a slot of the model."""
+
+    adapter: str
+    identity: str
+    beta: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that decides one candidate's training."""
+
+    candidate: str
+    preference: tuple[float, ...]
+    objective: Objective
+    combiner: Combiner
+    needs: frozenset[str]
+    objectives: tuple[str, ...]
+    settings: TrainSettings
+    seed: int
+    margins_from: Mapping[int, FrozenReward]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the loop hands back beside the adapter in its slot: steps taken, steps skipped, response tokens seen."""
+
+    steps: int
+    skipped: int
+    tokens: int
+
+
+@dataclass
+class Trainee:
+    """A job, its batches, and the state of its training in the model's slot ``slot``.
+
+    ``problem``: what is wrong with the step under way; ``error``: why training has ended before its time.
+    """
+
+    job: Job
+    source: BatchSource
+    slot: str
+    on_step: Callable[[int, dict[str, Any]], None]
+    parameters: list[nn.Parameter] = field(default_factory=list)
+    optimizer: Any = None
+    metrics: StepMetrics = field(init=False)
+    problem: str | None = None
+    error: MoalignError | None = None
+    skipped: int = 0
+    in_a_row: int = 0
+    tokens: int = 0
+
+    def prepare(self, model: LanguageModel) -> None:
+        """Fresh weights and a fresh optimizer; the slot's parameters are to be trainable already."""
+        settings = self.job.settings
+        lora.initialise(model.policy, self.slot, derive(self.job.seed, "adapter"))
+        self.parameters = lora.parameters(model.policy, self.slot)
+        for parameter in self.parameters:
+            parameter.grad = None  # a candidate that failed in the middle of a step may have left one
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.999), fused=True
+        )
+
+    @property
+    def result(self) -> Trained:
+        """Raises what ended the training before its time."""
+        if self.error is not None:
+            raise self.error
+        return Trained(self.job.settings.steps, self.skipped, self.tokens)
+
+    def begin(self, step: int) -> None:
+        self.problem = None
+        self.metrics = StepMetrics(self.job.objectives)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.job.settings.lr * schedule(self.job.settings, step)
+
+    def end(self, step: int) -> None:
+        """Clip and step, or skip where a number is not finite: such numbers never reach the optimizer."""
+        if self.problem is None:
+            norm = float(nn.utils.clip_grad_norm_(self.parameters, self.job.settings.max_gradient_norm))
+            self.metrics.gradient_norm = norm
+            self.problem = None if math.isfinite(norm) else f"gradient norm is {norm}"
+        self.tokens += self.metrics.tokens
+        if self.problem is None:
+            self.optimizer.step()
+            self.in_a_row = 0
+        else:
+            self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+        self.optimizer.zero_grad()
+        told = {"skipped": self.problem} if self.problem else {}
+        self.on_step(step, self.metrics.summary() | {"lr": self.optimizer.param_groups[0]["lr"]} | told)
+        if self.in_a_row == SKIPS_IN_A_ROW:
+            self.error = TrainingError(
+                f"step {step}: {self.problem}, for {SKIPS_IN_A_ROW} steps in a row; the optimizer was not called. "
+                "A smaller train.lr usually helps"
+            )
+
+
+def schedule(settings: TrainSettings, step: int) -> float:
+    """Factor on the learning rate: a linear warm-up from above 0, then constant, or to 0 after the last step."""
+    warmup = math.ceil(settings.warmup * settings.steps)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if settings.schedule == "constant":
+        return 1.0
+    progress = (step - warmup) / max(1, settings.steps - warmup)
+    return 1.0 - progress if settings.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))

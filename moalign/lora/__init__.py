@@ -1,0 +1,41 @@
+"""LoRA adapters: where they sit and how they are written (``adapters``), what they compute (``linear``)."""
+
+from moalign.lora.adapters import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    active,
+    adapted_head,
+    add_slots,
+    configuration,
+    initialise,
+    inject,
+    layers,
+    mixed,
+    parameters,
+    read,
+    trainable,
+    weights,
+    why_not_together,
+    write,
+)
+from moalign.lora.linear import Mixture
+
+__all__ = [
+    "CONFIG_FILE",
+    "WEIGHTS_FILE",
+    "Mixture",
+    "active",
+    "adapted_head",
+    "add_slots",
+    "configuration",
+    "initialise",
+    "inject",
+    "layers",
+    "mixed",
+    "parameters",
+    "read",
+    "trainable",
+    "weights",
+    "why_not_together",
+    "write",
+]

@@ -1,0 +1,80 @@
+"""Which candidates are trained together in one pass over the base, and how many of them pay."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+import torch
+
+from moalign.engine.train import train_together
+from moalign.engine.trainee import Trainee
+from moalign.sweeps.candidate import batch_source, job_of, slots
+from moalign.sweeps.workshop import Workshop
+from moalign.types import Candidate
+
+PROBE_STEPS = 4  # the first is warm-up and does not count
+WORTH_IT = 0.97  # of the time per candidate; less is noise
+
+
+def groups(candidates: Sequence[Candidate], workshop: Workshop, size: int) -> list[list[Candidate]]:
+    """At most ``size`` together, evenly; those whose adapters are others' rewards come before the others.
+
+    A function of what was proposed, never of what is finished already, so that a resumed run trains the same together.
+    """
+    first = [candidate for candidate in candidates if not workshop.implicit([candidate])]
+    made = []
+    for stage in (first, [candidate for candidate in candidates if candidate not in first]):
+        number = -(-len(stage) // size)
+        ends = [len(stage) * (part + 1) // number for part in range(number)] if number else []
+        made += [list(stage[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
+    return made
+
+
+def measured_size(candidates: Sequence[Candidate], workshop: Workshop) -> tuple[int, dict[int, float]]:
+    """How many candidates together take the least time for each, and the seconds per step and candidate found.
+
+    Tries 1, 2, 4, ... with throw-away steps, and stops where more is no longer faster, or memory does not suffice.
+    """
+    trial = [candidate for candidate in candidates if not workshop.implicit([candidate])]
+    seconds: dict[int, float] = {}
+    best, size = 1, 1
+    while trial:
+        try:
+            seconds[size] = _seconds_per_candidate(trial[:size], workshop)
+        except torch.OutOfMemoryError:
+            break
+        if seconds[size] <= WORTH_IT * seconds[best] or size == 1:
+            best = size
+        elif size > 2 * best or seconds[size] > seconds[best]:
+            break
+        if size >= len(trial):
+            break
+        size = min(2 * size, len(trial))
+    return best, seconds
+
+
+def _seconds_per_candidate(candidates: Sequence[Candidate], workshop: Workshop) -> float:
+    times: list[float] = []
+    first = candidates[0].id
+
+    def on_step(step: int, metrics: dict[str, Any]) -> None:
+        times.append(time.perf_counter())
+
+    def ignore(step: int, metrics: dict[str, Any]) -> None: ...
+
+    trainees = []
+    for candidate, slot in zip(candidates, slots(len(candidates)), strict=True):
+        job = job_of(candidate, workshop, ())
+        job = replace(job, settings=job.settings.model_copy(update={"steps": PROBE_STEPS}))
+        watch = on_step if candidate.id == first else ignore
+        trainees.append(Trainee(job, batch_source(candidate, workshop, slot), slot, watch))
+    train_together(workshop.model, trainees, workshop.cache, workshop.accelerator)
+    if any(trainee.error for trainee in trainees):
+        return math.inf  # the training proper will say why
+    return median(after - before for before, after in pairwise(times)) / len(candidates)

@@ -1,0 +1,229 @@
+"""Candidates that share each pass over the base are trained as each would be alone, and fail alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from sweeps import small_config, write_pairs
+
+from moalign import lora, registry
+from moalign.api import Objective
+from moalign.engine.layout import one_by_one
+from moalign.engine.model import TRAINED, LanguageModel
+from moalign.engine.scoring import LogpCache
+from moalign.engine.train import train, train_together
+from moalign.engine.trainee import Job, Trainee
+from moalign.errors import ConfigError, TrainingError
+from moalign.lora import Mixture
+from moalign.sweeps import journal, run, together
+from moalign.sweeps.candidate import batch_source, job_of, slots
+from moalign.sweeps.observe import Observer
+from moalign.sweeps.plan import prepare
+from moalign.sweeps.workshop import Workshop, open_workshop
+from moalign.types import Candidate, Preference
+
+STEPS = 50
+CANDIDATES = [
+    Candidate(f"c{number}", Preference("weights", {"harmless": share, "helpful": 1 - share}))
+    for number, share in enumerate((0.0, 0.3, 0.8))
+]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl")
+
+
+@pytest.fixture(scope="module", params=[0.0, 0.3], ids=["no dropout", "dropout"])
+def workshop(request, tiny_model_path, pairs) -> Workshop:
+    settings = small_config(
+        tiny_model_path,
+        pairs,
+        model={"path": str(tiny_model_path), "lora": {"r": 4, "alpha": 8, "rslora": True, "dropout": request.param}},
+        train={"steps": STEPS, "pairs_per_step": 6, "lr": 2e-3},
+        loss={"name": "dpo", "beta": 0.3},
+    )
+    return open_workshop(prepare(settings, registry.discover()), Path(), Observer(), keep_cache=False)
+
+
+def jobs(workshop: Workshop) -> list[Job]:
+    """Preference, learning rate, schedule, strength of the KL term and number of steps all differ."""
+    changes: list[dict[str, Any]] = [{}, {"lr": 5e-3, "schedule": "constant"}, {"lr": 1e-3, "steps": STEPS - 7}]
+    made = []
+    for candidate, change, beta in zip(CANDIDATES, changes, (0.3, 0.1, 0.5), strict=True):
+        job = job_of(candidate, workshop, ())
+        objective = job.objective.model_copy(update={"beta": beta})
+        made.append(replace(job, settings=job.settings.model_copy(update=change), objective=objective))
+    return made
+
+
+def result(model: LanguageModel, workshop: Workshop, slot: str) -> dict[str, torch.Tensor]:
+    tensors = lora.weights(model.policy, slot)
+    assert workshop.material.train is not None
+    with lora.active(model.policy, slot):
+        tensors["log-probabilities"] = model.response_logps(one_by_one(workshop.material.train.sequences, 0))
+    return tensors
+
+
+def alone(workshop: Workshop, job: Job, candidate: Candidate) -> tuple[dict[str, torch.Tensor], list[float]]:
+    model = workshop.model
+    losses: list[float] = []
+    source = batch_source(candidate, workshop)
+    train(model, source, job, LogpCache(model), Accelerator(), noting(losses))
+    return result(model, workshop, TRAINED), losses
+
+
+def noting(losses: list[float]) -> Callable[[int, dict[str, Any]], None]:
+    return lambda step, metrics: losses.append(metrics["loss"])
+
+
+def in_one_pass(workshop: Workshop, all_jobs: list[Job]) -> tuple[list[Trainee], list[list[float]]]:
+    losses: list[list[float]] = [[] for _ in all_jobs]
+    trainees = []
+    for candidate, job, slot, mine in zip(CANDIDATES, all_jobs, slots(3), losses, strict=True):
+        trainees.append(Trainee(job, batch_source(candidate, workshop, slot), slot, noting(mine)))
+    train_together(workshop.model, trainees, LogpCache(workshop.model), Accelerator())
+    return trainees, losses
+
+
+def largest(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    assert first.keys() == second.keys()
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
+
+
+def test_a_candidate_in_a_pass_of_three_is_the_candidate_trained_alone(workshop):
+    expected = [alone(workshop, job, candidate) for job, candidate in zip(jobs(workshop), CANDIDATES, strict=True)]
+    trainees, losses = in_one_pass(workshop, jobs(workshop))
+    tensors = [result(workshop.model, workshop, trainee.slot) for trainee in trainees]
+    for trainee, mine, found, (truth, true_losses) in zip(trainees, losses, tensors, expected, strict=True):
+        assert trainee.result.steps == len(mine) == len(true_losses)
+        assert true_losses[-1] < 0.9 * true_losses[0]  # something was learned
+        assert mine == pytest.approx(true_losses, abs=1e-5)
+        assert largest(found, truth) < 1e-5
+    assert largest(tensors[0], tensors[2]) > 1e-2
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_checkpointing_changes_nothing(workshop, checkpointing):
+    """Dropout masks are drawn again in backward, and are the same ones."""
+    plain = [replace(job, settings=job.settings.model_copy(update={"steps": 8})) for job in jobs(workshop)]
+    changed = [replace(j, settings=j.settings.model_copy(update={"gradient_checkpointing": True})) for j in plain]
+    trainees, _ = in_one_pass(workshop, plain)
+    expected = [result(workshop.model, workshop, trainee.slot) for trainee in trainees]
+    trainees, _ = in_one_pass(workshop, changed)
+    for trainee, truth in zip(trainees, expected, strict=True):
+        assert largest(result(workshop.model, workshop, trainee.slot), truth) < 1e-5
+
+
+class Diverging(Objective):
+    """An objective whose loss is not a number from its sixth call on."""
+
+    needs = frozenset({"pairs", "reference"})
+    inner: Any
+    calls: list[int] = []  # noqa: RUF012
+
+    def loss(self, batch, terms):
+        self.calls.append(1)
+        losses = self.inner.loss(batch, terms)
+        return losses * float("nan") if len(self.calls) > 5 else losses
+
+
+def test_one_that_diverges_is_frozen_and_the_others_never_notice(workshop):
+    all_jobs = jobs(workshop)
+    trainees, losses = in_one_pass(workshop, all_jobs)
+    expected = [result(workshop.model, workshop, trainee.slot) for trainee in trainees]
+    all_jobs[1] = replace(all_jobs[1], objective=Diverging(inner=all_jobs[1].objective, calls=[]))
+    trainees, found = in_one_pass(workshop, all_jobs)
+    with pytest.raises(TrainingError, match="loss is nan, for 3 steps in a row"):
+        _ = trainees[1].result
+    assert len(found[1]) < 9
+    for number in (0, 2):
+        assert found[number] == pytest.approx(losses[number], abs=1e-5)
+        assert largest(result(workshop.model, workshop, trainees[number].slot), expected[number]) < 1e-5
+    frozen = lora.weights(workshop.model.policy, trainees[1].slot)
+    assert all(tensor.isfinite().all() for tensor in frozen.values())
+
+
+def test_rows_go_through_their_own_adapter(workshop):
+    """A mixed batch gives what each adapter gives for its rows alone, and gradients reach no other adapter."""
+    model, names = workshop.model, slots(3)
+    lora.add_slots(model.policy, names)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in lora.trainable(model.policy, *names).values():
+        parameter.data.normal_(std=0.3, generator=generator)
+    assert workshop.material.train is not None
+    layout = one_by_one(workshop.material.train.sequences[:6], 0)
+    with lora.mixed(model.policy, Mixture(tuple(names), (1, 3, 2))):
+        logps = model.response_logps(layout)
+        gradients = torch.autograd.grad(
+            logps[1:4].sum(), lora.parameters(model.policy, names[0]), retain_graph=True, allow_unused=True
+        )
+        assert all(gradient is None or not gradient.any() for gradient in gradients)
+        mine = torch.autograd.grad(logps[1:4].sum(), lora.parameters(model.policy, names[1]))
+    for slot, rows in zip(names, (slice(0, 1), slice(1, 4), slice(4, 6)), strict=True):
+        with lora.active(model.policy, slot):
+            torch.testing.assert_close(model.response_logps(layout)[rows], logps[rows].detach(), rtol=1e-5, atol=1e-5)
+    with lora.mixed(model.policy, Mixture((names[1],), (6,))):
+        own = model.response_logps(layout)[1:4].sum()
+        for got, expected in zip(mine, torch.autograd.grad(own, lora.parameters(model.policy, names[1])), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_mixture_that_does_not_fit_the_batch_is_refused(workshop):
+    lora.add_slots(workshop.model.policy, slots(2))
+    assert workshop.material.train is not None
+    layout = one_by_one(workshop.material.train.sequences[:3], 0)
+    with (
+        lora.mixed(workshop.model.policy, Mixture(tuple(slots(2)), (1, 1))),
+        pytest.raises(ValueError, match="a batch of 3 rows in a mixture of 2"),
+    ):
+        workshop.model.response_logps(layout)
+
+
+def test_where_memory_does_not_suffice_half_are_trained_at_a_time(tiny_model_path, pairs, tmp_path, monkeypatch):
+    forward = LanguageModel.response_logps
+    phases = []
+
+    def limited(self, layout):
+        if layout.labels.requires_grad or (torch.is_grad_enabled() and len(layout.input_ids) > 9):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return forward(self, layout)
+
+    class Watch(Observer):
+        def on_phase(self, what):
+            phases.append(what)
+
+    changes = {"train": {"steps": 3, "pairs_per_step": 8, "together": 3}}
+    settings = small_config(tiny_model_path, pairs, **changes)
+    expected = run.start(settings, tmp_path / "enough", registry.discover(), Observer())
+    monkeypatch.setattr(LanguageModel, "response_logps", limited)
+    found = run.start(settings, tmp_path / "little", registry.discover(), Watch())
+    assert any("3 candidates together: out of memory" in phase and "1 at a time" in phase for phase in phases)
+    assert [point["id"] for point in found["points"]] == [point["id"] for point in expected["points"]]
+    for point, other in zip(found["points"], expected["points"], strict=True):
+        assert point["scores"] == pytest.approx(other["scores"], abs=1e-4)
+
+
+def test_how_many_together_is_measured_once_and_kept(tiny_model_path, pairs, tmp_path, monkeypatch):
+    settings = small_config(tiny_model_path, pairs, train={"steps": 2, "pairs_per_step": 4})
+    monkeypatch.setattr(together, "_seconds_per_candidate", lambda candidates, _: 1 / len(candidates))
+    run.start(settings, tmp_path / "run", registry.discover(), Observer())
+    events = [event for event in journal.read(tmp_path / "run" / "journal.jsonl") if event["event"] == "together"]
+    assert events == [{"event": "together", "size": 3}]
+    monkeypatch.setattr(together, "_seconds_per_candidate", lambda candidates, _: float(len(candidates)))
+    run.start(settings, tmp_path / "slow", registry.discover(), Observer())
+    events = journal.read(tmp_path / "slow" / "journal.jsonl")
+    assert {"event": "together", "size": 1} in events
+
+
+def test_an_adapted_head_cannot_be_shared(tiny_model_path, pairs, tmp_path):
+    model = {"path": str(tiny_model_path), "lora": {"r": 2, "targets": ["q_proj", "lm_head"]}}
+    settings = small_config(tiny_model_path, pairs, model=model, train={"steps": 1, "together": 2})
+    with pytest.raises(ConfigError, match=r"train\.together: 2 .* the output head carries an adapter"):
+        run.start(settings, tmp_path / "run", registry.discover(), Observer())

@@ -114,7 +114,11 @@ def test_what_a_sweep_writes_plain_peft_reads(directory, tmp_path):
     path = directory("llama", tie_word_embeddings=True)
     targets = {"path": str(path), "lora": {"r": 3, "alpha": 6, "targets": ["v_proj", "lm_head"]}}
     settings = small_config(
-        path, write_pairs(tmp_path / "pairs.jsonl"), model=targets, search={"name": "grid", "points": 2}
+        path,
+        write_pairs(tmp_path / "pairs.jsonl"),
+        model=targets,
+        search={"name": "grid", "points": 2},
+        train={"steps": 6, "pairs_per_step": 8, "lr": 1e-2},
     )
     run.start(settings, tmp_path / "run", registry.discover(), Observer())
     folder = sorted((tmp_path / "run" / "candidates").iterdir())[0]

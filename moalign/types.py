@@ -46,11 +46,15 @@ class Space:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One point to be trained: an id that is also a folder name, its preference, and whom it builds on."""
+    """One point of the front to be: an id that is also a folder name, its preference, and whom it builds on.
+
+    ``mixed``: not trained, but put together from the adapters of its trained neighbours in preference.
+    """
 
     id: str
     preference: Preference
     parents: tuple[str, ...] = ()
+    mixed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,7 @@ class Outcome:
     checksum: str | None = None
     error: str | None = None
     details: Mapping[str, float] = field(default_factory=dict)
+    kind: Literal["trained", "mixed"] = "trained"
 
 
 # --- data -----------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from moalign.api import ConfigError, Outcome, Preference, PreferenceError, Space
 from moalign_plugins.searches.grid import Grid
 from moalign_plugins.searches.listed import Listed
 from moalign_plugins.searches.random import Random
+from moalign_plugins.searches.soup import Soup
 
 FOLDER = re.compile(r"\w[\w.+=-]*")
 
@@ -172,3 +173,22 @@ def test_listed_refuses_nothing_to_do_and_names_that_are_no_folders():
     for bad in ("../escape", "..", "", "a/b", ".hidden", "a\\b", "a b", "x" * 101, "nul\0", "line\n"):
         with pytest.raises(PreferenceError, match="cannot name a folder"):
             propose(Listed(), space(2, **{bad: Preference("weights", {"harmless": 1.0, "helpful": 0.0})}))
+
+
+@pytest.mark.parametrize(("objectives", "trained", "points"), [(2, 3, 11), (2, 2, 7), (3, 6, 21)])
+def test_a_soup_trains_a_coarse_grid_and_mixes_what_lies_between(objectives, trained, points):
+    search, where = Soup(trained=trained, points=points), space(objectives)
+    first = propose(search, where)
+    assert len(first) == trained and not any(candidate.mixed for candidate in first)
+    assert propose(search, where, first[:1]) == first[1:]
+    second = propose(search, where, first)
+    assert all(candidate.mixed and candidate.id.startswith("mix-") for candidate in second)
+    both = [tuple(candidate.preference.values.values()) for candidate in first + second]
+    assert len(set(both)) == len(both)
+    assert set(both) >= {tuple(c.preference.values.values()) for c in propose(Grid(points=points), where)}
+    assert propose(search, where, first + second) == []
+
+
+def test_a_soup_of_fewer_points_than_are_trained_is_refused():
+    with pytest.raises(ValidationError, match="must be at least trained"):
+        Soup(trained=5, points=3)

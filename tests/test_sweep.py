@@ -297,3 +297,38 @@ def test_an_error_outside_a_plugin_fails_the_candidate_and_not_the_sweep(tiny_mo
     result = run.start(small_config(tiny_model_path, pairs), tmp_path / "run", registry.discover(), Observer())
     assert [failed["id"] for failed in result["failed"]] == ["w-1.00-0.00"]
     assert "combiner Linear: scale must be" in result["failed"][0]["error"]
+
+
+def test_a_soup_is_evaluated_not_trained_and_marked(tiny_model_path, pairs, tmp_path):
+    settings = small_config(tiny_model_path, pairs, search={"name": "soup", "trained": 2, "points": 5})
+    result = run.start(settings, tmp_path / "run", registry.discover(), Observer())
+    points = {point["id"]: point for point in result["points"]}
+    assert len(points) == 5 and sorted(point["kind"] for point in points.values()) == ["mixed"] * 3 + ["trained"] * 2
+    middle = points["mix-w-0.50-0.50"]
+    assert middle["tokens"] == 0
+    assert middle["details"]["share of w-1.00-0.00"] == pytest.approx(0.5)
+    assert 0 < middle["details"]["lost to rank"] < 1
+    assert (tmp_path / "run" / "candidates" / "mix-w-0.50-0.50" / "adapter_model.safetensors").exists()
+
+    class Watch(Observer):
+        def on_candidate_start(self, candidate):
+            raise AssertionError(candidate)
+
+    before = contents(tmp_path / "run")
+    run.resume(tmp_path / "run", registry.discover(), Watch())
+    assert contents(tmp_path / "run") == before
+
+
+def test_an_interrupted_soup_goes_on(tiny_model_path, pairs, tmp_path):
+    settings = small_config(tiny_model_path, pairs, search={"name": "soup", "trained": 2, "points": 4})
+    run.start(settings, tmp_path / "whole", registry.discover(), Observer())
+
+    class StopAtMix(Observer):
+        def on_candidate_end(self, outcome):
+            if outcome.kind == "mixed":
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.start(settings, tmp_path / "run", registry.discover(), StopAtMix())
+    run.resume(tmp_path / "run", registry.discover(), Observer())
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from moalign.engine.batches import BatchSource, OfflineSource, RolloutSource
 from moalign.engine.evaluate import Evaluation
 from moalign.engine.model import TRAINED
 from moalign.engine.train import train_together
-from moalign.engine.trainee import FrozenReward, Job, Trained, Trainee
+from moalign.engine.trainee import FrozenReward, Job, Trainee
 from moalign.errors import MoalignError, TrainingError, UserError
 from moalign.sweeps import outcomes
 from moalign.sweeps.observe import Observer
@@ -97,15 +98,40 @@ def _train(
 
 def _finish(candidate: Candidate, trainee: Trainee, metrics: list[str], workshop: Workshop) -> Outcome:
     """Evaluate a trained candidate and write its folder."""
-    model = workshop.model
-    try:
+
+    def fill(folder: Path) -> tuple[int, dict[str, float]]:
         trained = trainee.result
+        storage.write_text(folder / "metrics.jsonl", "".join(metrics))
+        lora.write(workshop.model.policy, trainee.slot, folder, workshop.model.fingerprint)
+        return trained.tokens, {"skipped_steps": float(trained.skipped)} if trained.skipped else {}
+
+    return settle(candidate, trainee.slot, workshop, fill)
+
+
+def settle(
+    candidate: Candidate, slot: str, workshop: Workshop, fill: Callable[[Path], tuple[int, dict[str, float]]]
+) -> Outcome:
+    """Evaluate the adapter in the slot and write the candidate's folder, whole or not at all.
+
+    ``fill`` writes the adapter into the folder and returns the tokens spent and further details.
+    """
+    try:
         with storage.new_directory(workshop.directory / "candidates" / candidate.id) as folder:
-            storage.write_text(folder / "metrics.jsonl", "".join(metrics))
-            lora.write(model.policy, trainee.slot, folder, model.fingerprint)
-            measured = workshop.evaluate(trainee.slot)
+            tokens, details = fill(folder)
+            measured = workshop.evaluate(slot)
             storage.write_text(folder / "samples.jsonl", _samples(workshop, measured))
-            outcome = _outcome(candidate, trained, measured, storage.sha256_of(folder / lora.WEIGHTS_FILE))
+            outcome = Outcome(
+                id=candidate.id,
+                status="done",
+                preference=candidate.preference,
+                scores=measured.scores,
+                stderr=measured.stderr,
+                kl=measured.kl,
+                tokens=tokens,
+                checksum=storage.sha256_of(folder / lora.WEIGHTS_FILE),
+                details=measured.details | details,
+                kind="mixed" if candidate.mixed else "trained",
+            )
             storage.write_json(folder / "outcome.json", outcomes.to_event(outcome))
         return outcome
     except UserError:
@@ -193,18 +219,3 @@ def _samples(workshop: Workshop, measured: Evaluation) -> str:
         for rollout in measured.samples
     ]
     return "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-
-
-def _outcome(candidate: Candidate, trained: Trained, measured: Evaluation, checksum: str) -> Outcome:
-    skipped = {"skipped_steps": float(trained.skipped)} if trained.skipped else {}
-    return Outcome(
-        id=candidate.id,
-        status="done",
-        preference=candidate.preference,
-        scores=measured.scores,
-        stderr=measured.stderr,
-        kl=measured.kl,
-        tokens=trained.tokens,
-        checksum=checksum,
-        details=measured.details | skipped,
-    )

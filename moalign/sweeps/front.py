@@ -65,7 +65,7 @@ def _point(outcome: Outcome) -> dict[str, Any]:
         "scores": dict(outcome.scores),
         "stderr": dict(outcome.stderr),
         "kl": outcome.kl,
-        "kind": "trained",
+        "kind": outcome.kind,
         "tokens": outcome.tokens,
         "details": dict(outcome.details),
     }

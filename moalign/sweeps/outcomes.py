@@ -22,6 +22,7 @@ def to_event(outcome: Outcome) -> dict[str, Any]:
         "checksum": outcome.checksum,
         "error": outcome.error,
         "details": dict(outcome.details),
+        "kind": outcome.kind,
     }
 
 
@@ -37,6 +38,7 @@ def from_event(event: Mapping[str, Any], objectives: tuple[str, ...]) -> Outcome
         checksum=event["checksum"],
         error=event["error"],
         details=event["details"],
+        kind=event["kind"],
     )
 
 
@@ -47,13 +49,19 @@ def history(events: list[dict[str, Any]], objectives: tuple[str, ...]) -> list[O
 
 def candidate_to(candidate: Candidate) -> dict[str, Any]:
     preferred = preference.to_json(candidate.preference)
-    return {"id": candidate.id, "preference": preferred, "parents": list(candidate.parents)}
+    return {"id": candidate.id, "preference": preferred, "parents": list(candidate.parents), "mixed": candidate.mixed}
 
 
 def candidate_from(event: Mapping[str, Any], objectives: tuple[str, ...]) -> Candidate:
     preferred = preference.from_json(event["preference"], objectives)
-    return Candidate(event["id"], preferred, tuple(event["parents"]))
+    return Candidate(event["id"], preferred, tuple(event["parents"]), event["mixed"])
 
 
 def failure(candidate: Candidate, error: str) -> Outcome:
-    return Outcome(id=candidate.id, status="failed", preference=candidate.preference, error=error)
+    return Outcome(
+        id=candidate.id,
+        status="failed",
+        preference=candidate.preference,
+        error=error,
+        kind="mixed" if candidate.mixed else "trained",
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from moalign.errors import ConfigError, RunError, TrainingError
 from moalign.registry import Registry
 from moalign.sweeps import front, journal, outcomes, together
 from moalign.sweeps.candidate import train_candidates
+from moalign.sweeps.mixed import mix_candidate
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import Plan, prepare
 from moalign.sweeps.workshop import Workshop, open_workshop
@@ -59,11 +60,10 @@ def _execute(plan: Plan, directory: Path, observer: Observer) -> dict[str, Any]:
         history = _settled(plan, directory, workshop)
         observer.on_run_start(plan, workshop.material, len(history))
         while proposed := _pending(plan, directory, workshop, history):
-            for group in together.groups(proposed, workshop, _size(proposed, directory, workshop, observer)):
-                for outcome in train_candidates(group, workshop, history, observer):
-                    journal.append(directory / journal.FILE, outcomes.to_event(outcome))
-                    history.append(outcome)
-                    observer.on_candidate_end(outcome)
+            for outcome in _outcomes(proposed, directory, workshop, history, observer):
+                journal.append(directory / journal.FILE, outcomes.to_event(outcome))
+                history.append(outcome)
+                observer.on_candidate_end(outcome)
         if models.base_fingerprint(workshop.model.base) != workshop.model.fingerprint:
             raise TrainingError("the base model's weights changed during the sweep; its adapters cannot be trusted")
         result = front.write(directory)
@@ -71,6 +71,21 @@ def _execute(plan: Plan, directory: Path, observer: Observer) -> dict[str, Any]:
     if not result["points"]:
         raise TrainingError(f"{directory}: every candidate failed; the first: {result['failed'][0]['error']}")
     return result
+
+
+def _outcomes(
+    proposed: Sequence[Candidate], directory: Path, workshop: Workshop, history: Sequence[Outcome], observer: Observer
+) -> Iterator[Outcome]:
+    """What becomes of a proposal, one candidate after the other; ``history`` grows while this runs."""
+    trained = [candidate for candidate in proposed if not candidate.mixed]
+    if trained:
+        for group in together.groups(trained, workshop, _size(trained, directory, workshop, observer)):
+            yield from train_candidates(group, workshop, history, observer)
+    known = {outcome.id for outcome in history}
+    for candidate in proposed:
+        if candidate.mixed and candidate.id not in known:
+            observer.on_candidate_start(candidate)
+            yield mix_candidate(candidate, workshop, history)
 
 
 def _open(plan: Plan, directory: Path, observer: Observer) -> Workshop:

@@ -64,6 +64,12 @@ def register_rewards(register: Register) -> None:
 def register_searches(register: Register) -> None:
     package = "moalign_plugins.searches"
     register("grid", f"{package}.grid:Grid", summary="an even (Das-Dennis) grid of weights")
+    register(
+        "soup",
+        f"{package}.soup:Soup",
+        summary="a few trained candidates, and mixes of their adapters between them",
+        paper="arXiv:2306.04488",
+    )
     register("random", f"{package}.random:Random", summary="weights drawn from a Dirichlet distribution")
     register("listed", f"{package}.listed:Listed", summary="exactly the preferences named in the configuration")
 

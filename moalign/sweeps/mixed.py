@@ -1,0 +1,46 @@
+"""Points of the front that are not trained: a mix of the adapters trained for the nearest preferences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from moalign import lora
+from moalign.engine.model import TRAINED
+from moalign.errors import PreferenceError, TrainingError
+from moalign.lora import mixing
+from moalign.sweeps.candidate import settle
+from moalign.sweeps.workshop import Workshop
+from moalign.types import Candidate, Outcome
+
+
+def mix_candidate(candidate: Candidate, workshop: Workshop, history: Sequence[Outcome]) -> Outcome:
+    """Mix in delta space, compress to the run's rank, evaluate. A function of the parents' files and the preference.
+
+    The details name the share of each parent, and what the compression lost, relative to the whole update.
+    """
+
+    def fill(folder: Path) -> tuple[int, dict[str, float]]:
+        shares = _shares(candidate, workshop.plan.objectives, history)
+        parents = [mixing.read(workshop.directory / "candidates" / parent) for parent in shares]
+        mix, lost = mixing.soup(parents, list(shares.values()), r=workshop.plan.config.model.lora.r)
+        mixing.write(mix, folder)
+        lora.read(workshop.model.policy, TRAINED, folder, workshop.model.fingerprint)
+        return 0, {f"share of {parent}": share for parent, share in shares.items()} | {"lost to rank": lost.total}
+
+    return settle(candidate, TRAINED, workshop, fill)
+
+
+def _shares(candidate: Candidate, objectives: tuple[str, ...], history: Sequence[Outcome]) -> dict[str, float]:
+    """Which trained candidates are mixed, and how much of each."""
+    trained = [
+        outcome
+        for outcome in history
+        if outcome.status == "done" and outcome.kind == "trained" and outcome.preference.kind == "weights"
+    ]
+    points = [outcome.preference.vector(objectives) for outcome in trained]
+    try:
+        shares = mixing.barycentric(candidate.preference.vector(objectives), points)
+    except PreferenceError as error:
+        raise TrainingError(f"nothing to mix {candidate.id} from: {error}") from None
+    return {outcome.id: share for outcome, share in zip(trained, shares, strict=True) if share}

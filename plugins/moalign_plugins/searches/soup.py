@@ -1,0 +1,45 @@
+"""A few trained candidates, and mixes of their adapters between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from random import Random
+
+from pydantic import Field, model_validator
+
+from moalign.api import Candidate, Outcome, Search, Space
+from moalign_plugins.searches.grid import Grid
+
+
+class Soup(Search):
+    """An even grid of which only a coarser grid is trained (rewarded soups, arXiv:2306.04488).
+
+    The points between are mixes of the nearest trained adapters, summed in delta space: sum_k c_k s_k B_k A_k with the
+    barycentric coordinates c of the wanted weights. They are evaluated like all others, and cost no training.
+    """
+
+    trained: int = Field(default=3, ge=1)
+    """at most so many candidates are trained"""
+    points: int = Field(default=11, ge=1)
+    """at most so many points in all, of an even grid; those that are trained anyway are not mixed"""
+
+    @model_validator(mode="after")
+    def _more_points_than_trained(self) -> Soup:
+        if self.points < self.trained:
+            raise ValueError(f"points ({self.points}) must be at least trained ({self.trained})")
+        return self
+
+    def propose(self, space: Space, history: Sequence[Outcome], rng: Random) -> list[Candidate]:
+        seen = {outcome.id for outcome in history}
+        trained = Grid(points=self.trained).propose(space, (), rng)
+        missing = [candidate for candidate in trained if candidate.id not in seen]
+        if missing:
+            return missing
+        known = {tuple(candidate.preference.values.items()) for candidate in trained}
+        between = [
+            replace(candidate, id=f"mix-{candidate.id}", mixed=True)
+            for candidate in Grid(points=self.points).propose(space, (), rng)
+            if tuple(candidate.preference.values.items()) not in known
+        ]
+        return [candidate for candidate in between if candidate.id not in seen]

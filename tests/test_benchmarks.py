@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import core_run, fused_core, measure, peers, processes, tables, train_step
+from benchmarks import core_run, fused_core, measure, peers, processes, sweep_cost, sweep_engines, tables, train_step
 from benchmarks.core_run import Request
 from benchmarks.modes import MODES
 from benchmarks.peers import MOALIGN, RECOMPUTING, VARIANTS, Unavailable
@@ -221,3 +221,61 @@ def test_different_losses_are_noticed():
     assert same_loss(one, one) is None
     assert "step 1" in (same_loss(one, other) or "")
     assert same_loss({"losses": [], "norms": []}, one) is not None
+
+
+TINY_SWEEP = Task("uniform", 24, hidden=64, layers=1, vocabulary=64, pairs_per_step=1, warmup=0, steps=3, lr=1e-2)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_every_way_trains_the_same_sweep(tmp_path, monkeypatch):
+    """The candidate with equal weights, in a pass of three, alone, and as TRL trains it."""
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    sweep_engines.write(TINY_SWEEP, tmp_path)
+    trained = {}
+    for way in (sweep_engines.ONE_PASS, sweep_engines.ONE_BY_ONE, sweep_engines.TRL):
+        engine = sweep_engines.WAYS[way](Assignment(way, TINY_SWEEP, str(tmp_path), "cpu", None, False))
+        trained[way] = engine.train(1 if way == sweep_engines.TRL else 3)
+        assert engine.ready["tokens"] == TINY_SWEEP.steps * 2 * TINY_SWEEP.longest
+        assert 0 < trained[way]["seconds"] <= trained[way]["total"]
+        assert len(trained[way]["losses"]) == sweep_engines.CHECKED_STEPS
+    assert trained[sweep_engines.ONE_PASS]["size"] == 3 and trained[sweep_engines.ONE_BY_ONE]["size"] == 1
+    together = {"3": {way: [trained[way]] for way in (sweep_engines.ONE_PASS, sweep_engines.ONE_BY_ONE)}}
+    assert sweep_cost.same_loss(together, [trained[sweep_engines.TRL]]) is None
+    losses = trained[sweep_engines.TRL]["losses"]
+    assert abs(losses[2] - math.log(2)) > 1e-3  # or the comparison would see nothing
+    wrong = trained[sweep_engines.TRL] | {"losses": [*losses[:2], losses[2] + 1e-3]}
+    assert "loss of step 2" in (sweep_cost.same_loss(together, [wrong]) or "")
+
+
+def test_the_runs_that_were_not_made_are_marked(monkeypatch):
+    monkeypatch.setattr(sweep_cost, "Child", _Way)
+    found = sweep_cost.run(TINY_SWEEP, [4, 2], "tuned", 2, 3, "cpu", 1, lambda text: None)
+    assert found["same_loss"] is None and len(found["trl"]) == 3
+    rows = {row[0]: row[1:] for row in sweep_cost.table_of(found | {"model": "tiny"}).rows}
+    assert list(rows)[:4] == ["**K = 2, one pass**", "K = 2, auto (2 together)", "K = 2, one by one", "K = 2, TRL"]
+    assert rows["**K = 2, one pass**"][:3] == ["2.00", "3.00", "10"]
+    assert rows["**K = 2, one pass**"][4:] == ["0.50 (0.50-0.50)", "0.667", "0.333"]
+    assert rows["K = 2, one by one"][0] == "4.00"
+    assert rows["K = 2, TRL"][:2] == ["3.00", "9.00"]
+    assert rows["K = 4, TRL, extrapolated from 3 runs"][:2] == ["8.00", "24.00"]
+
+
+class _Way:
+    """Stands in for a process: a second for a candidate in a pass, two alone; TRL's runs take 1, 2 and 3 seconds."""
+
+    def __init__(self, target: Any, assignment: Assignment, allocator: str, **variables: str) -> None:
+        self.way, self.runs, self.number = assignment.engine, 0, 0
+
+    def send(self, number: int) -> None:
+        self.runs, self.number = self.runs + 1, number
+
+    def receive(self) -> tuple[str, Any]:
+        if not self.runs:
+            return "ready", {"tokens": 10, "loading": 0.75, "reference": 0.25}
+        seconds = self.number * (2.0 if self.way == sweep_engines.ONE_BY_ONE else 1.0)
+        told = {"losses": [0.7], "settings": {}, "peak_bytes": 1, "size": 2}
+        if self.way == sweep_engines.TRL:
+            return "trained", told | {"seconds": float(self.runs), "total": 3.0 * self.runs}
+        return "trained", told | {"seconds": seconds, "total": seconds}
+
+    def close(self) -> None: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import shlex
 from collections.abc import Iterator, Sequence
@@ -201,9 +202,10 @@ def _size(proposed: Sequence[Candidate], directory: Path, workshop: Workshop, ob
     observer.on_phase("measuring how many candidates to train together")
     size, seconds = together.measured_size(proposed, workshop)
     journal.append(directory / journal.FILE, {"event": "together", "size": size})
-    candidate_steps = len(proposed) * workshop.plan.config.train.steps
-    expected, alone = seconds[size] * candidate_steps, seconds[1] * candidate_steps
-    observer.on_phase(f"{size} together: {expected:.0f} s of training expected, one by one {alone:.0f} s")
+    if math.isfinite(seconds[1]) and len(seconds) > 1:
+        candidate_steps = len(proposed) * workshop.plan.config.train.steps
+        expected, alone = seconds[size] * candidate_steps, seconds[1] * candidate_steps
+        observer.on_phase(f"{size} together: {expected:.0f} s of training expected, one by one {alone:.0f} s")
     return size
 
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from statistics import median
 from typing import Any
 
 import torch
@@ -19,7 +18,8 @@ from moalign.sweeps.workshop import Workshop
 from moalign.types import Candidate
 
 PROBE_STEPS = 4  # the first is warm-up and does not count
-WORTH_IT = 0.97  # of the time per candidate; less is noise
+ROUNDS = 2  # each size is tried so often, in alternation, and its fastest step counts
+AS_GOOD = 1.05  # times the best: within the noise, and the larger size waits less often
 
 
 def groups(candidates: Sequence[Candidate], workshop: Workshop, size: int) -> list[list[Candidate]]:
@@ -39,24 +39,21 @@ def groups(candidates: Sequence[Candidate], workshop: Workshop, size: int) -> li
 def measured_size(candidates: Sequence[Candidate], workshop: Workshop) -> tuple[int, dict[int, float]]:
     """How many candidates together take the least time for each, and the seconds per step and candidate found.
 
-    Tries 1, 2, 4, ... with throw-away steps, and stops where more is no longer faster, or memory does not suffice.
+    Tries one, half of them and all of them with throw-away steps. A size that memory does not suffice for is out.
     """
     trial = [candidate for candidate in candidates if not workshop.implicit([candidate])]
-    seconds: dict[int, float] = {}
-    best, size = 1, 1
-    while trial:
-        try:
-            seconds[size] = _seconds_per_candidate(trial[:size], workshop)
-        except torch.OutOfMemoryError:
-            break
-        if seconds[size] <= WORTH_IT * seconds[best] or size == 1:
-            best = size
-        elif size > 2 * best or seconds[size] > seconds[best]:
-            break
-        if size >= len(trial):
-            break
-        size = min(2 * size, len(trial))
-    return best, seconds
+    sizes = sorted({1, -(-len(trial) // 2), len(trial)} - {0})
+    seconds = dict.fromkeys(sizes, math.inf)
+    if len(sizes) > 1:
+        for _ in range(ROUNDS):
+            for size in sizes:
+                try:
+                    seconds[size] = min(seconds[size], _seconds_per_candidate(trial[:size], workshop))
+                except torch.OutOfMemoryError:
+                    sizes = [other for other in sizes if other < size]
+                    break
+    best = min(seconds.values())
+    return max((size for size in sizes if seconds[size] <= AS_GOOD * best), default=1), seconds
 
 
 def _seconds_per_candidate(candidates: Sequence[Candidate], workshop: Workshop) -> float:
@@ -77,4 +74,4 @@ def _seconds_per_candidate(candidates: Sequence[Candidate], workshop: Workshop) 
     train_together(workshop.model, trainees, workshop.cache, workshop.accelerator)
     if any(trainee.error for trainee in trainees):
         return math.inf  # the training proper will say why
-    return median(after - before for before, after in pairwise(times)) / len(candidates)
+    return min(after - before for before, after in pairwise(times)) / len(candidates)

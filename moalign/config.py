@@ -48,6 +48,8 @@ class LoraSettings(Section):
     """the update is scaled by alpha / r"""
     targets: str | tuple[str, ...] = "all-linear"
     """as peft resolves them: all-linear, a list of names, or a regular expression"""
+    layers: Literal["all", "upper-half"] | Annotated[float, Field(gt=0, le=1)] = "all"
+    """the share of the layers, from the top, that get adapters; those below run once for all candidates of a pass"""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """on the adapter's input; a function of (seed, candidate, step)"""
     rslora: bool = False

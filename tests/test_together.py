@@ -19,7 +19,7 @@ from moalign.engine.model import TRAINED, LanguageModel
 from moalign.engine.scoring import LogpCache
 from moalign.engine.train import train, train_together
 from moalign.engine.trainee import Job, Trainee
-from moalign.errors import ConfigError, TrainingError
+from moalign.errors import ConfigError, ModelError, TrainingError
 from moalign.lora import Mixture
 from moalign.sweeps import journal, run, together
 from moalign.sweeps.candidate import batch_source, job_of, slots
@@ -40,12 +40,19 @@ def pairs(tmp_path_factory) -> Path:
     return write_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl")
 
 
-@pytest.fixture(scope="module", params=[0.0, 0.3], ids=["no dropout", "dropout"])
+LORA: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "dropout": {"dropout": 0.3},
+    "upper half": {"layers": "upper-half", "dropout": 0.3},
+}
+
+
+@pytest.fixture(scope="module", params=LORA)
 def workshop(request, tiny_model_path, pairs) -> Workshop:
     settings = small_config(
         tiny_model_path,
         pairs,
-        model={"path": str(tiny_model_path), "lora": {"r": 4, "alpha": 8, "rslora": True, "dropout": request.param}},
+        model={"path": str(tiny_model_path), "lora": {"r": 4, "alpha": 8, "rslora": True} | LORA[request.param]},
         train={"steps": STEPS, "pairs_per_step": 6, "lr": 2e-3},
         loss={"name": "dpo", "beta": 0.3},
     )
@@ -190,10 +197,10 @@ def test_where_memory_does_not_suffice_half_are_trained_at_a_time(tiny_model_pat
     forward = LanguageModel.response_logps
     phases = []
 
-    def limited(self, layout):
-        if layout.labels.requires_grad or (torch.is_grad_enabled() and len(layout.input_ids) > 9):
+    def limited(self, layout, copies=1):
+        if torch.is_grad_enabled() and len(layout.input_ids) > 9:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return forward(self, layout)
+        return forward(self, layout, copies)
 
     class Watch(Observer):
         def on_phase(self, what):
@@ -226,4 +233,32 @@ def test_an_adapted_head_cannot_be_shared(tiny_model_path, pairs, tmp_path):
     model = {"path": str(tiny_model_path), "lora": {"r": 2, "targets": ["q_proj", "lm_head"]}}
     settings = small_config(tiny_model_path, pairs, model=model, train={"steps": 1, "together": 2})
     with pytest.raises(ConfigError, match=r"train\.together: 2 .* the output head carries an adapter"):
+        run.start(settings, tmp_path / "run", registry.discover(), Observer())
+
+
+def test_layers_below_the_adapters_run_once_for_all_candidates(tiny_model_path, pairs):
+    """And plain settings of the same share name the same layers."""
+    for share in ("upper-half", 0.5):
+        lora_settings = {"r": 2, "layers": share}
+        model = {"path": str(tiny_model_path), "lora": lora_settings}
+        settings = small_config(tiny_model_path, pairs, model=model, train={"steps": 1, "pairs_per_step": 4})
+        workshop = open_workshop(prepare(settings, registry.discover()), Path(), Observer(), keep_cache=False)
+        stack = workshop.model.base.model.layers
+        assert [any("lora_" in name for name, _ in layer.named_parameters()) for layer in stack] == [False, True]
+        seen: list[tuple[int, int]] = []
+        hooks = [
+            layer.register_forward_hook(lambda _, args, output, n=n, seen=seen: seen.append((n, len(output))))
+            for n, layer in enumerate(stack)
+        ]
+        in_one_pass(workshop, [job_of(candidate, workshop, ()) for candidate in CANDIDATES])
+        for hook in hooks:
+            hook.remove()
+        (_, below), (_, above) = seen[-2:]  # of the last pass that was trained
+        assert above == 3 * below
+
+
+def test_a_regular_expression_cannot_be_restricted_to_upper_layers(tiny_model_path, pairs, tmp_path):
+    model = {"path": str(tiny_model_path), "lora": {"targets": ".*q_proj", "layers": "upper-half"}}
+    settings = small_config(tiny_model_path, pairs, model=model)
+    with pytest.raises(ModelError, match=r"model\.lora\.layers"):
         run.start(settings, tmp_path / "run", registry.discover(), Observer())

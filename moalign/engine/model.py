@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from moalign import lora
 from moalign.config import ModelSettings
 from moalign.data.tokenise import Tokeniser, check_vocabulary
-from moalign.engine import probe
+from moalign.engine import lower, probe
 from moalign.engine.layout import Layout
 from moalign.engine.passes import Packing
 from moalign.errors import ModelError
@@ -33,7 +33,8 @@ class LanguageModel:
 
     ``fingerprint`` is a sha256 over the base's weights, ``tokenizer_fingerprint`` over the tokenizer's files' content.
     ``packing`` says how sequences are best arranged into passes; ``unshared`` why responses to one prompt cannot lie
-    in one row (None: they can).
+    in one row (None: they can). ``upper``: the layers from the first one with an adapter on, where those below run
+    once for all candidates.
     """
 
     policy: PeftModel
@@ -45,6 +46,7 @@ class LanguageModel:
     tokenizer_fingerprint: str
     packing: Packing
     unshared: str | None = None
+    upper: tuple[nn.Module, ...] = ()
 
     @property
     def base(self) -> Any:
@@ -73,16 +75,19 @@ class LanguageModel:
         """Whether the adapters drop inputs in training."""
         return any(getattr(config, "lora_dropout", 0.0) for config in self.policy.peft_config.values())
 
-    def response_logps(self, layout: Layout) -> Tensor:
+    def response_logps(self, layout: Layout, copies: int = 1) -> Tensor:
         """Log-probability of every response token under the active adapter; float32 [N,T], 0 elsewhere.
 
-        Only the hidden states that predict a response token meet the output head.
+        Only the hidden states that predict a response token meet the output head. ``copies``: the rows are so many
+        copies of the first ones, which ``lower.copied`` makes behind the layers that compute the same for all.
         """
+        once = slice(len(layout.input_ids) // copies)
         arguments: dict[str, Tensor | None] = {}
         if layout.segments is not None and layout.position_ids is not None:
-            arguments = {"attention_mask": layout.attention(self.dtype), "position_ids": layout.position_ids}
+            mask = replace(layout, segments=layout.segments[once]).attention(self.dtype)
+            arguments = {"attention_mask": mask, "position_ids": layout.position_ids[once]}
         # without a mask attention is causal, and padding on the right is seen by nobody
-        output = self.base.base_model(input_ids=layout.input_ids, use_cache=False, **arguments)
+        output = self.base.base_model(input_ids=layout.input_ids[once], use_cache=False, **arguments)
         hidden = output.last_hidden_state.flatten(0, 1).index_select(0, layout.source)
         hidden, weight, bias = lora.adapted_head(self.head, hidden)
         scored = token_logps(hidden, weight, layout.labels, bias, temperature=self.temperature, softcap=self.softcap)
@@ -117,7 +122,8 @@ def load(path: str, settings: ModelSettings, device: torch.device) -> LanguageMo
     fingerprint = base_fingerprint(base)
     frozen_linear.speed_up(base)
     adapter = settings.lora
-    config = lora.configuration(adapter.r, adapter.alpha, adapter.targets, adapter.dropout, adapter.rslora, path)
+    targets, layers = lora.upper_layers(base, adapter.layers, adapter.targets)
+    config = lora.configuration(adapter.r, adapter.alpha, targets, adapter.dropout, adapter.rslora, path, layers)
     policy = lora.inject(base, config, TRAINED)
     policy.eval()
     text_config = base.config.get_text_config()
@@ -135,7 +141,9 @@ def load(path: str, settings: ModelSettings, device: torch.device) -> LanguageMo
     probe.check_against_own_logits(model, path)
     reason = probe.why_not_shared(model)
     longest = probe.longest_shared_row(text_config)
-    return replace(model, unshared=reason, packing=replace(model.packing, shares=reason is None, longest=longest))
+    model = replace(model, unshared=reason, packing=replace(model.packing, shares=reason is None, longest=longest))
+    upper = tuple(lower.upper(base))
+    return replace(model, upper=upper if upper and probe.copies_agree(model, upper) else ())
 
 
 def load_tokenizer(path: str) -> Any:

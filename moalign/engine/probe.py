@@ -3,12 +3,15 @@ responses may lie behind one prompt in one row."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from moalign.data.tokenise import Sequence as TokenSequence
 from moalign.engine.layout import Layout, lay_out, one_by_one
+from moalign.engine.lower import copied
 from moalign.errors import ModelError
 
 if TYPE_CHECKING:
@@ -64,6 +67,20 @@ def why_not_shared(model: LanguageModel) -> str | None:
     if not largest <= (1e-6 if single else 1e-2):
         return f"a response changes the log-probabilities of the next one in its row by {largest:.2g}"
     return None
+
+
+@torch.no_grad()
+def copies_agree(model: LanguageModel, upper: Sequence[nn.Module]) -> bool:
+    """Whether copying rows behind the lower layers gives what running them for every copy gives."""
+    sequences = _sequences(model, salt=0)
+    layout = one_by_one(sequences * 2, model.pad_id).to(model.device)
+    try:
+        with copied(upper, len(sequences), 2):
+            found = model.response_logps(layout, copies=2)
+    except (TypeError, ValueError, RuntimeError, IndexError):
+        return False
+    tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 5e-2
+    return torch.allclose(found, model.response_logps(layout), rtol=tolerance, atol=tolerance)
 
 
 def longest_shared_row(config: Any) -> int | None:

@@ -7,7 +7,7 @@ another's loss, so that each is trained as it would be alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
@@ -24,6 +24,7 @@ from moalign.data.tokenise import Sequence as TokenSequence
 from moalign.engine.batches import BatchSource
 from moalign.engine.layout import Layout, lay_out
 from moalign.engine.losses import loss_of
+from moalign.engine.lower import copied
 from moalign.engine.model import TRAINED, LanguageModel
 from moalign.engine.passes import PairPass, apart_beyond_window, pair_passes
 from moalign.engine.scoring import LogpCache
@@ -145,15 +146,20 @@ def _pass(
         if key not in frozen:
             frozen[key] = _Frozen(model, share, cache)
         layouts.append(frozen[key])
+        frozen[key].prepare(share.trainee.job)
     layout = layouts[0].layout if len(members) == 1 else _joined(model, members)
+    copies = len(members) if model.upper and len(frozen) == 1 else 1  # all members have the same rows
     rows = tuple(len(share.part.rows) for share in members)
+    if sum(rows) != len(layout.input_ids):  # beyond a window: a row for each sequence
+        rows = tuple(len(share.part.sequences) for share in members)
     dropout = model.adapter_dropout
     seeds = [derive(s.trainee.job.seed, "dropout", s.trainee.job.candidate, *at) for s in members] if dropout else None
     mixture = Mixture(tuple(s.trainee.slot for s in members), rows, None if seeds is None else tuple(seeds))
     losses: list[Tensor] = []
-    with lora.mixed(model.policy, mixture):
+    once = copied(model.upper, len(layout.input_ids) // copies, copies) if copies > 1 else nullcontext()
+    with lora.mixed(model.policy, mixture), once:
         with _checkpointing(model, members):
-            logps = model.response_logps(layout)
+            logps = model.response_logps(layout, copies)
         start = 0
         for share, own in zip(members, layouts, strict=True):
             end = start + len(share.part.sequences)
@@ -195,6 +201,13 @@ class _Frozen:
         collated = collate(share.dataset, share.part.pairs, share.part.sequences)
         self.known = {name: tensor.to(model.device) for name, tensor in collated.items()}
         self._logps: dict[str, Tensor] = {}
+
+    def prepare(self, job: Job) -> None:
+        """Run the frozen policies that the job needs, before the trained ones run."""
+        if needs_reference(job):
+            self.logps(None, "")
+        for each in job.margins_from.values():
+            self.logps(each.adapter, each.identity)
 
     def logps(self, adapter: str | None, identity: str) -> Tensor:
         """Under a frozen adapter or (None) the reference, [N,T]."""

@@ -26,19 +26,50 @@ CONFIG_FILE = "adapter_config.json"
 
 
 def configuration(
-    r: int, alpha: float, targets: str | tuple[str, ...], dropout: float, rslora: bool, base_path: str
+    r: int,
+    alpha: float,
+    targets: str | tuple[str, ...],
+    dropout: float,
+    rslora: bool,
+    base_path: str,
+    layers: Sequence[int] | None = None,
 ) -> LoraConfig:
-    """peft's own configuration, so that peft resolves the targets and reads what we write."""
+    """peft's own configuration, so that peft resolves the targets and reads what we write.
+
+    ``layers``: the numbers of those that get adapters (None: all), for targets that are a list of names.
+    """
     return LoraConfig(
         r=r,
         lora_alpha=alpha,  # type: ignore[arg-type]  # peft says int, and divides whatever it gets
         target_modules=targets if isinstance(targets, str) else list(targets),
+        layers_to_transform=None if layers is None else list(layers),
         lora_dropout=dropout,
         use_rslora=rslora,
         bias="none",
         task_type="CAUSAL_LM",
         base_model_name_or_path=base_path,
     )
+
+
+def upper_layers(
+    base: Any, share: str | float, targets: str | tuple[str, ...]
+) -> tuple[str | tuple[str, ...], tuple[int, ...] | None]:
+    """Targets and numbers of the top ``share`` of the layers, as ``configuration`` takes them; no numbers for all.
+
+    Raises ModelError for a regular expression, which peft cannot restrict to some layers.
+    """
+    share = {"all": 1.0, "upper-half": 0.5}[share] if isinstance(share, str) else share
+    if share == 1.0:
+        return targets, None
+    number = base.config.get_text_config().num_hidden_layers
+    layers = tuple(range(number - math.ceil(share * number), number))
+    if targets == "all-linear":
+        head = base.get_output_embeddings()
+        linear = [name for name, each in base.named_modules() if isinstance(each, nn.Linear) and each is not head]
+        targets = tuple(sorted({name.rsplit(".", 1)[-1] for name in linear}))
+    if isinstance(targets, str):
+        raise ModelError("model.lora.layers: with a regular expression for targets, name the layers in it instead")
+    return targets, layers
 
 
 def inject(base: Any, config: LoraConfig, adapter: str) -> PeftModel:

@@ -60,15 +60,13 @@ def mixed(layers: Sequence[Any], mixture: Mixture) -> Iterator[None]:
 def forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """x W^T + b and, for each candidate's rows, + s dropout(x) A^T B^T."""
     mixture: Mixture | None = layer.mixture
-    if layer.disable_adapters or layer.merged or args or kwargs:
-        return LoraLinear.forward(layer, x, *args, **kwargs)
     if mixture is None:
         adapter = layer.active_adapters[0] if len(layer.active_adapters) == 1 else ""
-        if adapter not in layer.lora_A or (layer.lora_dropout[adapter].training and rate_of(layer, adapter)):
-            return LoraLinear.forward(layer, x)
+        if layer.disable_adapters or layer.merged or args or kwargs or not _is_plain(layer, adapter):
+            return LoraLinear.forward(layer, x, *args, **kwargs)
         mixture = Mixture((adapter,), (1,))
-    if any(slot in layer.lora_variant for slot in mixture.slots):
-        return LoraLinear.forward(layer, x)
+    elif layer.merged or args or kwargs or any(slot in layer.lora_variant for slot in mixture.slots):
+        raise ValueError("only plain adapters that are not merged can share a batch")
     ends = _ends(x, mixture)
     factors = [module[slot] for slot in mixture.slots for module in (layer.lora_A, layer.lora_B)]
     scalings = tuple(layer.scaling[slot] for slot in mixture.slots)
@@ -87,6 +85,11 @@ def forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         start = ends[number]
     result = base(x)
     return result + torch.cat(updates).to(result.dtype).view(result.shape)
+
+
+def _is_plain(layer: Any, adapter: str) -> bool:
+    dropping = adapter in layer.lora_A and layer.lora_dropout[adapter].training and rate_of(layer, adapter)
+    return adapter in layer.lora_A and adapter not in layer.lora_variant and not dropping
 
 
 def _ends(x: Tensor, mixture: Mixture) -> tuple[int, ...]:

@@ -9,10 +9,9 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-import torch
-
 from moalign.engine.train import train_together
 from moalign.engine.trainee import Trainee
+from moalign.errors import UserError
 from moalign.sweeps.candidate import batch_source, job_of, slots
 from moalign.sweeps.workshop import Workshop
 from moalign.types import Candidate
@@ -39,7 +38,7 @@ def groups(candidates: Sequence[Candidate], workshop: Workshop, size: int) -> li
 def measured_size(candidates: Sequence[Candidate], workshop: Workshop) -> tuple[int, dict[int, float]]:
     """How many candidates together take the least time for each, and the seconds per step and candidate found.
 
-    Tries one, half of them and all of them with throw-away steps. A size that memory does not suffice for is out.
+    Tries one, half of them and all of them with throw-away steps. A size that does not work is out.
     """
     trial = [candidate for candidate in candidates if not workshop.implicit([candidate])]
     sizes = sorted({1, -(-len(trial) // 2), len(trial)} - {0})
@@ -49,7 +48,9 @@ def measured_size(candidates: Sequence[Candidate], workshop: Workshop) -> tuple[
             for size in sizes:
                 try:
                     seconds[size] = min(seconds[size], _seconds_per_candidate(trial[:size], workshop))
-                except torch.OutOfMemoryError:
+                except UserError:
+                    raise
+                except Exception:  # memory, or a layer whose rows do not stay together: the training will say why
                     sizes = [other for other in sizes if other < size]
                     break
     best = min(seconds.values())

@@ -1,0 +1,45 @@
+"""The frozen layers below the first adapter compute the same for every candidate: they run once, for all copies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+
+def upper(base: nn.Module) -> list[nn.Module]:
+    """The model's layers from the first one with an adapter on; empty where adapters are elsewhere or in all layers."""
+    adapted = [name for name, module in base.named_modules() if isinstance(module, LoraLayer)]
+    for name, stack in base.named_modules():
+        if isinstance(stack, nn.ModuleList) and adapted and all(each.startswith(f"{name}.") for each in adapted):
+            first = min(int(each[len(name) + 1 :].split(".")[0]) for each in adapted)
+            return list(stack)[first:] if first else []
+    return []
+
+
+@contextmanager
+def copied(layers: Sequence[nn.Module], rows: int, copies: int) -> Iterator[None]:
+    """Within the context the batch of ``rows`` becomes ``copies`` of itself, one after the other, at the first layer.
+
+    The backward pass belongs in it too: with gradient checkpointing it runs layers again.
+    """
+
+    def expand(value: Any) -> Any:
+        if isinstance(value, Tensor):  # masks, positions and hidden states begin with the rows; 1 row is broadcast
+            return value.repeat(copies, *[1] * (value.ndim - 1)) if value.ndim > 1 and len(value) == rows else value
+        if isinstance(value, tuple | list):
+            return type(value)(expand(each) for each in value)
+        return value
+
+    def before(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return tuple(expand(each) for each in args), {name: expand(each) for name, each in kwargs.items()}
+
+    hooks = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -38,7 +38,7 @@ def from_event(event: Mapping[str, Any], objectives: tuple[str, ...]) -> Outcome
         checksum=event["checksum"],
         error=event["error"],
         details=event["details"],
-        kind=event["kind"],
+        kind=event.get("kind", "trained"),
     )
 
 
@@ -54,7 +54,7 @@ def candidate_to(candidate: Candidate) -> dict[str, Any]:
 
 def candidate_from(event: Mapping[str, Any], objectives: tuple[str, ...]) -> Candidate:
     preferred = preference.from_json(event["preference"], objectives)
-    return Candidate(event["id"], preferred, tuple(event["parents"]), event["mixed"])
+    return Candidate(event["id"], preferred, tuple(event["parents"]), event.get("mixed", False))
 
 
 def failure(candidate: Candidate, error: str) -> Outcome:

@@ -54,7 +54,8 @@ def measured_size(candidates: Sequence[Candidate], workshop: Workshop) -> tuple[
                     sizes = [other for other in sizes if other < size]
                     break
     best = min(seconds.values())
-    return max((size for size in sizes if seconds[size] <= AS_GOOD * best), default=1), seconds
+    fast = [size for size in sizes if math.isfinite(best) and seconds[size] <= AS_GOOD * best]
+    return max(fast, default=1), seconds
 
 
 def _seconds_per_candidate(candidates: Sequence[Candidate], workshop: Workshop) -> float:

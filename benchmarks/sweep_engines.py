@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import resource
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -16,7 +14,17 @@ from pathlib import Path
 from typing import Any, cast
 
 from benchmarks import measure
-from benchmarks.train_engines import Assignment, _check_ids, _pairs_of_steps, _texts, _tokens
+from benchmarks.train_setup import (
+    Assignment,
+    check_ids,
+    make_quiet,
+    open_workshop,
+    pairs_of_steps,
+    texts_of,
+    tokens_of,
+    trl_settings,
+    trl_trainer,
+)
 from benchmarks.train_task import Task, write_model, write_pairs
 
 OBJECTIVES = ("first", "second")
@@ -41,21 +49,9 @@ def work(assignment: Assignment, connection: Connection) -> None:
 
     For moalign the numbers must not decrease: peak memory is the process's own high-water mark.
     """
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    os.environ["TQDM_DISABLE"] = "1"
-    os.environ["HF_HOME"] = str(Path(assignment.directory) / "cache")
-    if assignment.device == "cpu":
-        os.environ["ACCELERATE_USE_CPU"] = "true"
-    import datasets  # type: ignore[import-untyped]
+    make_quiet(assignment)
     import torch
-    from transformers.utils import logging
 
-    warnings.simplefilter("ignore")
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    datasets.disable_progress_bars()
-    if assignment.threads:
-        torch.set_num_threads(assignment.threads)
     engine = WAYS[assignment.engine](assignment)
     connection.send(("ready", engine.ready))
     while True:
@@ -96,15 +92,15 @@ class Moalign:
 
     def __init__(self, assignment: Assignment, size: int | str | None) -> None:
         self.assignment, self.size = assignment, size
-        _workshop(assignment)  # imports, and files into the system's cache, as for TRL
+        open_workshop(assignment, OBJECTIVES)  # imports, and files into the system's cache, as for TRL
         gc.collect()
         clock = Clock(assignment.device)
-        self.workshop = _workshop(assignment)
+        self.workshop = open_workshop(assignment, OBJECTIVES)
         self.ready: dict[str, Any] = {"loading": clock.lap()}
         self._reference()
         self.ready["reference"] = clock.lap()
-        steps = _pairs_of_steps(assignment, self.workshop)
-        self.ready["tokens"] = sum(_tokens(pairs) for pairs in steps)
+        steps = pairs_of_steps(assignment, self.workshop)
+        self.ready["tokens"] = sum(tokens_of(pairs) for pairs in steps)
         self._slots_seconds = 0.0
         self._warm = 0
 
@@ -188,52 +184,15 @@ def _candidates(number: int) -> list[Any]:
     return [Candidate(f"c{place}", Preference("weights", each)) for place, each in enumerate(values)]
 
 
-def _workshop(assignment: Assignment) -> Any:
-    from moalign import config, registry
-    from moalign.sweeps.observe import Observer
-    from moalign.sweeps.plan import prepare
-    from moalign.sweeps.workshop import open_workshop
-
-    task, folder = assignment.task, Path(assignment.directory)
-    content = {
-        "model": {
-            "path": str(folder / "model"),
-            "dtype": task.dtype,
-            "lora": {"r": task.rank, "alpha": 2 * task.rank, "targets": "all-linear"},
-        },
-        "objectives": dict.fromkeys(OBJECTIVES),
-        "data": {
-            "path": str(folder / "training.jsonl"),
-            "held_out_path": str(folder / "held_out.jsonl"),
-            "max_length": task.longest + 128,
-        },
-        "loss": {"name": "dpo", "beta": task.beta},
-        "combine": "linear",
-        "train": {
-            "steps": task.all_steps,
-            "pairs_per_step": task.pairs_per_step,
-            "lr": task.lr,
-            "warmup": 0,
-            "schedule": "constant",
-        },
-        "seed": task.seed,
-    }
-    plan = prepare(config.from_mapping(content), registry.discover())
-    return open_workshop(plan, folder, Observer(), keep_cache=False)
-
-
 class Trl:
     """Each candidate a run of its own: the base is loaded, the reference precomputed, DPOTrainer trains."""
 
     def __init__(self, assignment: Assignment) -> None:
-        from transformers import AutoTokenizer
-
-        self.assignment, self.folder = assignment, Path(assignment.directory)
-        steps = _pairs_of_steps(assignment, _workshop(assignment))
+        self.assignment = assignment
+        steps = pairs_of_steps(assignment, open_workshop(assignment, OBJECTIVES))
         self.pairs = [pair for pairs in steps for pair in pairs]
-        tokenizer = AutoTokenizer.from_pretrained(self.folder / "model")
-        self.texts = [_texts(tokenizer, pair) for pair in self.pairs]
-        self.ready: dict[str, Any] = {"tokens": sum(_tokens(pairs) for pairs in steps)}
+        self.texts = texts_of(assignment, self.pairs)
+        self.ready: dict[str, Any] = {"tokens": sum(tokens_of(pairs) for pairs in steps)}
         self.settings: dict[str, Any] = {}
         self.losses = self._run(CHECKED_STEPS, check=True)["losses"]
 
@@ -245,34 +204,15 @@ class Trl:
         }
 
     def _run(self, max_steps: int, *, check: bool) -> dict[str, Any]:
-        import torch
-        from datasets import Dataset
-        from peft import LoraConfig, PeftModel
-        from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
-        from trl import DPOConfig, DPOTrainer
+        from peft import PeftModel
+        from transformers import TrainerCallback
 
         from moalign import lora
         from moalign.seeds import derive
 
         gc.collect()  # the trainer before is a cycle
-        task, on_gpu = self.assignment.task, self.assignment.device != "cpu"
-        self.settings = {
-            "per_device_train_batch_size": task.pairs_per_step,
-            "train_sampling_strategy": "sequential",
-            "precompute_ref_log_probs": True,
-            "beta": task.beta,
-            "learning_rate": task.lr,
-            "lr_scheduler_type": "constant",
-            "optim": "adamw_torch_fused" if on_gpu else "adamw_torch",
-            "weight_decay": 0.0,
-            # moalign's losses, with which these are compared, count half, and so do its gradients before clipping
-            "max_grad_norm": 2.0 if check else 1.0,
-            "max_length": None,
-            "gradient_checkpointing": False,
-            "bf16": task.dtype == "bfloat16",
-            "use_liger_kernel": on_gpu,
-            "use_cpu": not on_gpu,
-        }
+        # moalign's losses, with which these are compared, count half, and so do its gradients before clipping
+        self.settings = trl_settings(self.assignment, max_steps, 2.0 if check else 1.0)
         found: dict[str, Any] = {"losses": []}
 
         class Watch(TrainerCallback):
@@ -290,34 +230,10 @@ class Trl:
                 found["seconds"] = clock.lap()
 
         clock, whole = Clock(self.assignment.device), Clock(self.assignment.device)
-        tokenizer = AutoTokenizer.from_pretrained(self.folder / "model")
-        trainer = DPOTrainer(
-            model=AutoModelForCausalLM.from_pretrained(self.folder / "model", dtype=getattr(torch, task.dtype)),
-            args=DPOConfig(
-                output_dir=str(self.folder / "trl"),
-                max_steps=max_steps,
-                logging_strategy="no",
-                save_strategy="no",
-                report_to=[],
-                disable_tqdm=True,
-                seed=task.seed,
-                **self.settings,
-            ),
-            train_dataset=Dataset.from_list(self.texts),
-            processing_class=tokenizer,
-            peft_config=LoraConfig(
-                r=task.rank,
-                lora_alpha=2 * task.rank,
-                target_modules="all-linear",
-                lora_dropout=0.0,
-                task_type="CAUSAL_LM",
-            ),
-            callbacks=[Watch()],
-        )
-        trainer.remove_callback(PrinterCallback)
+        trainer = trl_trainer(self.assignment, self.settings, self.texts, Watch())
         if check:
-            _check_ids(trainer.train_dataset, self.pairs)
-            lora.initialise(cast(PeftModel, trainer.model), "default", derive(task.seed, "adapter"))
+            check_ids(trainer.train_dataset, self.pairs)
+            lora.initialise(cast(PeftModel, trainer.model), "default", derive(self.assignment.task.seed, "adapter"))
         trainer.train()
         return found | {"total": whole.lap()}
 

@@ -10,7 +10,6 @@ import numpy as np
 from moalign import lora
 from moalign.config import EvaluateSettings
 from moalign.data.dataset import PairDataset
-from moalign.engine.layout import lay_out
 from moalign.engine.model import LanguageModel
 from moalign.engine.passes import arrange, pair_passes
 from moalign.engine.rollouts import Rollout, Score, sample, sequence_of
@@ -123,7 +122,7 @@ def _accuracies(
     ratios = np.zeros(len(pairs.sequences))
     for part in pair_passes(pairs, np.arange(len(pairs.pairs)), model.packing):
         sequences = [pairs.sequences[index] for index in part.sequences]
-        layout = lay_out(sequences, part.rows, model.pad_id, model.packing.multiple).to(model.device)
+        layout = model.lay_out(sequences, part.rows)
         reference = cache.logps(sequences, layout, None, "")
         with lora.active(model.policy, adapter):
             ratios[part.sequences] = (model.response_logps(layout) - reference).double().sum(-1).cpu().numpy()
@@ -159,7 +158,7 @@ def _kl(
     for part in arrange([[sequences[index] for index in unit] for unit in units], model.packing):
         chosen = [index for unit in part.units for index in units[unit]]
         members = [sequences[index] for index in chosen]
-        layout = lay_out(members, part.rows, model.pad_id, model.packing.multiple).to(model.device)
+        layout = model.lay_out(members, part.rows)
         with lora.active(model.policy, None):
             reference = model.response_logps(layout)
         with lora.active(model.policy, adapter):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from transformers.utils import logging as transformers_logging
 
 from moalign import lora
 from moalign.config import ModelSettings
+from moalign.data.tokenise import Sequence as TokenSequence
 from moalign.data.tokenise import Tokeniser, check_vocabulary
+from moalign.engine import layout as layouts
 from moalign.engine import lower, probe
 from moalign.engine.layout import Layout
 from moalign.engine.passes import Packing
@@ -74,6 +77,10 @@ class LanguageModel:
     def adapter_dropout(self) -> bool:
         """Whether the adapters drop inputs in training."""
         return any(getattr(config, "lora_dropout", 0.0) for config in self.policy.peft_config.values())
+
+    def lay_out(self, sequences: Sequence[TokenSequence], rows: Sequence[Sequence[int]]) -> Layout:
+        """``layout.lay_out`` with this model's padding, on its device."""
+        return layouts.lay_out(sequences, rows, self.pad_id, self.packing.multiple).to(self.device)
 
     def response_logps(self, layout: Layout, copies: int = 1) -> Tensor:
         """Log-probability of every response token under the active adapter; float32 [N,T], 0 elsewhere.

@@ -22,7 +22,7 @@ from moalign.data.batching import collate
 from moalign.data.dataset import PairDataset
 from moalign.data.tokenise import Sequence as TokenSequence
 from moalign.engine.batches import BatchSource
-from moalign.engine.layout import Layout, lay_out
+from moalign.engine.layout import Layout
 from moalign.engine.losses import loss_of
 from moalign.engine.lower import copied
 from moalign.engine.model import TRAINED, LanguageModel
@@ -113,14 +113,9 @@ class _Share:
     def sequences(self) -> list[TokenSequence]:
         return [self.dataset.sequences[index] for index in self.part.sequences]
 
-    @property
-    def same_rows(self) -> tuple[int, bytes] | None:
-        """Equal for candidates with the same sequences in the same rows; None where nobody else can have them."""
-        return (id(self.dataset), self.part.sequences.tobytes()) if self.trainee.source.cacheable else None
-
 
 class _Arrangements:
-    """A step's passes; candidates with the same pairs have the same."""
+    """A step's passes; candidates with the same pairs get the same objects."""
 
     def __init__(self, model: LanguageModel):
         self.model = model
@@ -139,16 +134,15 @@ def _pass(
     model: LanguageModel, members: Sequence[_Share], cache: LogpCache, accelerator: Accelerator, at: tuple[int, int]
 ) -> None:
     """Forward and backward for one pass of every member: the base sees all rows at once."""
-    frozen: dict[Any, _Frozen] = {}
-    layouts = []
+    frozen_of: dict[int, _Frozen] = {}
+    frozen = []
     for share in members:
-        key = share.same_rows or id(share)
-        if key not in frozen:
-            frozen[key] = _Frozen(model, share, cache)
-        layouts.append(frozen[key])
-        frozen[key].prepare(share.trainee.job)
-    layout = layouts[0].layout if len(members) == 1 else _joined(model, members)
-    copies = len(members) if model.upper and len(frozen) == 1 else 1  # all members have the same rows
+        if id(share.part) not in frozen_of:
+            frozen_of[id(share.part)] = _Frozen(model, share, cache)
+        frozen.append(frozen_of[id(share.part)])
+        frozen[-1].prepare(share.trainee.job)
+    layout = frozen[0].layout if len(members) == 1 else _joined(model, members)
+    copies = len(members) if model.upper and len(frozen_of) == 1 else 1  # all members have the same rows
     rows = tuple(len(share.part.rows) for share in members)
     if sum(rows) != len(layout.input_ids):  # beyond a window: a row for each sequence
         rows = tuple(len(share.part.sequences) for share in members)
@@ -161,7 +155,7 @@ def _pass(
         with _checkpointing(model, members):
             logps = model.response_logps(layout, copies)
         start = 0
-        for share, own in zip(members, layouts, strict=True):
+        for share, own in zip(members, frozen, strict=True):
             end = start + len(share.part.sequences)
             loss = _loss(share, own, logps[start:end, : own.layout.width])
             start = end
@@ -195,9 +189,7 @@ class _Frozen:
     def __init__(self, model: LanguageModel, share: _Share, cache: LogpCache):
         self.model, self.cache, self.keep = model, cache, share.trainee.source.cacheable
         self.sequences = share.sequences
-        self.layout: Layout = lay_out(self.sequences, share.part.rows, model.pad_id, model.packing.multiple).to(
-            model.device
-        )
+        self.layout = model.lay_out(self.sequences, share.part.rows)
         collated = collate(share.dataset, share.part.pairs, share.part.sequences)
         self.known = {name: tensor.to(model.device) for name, tensor in collated.items()}
         self._logps: dict[str, Tensor] = {}
@@ -255,7 +247,7 @@ def _joined(model: LanguageModel, members: Sequence[_Share]) -> Layout:
         rows += [[len(sequences) + index for index in row] for row in share.part.rows]
         sequences += share.sequences
     rows = apart_beyond_window(sequences, rows, model.packing)
-    return lay_out(sequences, rows, model.pad_id, model.packing.multiple).to(model.device)
+    return model.lay_out(sequences, rows)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from moalign import storage
 from moalign.errors import CorruptFileError, ModelError, RunError
 from moalign.lora import linear
-from moalign.lora.linear import Mixture
+from moalign.lora.linear import AdaptedLinear, Mixture
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -65,8 +65,8 @@ def upper_layers(
     layers = tuple(range(number - math.ceil(share * number), number))
     if targets == "all-linear":
         head = base.get_output_embeddings()
-        linear = [name for name, each in base.named_modules() if isinstance(each, nn.Linear) and each is not head]
-        targets = tuple(sorted({name.rsplit(".", 1)[-1] for name in linear}))
+        names = [name for name, each in base.named_modules() if isinstance(each, nn.Linear) and each is not head]
+        targets = tuple(sorted({name.rsplit(".", 1)[-1] for name in names}))
     if isinstance(targets, str):
         raise ModelError("model.lora.layers: with a regular expression for targets, name the layers in it instead")
     return targets, layers
@@ -92,13 +92,13 @@ def why_not_together(model: PeftModel) -> str | None:
     """Why several adapters cannot share a batch; None where they can."""
     if isinstance(cast(Any, model.get_base_model()).get_output_embeddings(), LoraLayer):
         return "the output head carries an adapter"
-    other = next((type(layer).__name__ for layer in layers(model) if type(layer) is not LoraLinear), None)
+    other = next((type(layer).__name__ for layer in layers(model) if not isinstance(layer, AdaptedLinear)), None)
     return None if other is None else f"a layer of kind {other} carries an adapter"
 
 
 def mixed(model: PeftModel, mixture: Mixture) -> AbstractContextManager[None]:
     """Within the context the rows of a batch go through several adapters, as ``mixture`` says."""
-    return linear.mixed([layer for layer in layers(model) if type(layer) is LoraLinear], mixture)
+    return linear.mixed([layer for layer in layers(model) if isinstance(layer, AdaptedLinear)], mixture)
 
 
 def add_slots(model: PeftModel, slots: Sequence[str]) -> None:
@@ -122,15 +122,15 @@ def adapted_head(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tenso
     weight, bias = cast(nn.Linear, head).weight, getattr(head, "bias", None)
     if not isinstance(head, LoraLayer) or head.disable_adapters or head.merged:
         return hidden, weight, bias
-    mixture: Mixture | None = getattr(head, "mixture", None)
+    mixture = head.mixture if isinstance(head, AdaptedLinear) else None
     adapters = head.active_adapters if mixture is None else mixture.slots
     inputs, columns = [hidden], [weight]
     for adapter in adapters:
         if adapter in head.lora_A:
             down, up = cast(nn.Linear, head.lora_A[adapter]), cast(nn.Linear, head.lora_B[adapter])
             mine = hidden.to(down.weight.dtype)
-            if mixture is not None and mixture.dropout_seeds is not None:
-                mine = linear.drop(mine, head, adapter, mixture.dropout_seeds[0])
+            if isinstance(head, AdaptedLinear) and mixture is not None and mixture.dropout_seeds is not None:
+                mine = head.drop(mine, adapter, mixture.dropout_seeds[0])
             inputs.append((down(mine) * head.scaling[adapter]).to(hidden.dtype))
             columns.append(up.weight.to(weight.dtype))
     return torch.cat(inputs, -1), torch.cat(columns, -1), bias

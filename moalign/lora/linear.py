@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MethodType
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from moalign.ops import frozen_linear, products
+from moalign.ops import products
 from moalign.ops.frozen_linear import FrozenLinear
 from moalign.seeds import derive
 
@@ -36,14 +35,68 @@ class Mixture:
     dropout_seeds: tuple[int, ...] | None = None
 
 
-def take_over(layer: Any, place: int) -> None:
-    """From now on the layer computes as this file says; ``place`` tells layers apart in their dropout."""
-    layer.place, layer.mixture = place, None
-    layer.forward = MethodType(forward, layer)
+class AdaptedLinear(LoraLinear):
+    """A linear layer with adapters; peft's own ``LoraLinear``, turned into this by ``take_over``.
+
+    ``place`` tells layers apart in their dropout; ``mixture`` is set by ``mixed``.
+    """
+
+    place: int
+    mixture: Mixture | None
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """x W^T + b and, for each candidate's rows, + s dropout(x) A^T B^T."""
+        mixture = self.mixture
+        if mixture is None:
+            adapter = self.active_adapters[0] if len(self.active_adapters) == 1 else ""
+            if self.disable_adapters or self.merged or args or kwargs or not self._is_plain(adapter):
+                return super().forward(x, *args, **kwargs)
+            mixture = Mixture((adapter,), (1,))
+        elif self.merged or args or kwargs or any(slot in self.lora_variant for slot in mixture.slots):
+            raise ValueError("only plain adapters that are not merged can share a batch")
+        base: Any = self.base_layer
+        ends = _ends(x, mixture)
+        factors: list[Any] = [module[slot] for slot in mixture.slots for module in (self.lora_A, self.lora_B)]
+        scalings = tuple(self.scaling[slot] for slot in mixture.slots)
+        dropping = mixture.dropout_seeds is not None and any(self.dropout_rate(slot) for slot in mixture.slots)
+        fast = type(base) in (nn.Linear, FrozenLinear) and x.dtype == base.weight.dtype == factors[0].weight.dtype
+        if fast and not dropping and not torch.is_autocast_enabled(x.device.type):
+            return _Linear.apply(x, base.weight, base.bias, ends, scalings, *(factor.weight for factor in factors))
+        rows, updates, start = x.flatten(0, -2), [], 0
+        for number, slot in enumerate(mixture.slots):
+            down, up = factors[2 * number : 2 * number + 2]
+            mine = rows[start : ends[number]].to(down.weight.dtype)
+            if mixture.dropout_seeds is not None:
+                mine = self.drop(mine, slot, mixture.dropout_seeds[number])
+            updates.append(up(down(mine)) * scalings[number])
+            start = ends[number]
+        result = base(x)
+        return result + torch.cat(updates).to(result.dtype).view(result.shape)
+
+    def dropout_rate(self, slot: str) -> float:
+        return getattr(self.lora_dropout[slot], "p", 0.0)
+
+    def drop(self, x: Tensor, slot: str, seed: int) -> Tensor:
+        """The adapter's dropout; the mask is a function of the seed, the layer and the shape."""
+        rate = self.dropout_rate(slot)
+        if not rate:
+            return x
+        generator = torch.Generator(x.device).manual_seed(derive(seed, self.place))
+        return x * torch.empty_like(x).bernoulli_(1 - rate, generator=generator).div_(1 - rate)
+
+    def _is_plain(self, adapter: str) -> bool:
+        dropping = adapter in self.lora_A and self.lora_dropout[adapter].training and self.dropout_rate(adapter)
+        return adapter in self.lora_A and adapter not in self.lora_variant and not dropping
+
+
+def take_over(layer: LoraLinear, place: int) -> None:
+    """From now on the layer computes as ``AdaptedLinear``; parameters and names stay."""
+    layer.__class__ = AdaptedLinear
+    layer.place, layer.mixture = place, None  # type: ignore[assignment]
 
 
 @contextmanager
-def mixed(layers: Sequence[Any], mixture: Mixture) -> Iterator[None]:
+def mixed(layers: Sequence[AdaptedLinear], mixture: Mixture) -> Iterator[None]:
     """Within the context the layers take batches of that mixture.
 
     The backward pass belongs in it too: with gradient checkpointing it runs layers again.
@@ -55,41 +108,6 @@ def mixed(layers: Sequence[Any], mixture: Mixture) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.mixture = None
-
-
-def forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """x W^T + b and, for each candidate's rows, + s dropout(x) A^T B^T."""
-    mixture: Mixture | None = layer.mixture
-    if mixture is None:
-        adapter = layer.active_adapters[0] if len(layer.active_adapters) == 1 else ""
-        if layer.disable_adapters or layer.merged or args or kwargs or not _is_plain(layer, adapter):
-            return LoraLinear.forward(layer, x, *args, **kwargs)
-        mixture = Mixture((adapter,), (1,))
-    elif layer.merged or args or kwargs or any(slot in layer.lora_variant for slot in mixture.slots):
-        raise ValueError("only plain adapters that are not merged can share a batch")
-    ends = _ends(x, mixture)
-    factors = [module[slot] for slot in mixture.slots for module in (layer.lora_A, layer.lora_B)]
-    scalings = tuple(layer.scaling[slot] for slot in mixture.slots)
-    base = layer.base_layer
-    dropping = mixture.dropout_seeds is not None and any(rate_of(layer, slot) for slot in mixture.slots)
-    fast = type(base) in (nn.Linear, FrozenLinear) and x.dtype == base.weight.dtype == factors[0].weight.dtype
-    if fast and not dropping and not torch.is_autocast_enabled(x.device.type):
-        return _Linear.apply(x, base.weight, base.bias, ends, scalings, *(factor.weight for factor in factors))
-    rows, updates, start = x.flatten(0, -2), [], 0
-    for number, slot in enumerate(mixture.slots):
-        down, up = factors[2 * number : 2 * number + 2]
-        mine = rows[start : ends[number]].to(down.weight.dtype)
-        if mixture.dropout_seeds is not None:
-            mine = drop(mine, layer, slot, mixture.dropout_seeds[number])
-        updates.append(up(down(mine)) * scalings[number])
-        start = ends[number]
-    result = base(x)
-    return result + torch.cat(updates).to(result.dtype).view(result.shape)
-
-
-def _is_plain(layer: Any, adapter: str) -> bool:
-    dropping = adapter in layer.lora_A and layer.lora_dropout[adapter].training and rate_of(layer, adapter)
-    return adapter in layer.lora_A and adapter not in layer.lora_variant and not dropping
 
 
 def _ends(x: Tensor, mixture: Mixture) -> tuple[int, ...]:
@@ -105,19 +123,6 @@ def _ends(x: Tensor, mixture: Mixture) -> tuple[int, ...]:
     return tuple(ends)
 
 
-def rate_of(layer: Any, slot: str) -> float:
-    return getattr(layer.lora_dropout[slot], "p", 0.0)
-
-
-def drop(x: Tensor, layer: Any, slot: str, seed: int) -> Tensor:
-    """The adapter's dropout; the mask is a function of the seed, the layer and the shape."""
-    rate = rate_of(layer, slot)
-    if not rate:
-        return x
-    generator = torch.Generator(x.device).manual_seed(derive(seed, layer.place))
-    return x * torch.empty_like(x).bernoulli_(1 - rate, generator=generator).div_(1 - rate)
-
-
 class _Linear(Function):
     """One product with the frozen weights for all rows; each adapter's update is added where the product lies.
 
@@ -129,10 +134,10 @@ class _Linear(Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, ends: Any, scalings: Any, *factors: Tensor
     ) -> Tensor:
         rows = x.flatten(0, -2)
-        result = _product(rows, weight, bias)
+        result = products.linear(rows, weight, bias)
         inner, start = [], 0
         for end, s, a, b in zip(ends, scalings, factors[::2], factors[1::2], strict=True):
-            inner.append(_product(rows[start:end], a))
+            inner.append(products.linear(rows[start:end], a))
             result[start:end].addmm_(inner[-1], b.t(), alpha=s)
             start = end
         ctx.save_for_backward(rows, weight, *inner, *factors)
@@ -145,21 +150,17 @@ class _Linear(Function):
         rows, weight, *saved = ctx.saved_tensors
         inner, factors = saved[: len(ctx.ends)], saved[len(ctx.ends) :]
         grad = grad.flatten(0, -2)
-        d_x = _product(grad, weight.t()) if ctx.needs_input_grad[0] else None
+        d_x = products.linear(grad, weight.t()) if ctx.needs_input_grad[0] else None
         d_factors: list[Tensor] = []
         start = 0
         for end, s, mine, a, b in zip(ctx.ends, ctx.scalings, inner, factors[::2], factors[1::2], strict=True):
             part = grad[start:end]
-            d_inner = _product(part, b.t()).mul_(s)
+            d_inner = products.linear(part, b.t()).mul_(s)
             if d_x is not None:
                 d_x[start:end].addmm_(d_inner, a)
-            d_factors += [_product(d_inner.t(), rows[start:end].t()), _product(mine.t(), part.t()).t() * s]
+            d_factors += [
+                products.linear(d_inner.t(), rows[start:end].t()),
+                products.linear(mine.t(), part.t()).t() * s,
+            ]
             start = end
         return None if d_x is None else d_x.view(ctx.shape), None, None, None, None, *d_factors
-
-
-def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """rows @ weight.T + bias without autograd; on a CPU torch.mm leaves half of what oneDNN gets out of large ones."""
-    if rows.numel() * len(weight) >= frozen_linear.WORTH_IT and products.uses_onednn(weight):
-        return products.onednn_linear(rows.contiguous(), weight, bias)
-    return nn.functional.linear(rows, weight, bias)

@@ -151,8 +151,8 @@ class _UnitGradient(Function):
         if entropy_unit is None and unit.dtype == grad.dtype:
             return (grad * ctx.scale)[:, None] * unit, None, None
         d_hidden = torch.empty_like(unit)
-        for part in torch.arange(len(unit)).split(BACKWARD_ROWS):  # float32 of a few rows, rounded once
-            rows = slice(int(part[0]), int(part[-1]) + 1)
+        for start in range(0, len(unit), BACKWARD_ROWS):  # float32 of a few rows, rounded once
+            rows = slice(start, start + BACKWARD_ROWS)
             scaled = (grad[rows] * ctx.scale)[:, None] * unit[rows]
             if entropy_unit is not None and d_entropy[0] is not None:
                 scaled.addcmul_((d_entropy[0][rows] * ctx.scale)[:, None], entropy_unit[rows])

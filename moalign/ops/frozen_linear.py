@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from moalign.ops import products
-
-WORTH_IT = 2**20  # multiplications; below them the call costs more than it saves
 
 
 class FrozenLinear(nn.Linear):
@@ -22,8 +21,11 @@ class FrozenLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         trained = self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
-        small = input.numel() * self.out_features < WORTH_IT
-        if trained or small or input.dtype != self.weight.dtype or not products.uses_onednn(self.weight):
+        if (
+            trained
+            or torch.is_autocast_enabled(input.device.type)
+            or not products.gains_from_onednn(input, self.weight)
+        ):
             return super().forward(input)
         rows = _Product.apply(input.reshape(-1, self.in_features), self.weight, self.bias)
         return rows.view(*input.shape[:-1], self.out_features)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from moalign.ops.contract import result_dtype
 
+MIN_MULTIPLICATIONS = 2**20  # of a product; below them calling oneDNN costs more than it saves
 BLOCK_ELEMENTS = 2**22  # entries of a half-precision head that are in float32 at a time: 16 MiB
 
 
@@ -63,6 +64,18 @@ def add_outer(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
 def uses_onednn(weight: Tensor) -> bool:
     """float32 on a CPU: oneDNN's product needs about half the time of torch.mm there, and writes only to new memory."""
     return _ONEDNN and weight.device.type == "cpu" and weight.dtype == torch.float32
+
+
+def gains_from_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether x[...,D] @ weight[m,D].T is large enough to be worth the call."""
+    return uses_onednn(weight) and x.dtype == weight.dtype and x.numel() * len(weight) >= MIN_MULTIPLICATIONS
+
+
+def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """rows[n,D] @ weight[m,D].T + bias[m], whatever the size, without autograd where oneDNN is used."""
+    if gains_from_onednn(rows, weight):
+        return onednn_linear(rows.contiguous(), weight, bias)
+    return torch.nn.functional.linear(rows, weight, bias)
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -64,7 +64,7 @@ def row_pass(
     """As ``contract.RowPass`` says, for a float32 ``product``; a float32 gradient is written over it."""
     in_place = dtype == torch.float32
     gradient = product if in_place else None if dtype is None else torch.empty_like(product, dtype=dtype)
-    spread = torch.empty_like(product, dtype=dtype) if entropy_gradient else None
+    unit = torch.empty_like(product, dtype=dtype) if entropy_gradient else None
     d_logps, d_entropy = (None, None) if upstream is None else upstream
     logps, entropies = launch(
         product,
@@ -76,9 +76,9 @@ def row_pass(
         gradient=gradient,
         d_logps=d_logps,
         d_entropy=d_entropy,
-        entropy_gradient=spread,
+        entropy_gradient=unit,
     )
-    return Rows(logps, entropies, gradient, spread)
+    return Rows(logps, entropies, gradient, unit)
 
 
 def launch(

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -113,7 +114,7 @@ def measure_mode(
             skipped[name] = f"not timed, its result is wrong: {wrong}"
             continue
         found[name] = asdict(error)
-        calls[name] = lambda logps=logps: MODES[mode](logps, problem)  # type: ignore[misc]
+        calls[name] = partial(MODES[mode], logps, problem)
     del right, checked
     bare = floors(mode, problem, request.shape)
     calls |= bare

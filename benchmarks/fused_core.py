@@ -69,7 +69,7 @@ def main(
     hidden: Annotated[int, typer.Option(help="D")] = 256,
     vocab: Annotated[int, typer.Option(help="V; 32768 shows what a power of two changes")] = 32000,
     dtype: Annotated[str | None, typer.Option(help="default: float32 on a CPU, bfloat16 on a GPU")] = None,
-    mode: Annotated[list[Mode], typer.Option(help="may be given several times")] = [Mode.frozen],  # noqa: B006
+    mode: Annotated[list[Mode], typer.Option(help="may be given several times")] = [Mode.frozen],  # noqa: B006  typer reads the default and never changes it
     rounds: Annotated[int, typer.Option(min=1, help="of the alternation, after one that does not count")] = 10,
     allocator: Annotated[Allocator, typer.Option(help="glibc's settings; CPU only")] = Allocator.both,
     threads: Annotated[int | None, typer.Option(min=1, help="of torch; default: torch's own choice")] = None,

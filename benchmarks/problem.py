@@ -61,16 +61,16 @@ def make(shape: Shape, device: torch.device, seed: int = 0) -> Problem:
         raise ValueError(f"at least {4 * SURE} tokens and {2 * SURE} words are needed, got {shape}")
     generator = torch.Generator(device).manual_seed(seed)
     dtype = getattr(torch, shape.dtype)
-    normal = dict(generator=generator, device=device, dtype=torch.float32)
-    lm_head = torch.randn(shape.vocabulary, shape.hidden, **normal)  # type: ignore[call-overload]
+    normal: Any = dict(generator=generator, device=device, dtype=torch.float32)
+    lm_head = torch.randn(shape.vocabulary, shape.hidden, **normal)
     lm_head = lm_head.mul_(SPREAD * shape.hidden**-0.5).to(dtype)
-    hidden = torch.randn(shape.tokens, shape.hidden, **normal)  # type: ignore[call-overload]
+    hidden = torch.randn(shape.tokens, shape.hidden, **normal)
     aligned = lm_head[:SURE].float()
     hidden[:SURE] = SURE_LOGIT * aligned / aligned.square().sum(1, keepdim=True)
     hidden = hidden.to(dtype)
     labels = _draw(hidden, lm_head, generator)
     labels[:SURE] = torch.arange(SURE, device=device)
-    upstream = torch.randn(OBJECTIVES, shape.tokens, **normal)  # type: ignore[call-overload]
+    upstream = torch.randn(OBJECTIVES, shape.tokens, **normal)
     return Problem(hidden, lm_head, labels, upstream)
 
 

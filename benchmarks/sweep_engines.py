@@ -156,7 +156,7 @@ class Moalign:
                 trainees.append(Trainee(job, batch_source(candidate, self.workshop, slot), slot, watch))
             train_together(self.workshop.model, trainees, self.workshop.cache, self.workshop.accelerator)
             for trainee in trainees:
-                trainee.result  # noqa: B018  raises where a candidate has failed: its time would mean nothing
+                _ = trainee.result  # raises where a candidate has failed: its time would mean nothing
         return losses
 
     def _reference(self) -> None:

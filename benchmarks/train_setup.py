@@ -31,7 +31,7 @@ def make_quiet(assignment: Assignment) -> None:
     os.environ["HF_HOME"] = str(Path(assignment.directory) / "cache")  # TRL keeps its reference log-probabilities there
     if assignment.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    import datasets  # type: ignore[import-untyped]
+    import datasets
     import torch
     from transformers.utils import logging
 

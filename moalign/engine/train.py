@@ -187,7 +187,7 @@ class _Frozen:
     """
 
     def __init__(self, model: LanguageModel, share: _Share, cache: LogpCache):
-        self.model, self.cache, self.keep = model, cache, share.trainee.source.cacheable
+        self.cache, self.keep = cache, share.trainee.source.cacheable
         self.sequences = share.sequences
         self.layout = model.lay_out(self.sequences, share.part.rows)
         collated = collate(share.dataset, share.part.pairs, share.part.sequences)

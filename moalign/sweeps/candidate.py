@@ -15,7 +15,7 @@ from moalign.engine.batches import BatchSource, OfflineSource, RolloutSource
 from moalign.engine.evaluate import Evaluation
 from moalign.engine.model import TRAINED
 from moalign.engine.train import train_together
-from moalign.engine.trainee import FrozenReward, Job, Trainee
+from moalign.engine.trainee import FrozenReward, Job, Trained, Trainee
 from moalign.errors import MoalignError, TrainingError, UserError
 from moalign.sweeps import outcomes
 from moalign.sweeps.observe import Observer
@@ -103,9 +103,19 @@ def _finish(candidate: Candidate, trainee: Trainee, metrics: list[str], workshop
         trained = trainee.result
         storage.write_text(folder / "metrics.jsonl", "".join(metrics))
         lora.write(workshop.model.policy, trainee.slot, folder, workshop.model.fingerprint)
-        return trained.tokens, {"skipped_steps": float(trained.skipped)} if trained.skipped else {}
+        return trained.tokens, _unusual(trained)
 
     return settle(candidate, trainee.slot, workshop, fill)
+
+
+def _unusual(trained: Trained) -> dict[str, float]:
+    """What of the training stands among the outcome's details."""
+    figures = {
+        "skipped_steps": trained.skipped or None,
+        "stopped_at_step": trained.stopped_at_step,
+        "best_step": trained.best_step,
+    }
+    return {name: float(value) for name, value in figures.items() if value is not None}
 
 
 def settle(
@@ -165,6 +175,7 @@ def job_of(candidate: Candidate, workshop: Workshop, history: Sequence[Outcome])
         settings=plan.config.train,
         seed=plan.config.seed,
         margins_from=margins_from,
+        held_out=workshop.material.looked_at,
     )
 
 

@@ -103,12 +103,12 @@ def _finish(candidate: Candidate, trainee: Trainee, metrics: list[str], workshop
         trained = trainee.result
         storage.write_text(folder / "metrics.jsonl", "".join(metrics))
         lora.write(workshop.model.policy, trainee.slot, folder, workshop.model.fingerprint)
-        return trained.tokens, _unusual(trained)
+        return trained.tokens, _details(trained)
 
     return settle(candidate, trainee.slot, workshop, fill)
 
 
-def _unusual(trained: Trained) -> dict[str, float]:
+def _details(trained: Trained) -> dict[str, float]:
     """What of the training stands among the outcome's details."""
     figures = {
         "skipped_steps": trained.skipped or None,

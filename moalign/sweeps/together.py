@@ -70,7 +70,7 @@ def _seconds_per_candidate(candidates: Sequence[Candidate], workshop: Workshop) 
     trainees = []
     for candidate, slot in zip(candidates, slots(len(candidates)), strict=True):
         job = job_of(candidate, workshop, ())
-        job = replace(job, settings=job.settings.model_copy(update={"steps": PROBE_STEPS}))
+        job = replace(job, settings=job.settings.model_copy(update={"steps": PROBE_STEPS, "early_stop": None}))
         watch = on_step if candidate.id == first else ignore
         trainees.append(Trainee(job, batch_source(candidate, workshop, slot), slot, watch))
     train_together(workshop.model, trainees, workshop.cache, workshop.accelerator)

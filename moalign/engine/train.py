@@ -7,6 +7,7 @@ another's loss, so that each is trained as it would be alone.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ from moalign.engine.model import TRAINED, LanguageModel
 from moalign.engine.passes import PairPass, apart_beyond_window, pair_passes
 from moalign.engine.scoring import LogpCache
 from moalign.engine.trainee import Job, Trained, Trainee
-from moalign.errors import MoalignError, TrainingError, UserError
+from moalign.errors import MoalignError, UserError
 from moalign.lora import Mixture
 from moalign.seeds import derive
 from moalign.types import Batch
@@ -64,7 +65,9 @@ def train_together(
     """
     _prepare(model, trainees)
     try:
-        _loop(model, trainees, cache, accelerator)
+        with warnings.catch_warnings():  # rows of the adapters' block have gaps between them, on purpose
+            warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
+            _loop(model, trainees, cache, accelerator)
     finally:
         cache.save()  # also what a failed candidate met first: a resumed run must find the same values
 
@@ -116,16 +119,11 @@ def _look(model: LanguageModel, trainees: Sequence[Trainee], cache: LogpCache, s
 
 
 def _prepare(model: LanguageModel, trainees: Sequence[Trainee]) -> None:
-    slots = [trainee.slot for trainee in trainees]
-    lora.add_slots(model.policy, slots)
-    parameters = lora.trainable(model.policy, *slots)
-    others = [n for n, p in model.policy.named_parameters() if p.requires_grad and n not in parameters]
-    if others or not parameters:
-        raise TrainingError(f"the parameters to train are not exactly the adapters': {others[:3] or 'none found'}")
+    stack = lora.stack(model.policy, [trainee.slot for trainee in trainees])
     model.checkpoint(any(trainee.job.settings.gradient_checkpointing for trainee in trainees))
     for trainee in trainees:
         with _own_errors(trainee):
-            trainee.prepare(model)
+            trainee.prepare(model, stack.parameters[trainee.slot])
 
 
 @contextmanager

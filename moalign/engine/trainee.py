@@ -99,16 +99,14 @@ class Trainee:
                 raise ConfigError("train.early_stop: there are no held-out pairs to look at; leave it out")
             self.early_stop = EarlyStop(settings.early_stop, settings.steps)
 
-    def prepare(self, model: LanguageModel) -> None:
-        """First weights and a fresh optimizer; the slot's parameters are to be trainable already."""
+    def prepare(self, model: LanguageModel, parameters: list[nn.Parameter]) -> None:
+        """First weights and a fresh optimizer of the slot's parameters, which have gradients to add to."""
         job, settings = self.job, self.job.settings
         if self.parent is None:
             lora.initialise(model.policy, self.slot, derive(job.seed, "adapter"), job.rank, job.alpha)
         else:
             lora.read(model.policy, self.slot, self.parent, model.fingerprint)
-        self.parameters = lora.parameters(model.policy, self.slot)
-        for parameter in self.parameters:
-            parameter.grad = None  # a candidate that failed in the middle of a step may have left one
+        self.parameters = parameters
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.999), fused=True
         )
@@ -150,7 +148,7 @@ class Trainee:
             self.in_a_row = 0
         else:
             self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad(set_to_none=False)  # they are rows of one block
         if self.in_a_row == SKIPS_IN_A_ROW:
             self.error = TrainingError(
                 f"step {step}: {self.problem}, for {SKIPS_IN_A_ROW} steps in a row; the optimizer was not called. "

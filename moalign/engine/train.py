@@ -6,8 +6,8 @@ another's loss, so that each is trained as it would be alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
@@ -152,7 +152,7 @@ def _pass(
     losses: list[Tensor] = []
     once = copied(model.upper, len(layout.input_ids) // copies, copies) if copies > 1 else nullcontext()
     with lora.mixed(model.policy, mixture), once:
-        with _checkpointing(model, members):
+        with model.checkpointing(any(share.trainee.job.settings.gradient_checkpointing for share in members)):
             logps = model.response_logps(layout, copies)
         start = 0
         for share, own in zip(members, frozen, strict=True):
@@ -248,18 +248,3 @@ def _joined(model: LanguageModel, members: Sequence[_Share]) -> Layout:
         sequences += share.sequences
     rows = apart_beyond_window(sequences, rows, model.packing)
     return model.lay_out(sequences, rows)
-
-
-@contextmanager
-def _checkpointing(model: LanguageModel, members: Sequence[_Share]) -> Iterator[None]:
-    """transformers checkpoints activations only in training mode; the modules inside stay in evaluation mode."""
-    switched = []
-    if any(share.trainee.job.settings.gradient_checkpointing for share in members):
-        switched = [module for module in model.policy.modules() if getattr(module, "gradient_checkpointing", False)]
-    for module in switched:
-        module.training = True
-    try:
-        yield
-    finally:
-        for module in switched:
-            module.training = False

@@ -14,6 +14,7 @@ from moalign.sweeps.candidate import batch_source, job_of
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import Plan
 from moalign.sweeps.run import next_candidates
+from moalign.sweeps.together import memory_of
 from moalign.sweeps.workshop import open_workshop
 from moalign.types import Candidate
 
@@ -24,7 +25,8 @@ PROBE_STEPS = 4  # the first is warm-up and does not count
 class Estimate:
     """Seconds are of this machine; ``tokens`` are response tokens that are trained on, over all candidates.
 
-    ``seconds_of_sampling`` is for all rounds of one candidate, 0 without rollouts.
+    ``seconds_of_sampling`` is for all rounds of one candidate, 0 without rollouts. ``memory`` is that of ``together``
+    candidates in one pass, in bytes, the base among them.
     """
 
     candidates: tuple[Candidate, ...]
@@ -34,6 +36,8 @@ class Estimate:
     seconds_per_evaluation: float
     seconds_of_sampling: float
     counts: dict[str, int]
+    together: int
+    memory: int
 
     @property
     def seconds(self) -> float:
@@ -68,6 +72,10 @@ def estimate(plan: Plan, observer: Observer) -> Estimate:
     drawing = time.perf_counter() - begin
     train(workshop.model, source, job, workshop.cache, workshop.accelerator, on_step)
     per_step = median(after - before for before, after in pairwise(times))
+    trial = [candidate for candidate in candidates if not workshop.implicit([candidate])] or candidates[:1]
+    setting = plan.config.train.together
+    together = len(trial) if setting == "auto" else min(setting, len(trial))
+    base, beyond = memory_of(trial, workshop, [together])
     begin = time.perf_counter()
     workshop.evaluate(None)
     return Estimate(
@@ -78,4 +86,6 @@ def estimate(plan: Plan, observer: Observer) -> Estimate:
         seconds_per_evaluation=time.perf_counter() - begin,
         seconds_of_sampling=drawing * plan.config.rollouts.rounds if plan.config.rollouts else 0.0,
         counts=dict(workshop.material.counts),
+        together=together,
+        memory=base + beyond[together],
     )

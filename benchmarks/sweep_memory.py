@@ -193,7 +193,7 @@ def table_of(found: Mapping[str, Any]) -> tables.Table:
         )
     first = next(iter(found["candidates"].values()))["predicted"]
     formula = first["formula"]
-    kept = formula["kept"]
+    kept = formula["shared" if any(size["shared"] for size in first["passes"]) else "apart"]["kept"]
     pairs = f"{task.pairs_per_step} pair{'s' if task.pairs_per_step > 1 else ''} of {task.longest} tokens a row"
     return tables.Table(
         title=f"{found['model']}: width {task.hidden}, {task.layers} layers, vocabulary {task.vocabulary:,}, {pairs}"

@@ -6,15 +6,17 @@ The base stands there once, whatever K is. A candidate has its adapter's weights
 first backward pass of a step on, the gradient: all float32, 4 bytes for each parameter. A pass of B rows of L positions
 with S response tokens, B and S those of all K members, holds at the end of the forward pass
 
-    kept  =  fixed + a B L + b B L^2 + c S
+    kept  =  fixed + a B L + b B L^2 + c S + d L
 
 for the backward pass, the adapters' inner activations and the head's unit gradients (S D numbers) among it; b is
-attention's part, where that keeps a mask or its probabilities. Beyond this the forward pass needs, at its height, the
-last hidden states, those of them that meet the head, and one chunk of logits; the backward pass needs what one layer's
-gradients take, linear in B L, B L^2 and S again. The larger of the two counts.
+attention's part, where that keeps a mask or its probabilities, d that of rotary embeddings that all rows have in
+common. Beyond this the forward pass needs, at its height, the last hidden states, those of them that meet the head, and
+one chunk of logits; the backward pass needs what one layer's gradients take, linear in the same sizes. The larger of
+the two counts.
 
-What a layer keeps is the affair of its architecture, its attention and whether activations are checkpointed, so a, b
-and c are counted and not written down: four small passes of the model itself, as training runs them.
+What a layer keeps is the affair of its architecture, its attention and whether activations are checkpointed, so
+these are counted and not written down: five small passes of the model itself, as training runs them, with responses in
+rows of their own, and five with those to one prompt in one row, which brings a mask.
 """
 
 from __future__ import annotations
@@ -42,29 +44,40 @@ from moalign.ops import token_logps
 from moalign.ops.chunked import default_chunk_tokens
 from moalign.ops.contract import Options
 
-PROBES = ((1, 2, 1), (1, 2, 3), (2, 2, 1), (1, 6, 1))  # prompts, their length, that of the two responses to each
+PROBES = (
+    (1, 2, 1),
+    (1, 2, 3),
+    (2, 2, 1),
+    (1, 6, 1),
+    (2, 4, 2),
+)  # prompts, their length, that of the two responses to each
 UNIT = 16  # tokens that those lengths are counted in, fewer where a model has no positions for them
 LONGEST = 7  # of prompt and response, in units
 
 
 @dataclass(frozen=True)
 class PassSize:
-    """Of a pass: ``rows`` of ``length`` positions, padding among them, and its response ``tokens``."""
+    """Of a pass: ``rows`` of ``length`` positions, padding among them, and its response ``tokens``.
+
+    ``shared``: some row holds several responses.
+    """
 
     rows: int
     length: int
     tokens: int
+    shared: bool = False
 
     @classmethod
     def of(cls, part: PairPass, dataset: PairDataset, multiple: int = 1) -> PassSize:
         sequences = [dataset.sequences[index] for index in part.sequences]
         longest = max(row_length([sequences[index] for index in row]) for row in part.rows)
         tokens = sum(len(sequence.response) for sequence in sequences)
-        return cls(len(part.rows), -(-longest // multiple) * multiple, tokens)
+        shared = any(len(row) > 1 for row in part.rows)
+        return cls(len(part.rows), -(-longest // multiple) * multiple, tokens, shared)
 
     def times(self, members: int) -> PassSize:
         """The same pass for each of so many members."""
-        return PassSize(self.rows * members, self.length, self.tokens * members)
+        return replace(self, rows=self.rows * members, tokens=self.tokens * members)
 
     @property
     def positions(self) -> int:
@@ -73,21 +86,32 @@ class PassSize:
 
 @dataclass(frozen=True)
 class Linear:
-    """Bytes that grow with the size of a pass: per position, per pair of positions in a row, per response token."""
+    """Bytes that grow with the size of a pass: per position, per pair of positions in a row, per response token,
+    and per position of the longest row, however many rows there are."""
 
     fixed: float
     position: float
     attended: float
     token: float
+    length: float = 0.0
 
     def of(self, size: PassSize) -> float:
         attended = self.attended * size.positions * size.length
-        return self.fixed + self.position * size.positions + attended + self.token * size.tokens
+        rows = self.position * size.positions + attended + self.length * size.length
+        return self.fixed + rows + self.token * size.tokens
 
     @classmethod
     def through(cls, sizes: Sequence[PassSize], found: Sequence[int]) -> Linear:
-        rows = [(1, size.positions, size.positions * size.length, size.tokens) for size in sizes]
+        rows = [(1, size.positions, size.positions * size.length, size.tokens, size.length) for size in sizes]
         return cls(*np.linalg.solve(np.array(rows, dtype=np.float64), np.array(found, dtype=np.float64)).tolist())
+
+
+@dataclass(frozen=True)
+class Heights:
+    """Bytes ``kept`` at the end of the forward pass, and at the height of the ``backward`` pass, those among them."""
+
+    kept: Linear
+    backward: Linear
 
 
 @dataclass(frozen=True)
@@ -96,16 +120,16 @@ class Memory:
 
     ``base``        its parameters and buffers, without adapters
     ``adapter``     one adapter's weights; its gradient and each of its moments take as much
-    ``kept``        at the end of the forward pass
-    ``backward``    at the height of the backward pass, ``kept`` among it
+    ``apart``       of passes with a row for each sequence
+    ``shared``      of passes with several responses behind one prompt
     ``hidden``      one hidden state
     ``logits``      at the head for each of the ``chunk`` tokens that are there together
     """
 
     base: int
     adapter: int
-    kept: Linear
-    backward: Linear
+    apart: Heights
+    shared: Heights
     hidden: int
     logits: float
     chunk: int
@@ -113,7 +137,8 @@ class Memory:
     def activations(self, size: PassSize) -> int:
         """Bytes at the height of a pass of that size, all members counted, without what outlives it."""
         head = (size.positions + size.tokens) * self.hidden + min(size.tokens, self.chunk) * self.logits
-        return math.ceil(max(self.kept.of(size) + head, self.backward.of(size)))
+        heights = self.shared if size.shared else self.apart
+        return math.ceil(max(heights.kept.of(size) + head, heights.backward.of(size)))
 
     def training(self, members: int, passes: Sequence[PassSize]) -> int:
         """Bytes at the height of a step of so many candidates together; ``passes``: one candidate's, in their order."""
@@ -146,17 +171,11 @@ def passes(model: LanguageModel, dataset: PairDataset, pairs: np.ndarray, limit:
 def measure(model: LanguageModel, checkpointing: bool = False) -> Memory:
     """Find the coefficients: takes the time of a few passes over a hundred positions; weights stay as they are."""
     policy, weight = model.policy, model.head.weight
-    positions = getattr(model.base.config.get_text_config(), "max_position_embeddings", None) or UNIT * LONGEST
-    unit = min(UNIT, positions // LONGEST)
     trained = lora.trainable(policy, TRAINED)
-    sizes, kept, backward = [], [], []
     with _gradients_there(list(trained.values())):
         model.checkpoint(checkpointing)
-        for prompts, prompt, response in PROBES:
-            size, at_the_end, height = _one_pass(model, prompts, prompt * unit, response * unit, checkpointing)
-            sizes.append(size)
-            kept.append(at_the_end)
-            backward.append(height)
+        apart = _heights(model, checkpointing, shared=False)
+        shared = _heights(model, checkpointing, shared=True) if model.packing.shares else apart
         model.checkpoint(False)
     chunk = default_chunk_tokens(weight, Options(softcap=model.softcap))
     tensors = {**dict(policy.named_parameters()), **dict(policy.named_buffers())}
@@ -164,21 +183,32 @@ def measure(model: LanguageModel, checkpointing: bool = False) -> Memory:
     return Memory(
         base=sum(base.values()),
         adapter=sum(parameter.nbytes for parameter in trained.values()),
-        kept=Linear.through(sizes, kept),
-        backward=Linear.through(sizes, backward),
+        apart=apart,
+        shared=shared,
         hidden=weight.shape[1] * weight.itemsize,
         logits=_head_bytes(model, chunk) / chunk,
         chunk=chunk,
     )
 
 
+def _heights(model: LanguageModel, checkpointing: bool, shared: bool) -> Heights:
+    positions = getattr(model.base.config.get_text_config(), "max_position_embeddings", None) or UNIT * LONGEST
+    unit = min(UNIT, positions // LONGEST)
+    found = [
+        _one_pass(model, prompts, prompt * unit, response * unit, checkpointing, shared)
+        for prompts, prompt, response in PROBES
+    ]
+    sizes, kept, backward = zip(*found, strict=True)
+    return Heights(Linear.through(sizes, kept), Linear.through(sizes, backward))
+
+
 def _one_pass(
-    model: LanguageModel, prompts: int, prompt: int, response: int, checkpointing: bool
+    model: LanguageModel, prompts: int, prompt: int, response: int, checkpointing: bool, shared: bool
 ) -> tuple[PassSize, int, int]:
     """(its size, bytes at the end of the forward pass, bytes at the height of the backward pass)."""
     copies = 2 if model.upper else 1  # behind the lower layers masks and positions are copied as well
     sequences = [TokenSequence((0,) * (prompt + response), prompt)] * (2 * prompts * copies)
-    members = np.arange(len(sequences)).reshape(-1, 2 if model.packing.shares else 1)
+    members = np.arange(len(sequences)).reshape(-1, 2 if shared else 1)
     layout = model.lay_out(sequences, apart_beyond_window(sequences, members.tolist(), model.packing))
     rows, length = layout.input_ids.shape
     seeds = (0,) * copies if model.adapter_dropout else None

@@ -16,7 +16,6 @@ from moalign.errors import ModelError
 from moalign.lora import Mixture
 from moalign.lora.linear import AdaptedLinear, _Linear
 
-pytestmark = pytest.mark.filterwarnings("ignore:grad and param do not obey")  # as train_together does
 SLOTS = (TRAINED, "second", "third")
 ROWS = one_by_one([Sequence((1, 5, 6, 7, 8), 2), Sequence((1, 9, 10), 1), Sequence((1, 11, 12, 13), 2)], 0)
 
@@ -74,7 +73,7 @@ def test_gradients_of_those_in_the_batch_are_added_up_in_their_rows(model, membe
             continue
         expected = alone(model, slot, rows, members.index(place))
         largest = float(expected.abs().max())  # sums of products of this size, in float32
-        torch.testing.assert_close(stack.gradients[place], 2 * expected, rtol=1e-5, atol=1e-6 * largest)
+        torch.testing.assert_close(stack.gradients[place], 2 * expected, rtol=1e-5, atol=1e-5 * largest)
 
 
 def alone(model: LanguageModel, slot: str, rows, row: int) -> torch.Tensor:

@@ -7,7 +7,6 @@ another's loss, so that each is trained as it would be alone.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -65,9 +64,7 @@ def train_together(
     """
     _prepare(model, trainees)
     try:
-        with warnings.catch_warnings():  # rows of the adapters' block have gaps between them, on purpose
-            warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
-            _loop(model, trainees, cache, accelerator)
+        _loop(model, trainees, cache, accelerator)
     finally:
         cache.save()  # also what a failed candidate met first: a resumed run must find the same values
 
@@ -210,7 +207,8 @@ def _losses(
     losses: list[Tensor | None] = []
     once = copied(model.upper, len(layout.input_ids) // copies, copies) if copies > 1 else nullcontext()
     with lora.mixed(model.policy, mixture), once:
-        with nullcontext() if at is None else _checkpointing(model, members):
+        wanted = any(share.trainee.job.settings.gradient_checkpointing for share in members)
+        with model.checkpointing(wanted and at is not None):
             logps = model.response_logps(layout, copies)
         start = 0
         for share, own in zip(members, frozen, strict=True):
@@ -296,18 +294,3 @@ def _joined(model: LanguageModel, members: Sequence[_Share]) -> Layout:
         sequences += share.sequences
     rows = apart_beyond_window(sequences, rows, model.packing)
     return model.lay_out(sequences, rows)
-
-
-@contextmanager
-def _checkpointing(model: LanguageModel, members: Sequence[_Share]) -> Iterator[None]:
-    """transformers checkpoints activations only in training mode; the modules inside stay in evaluation mode."""
-    switched = []
-    if any(share.trainee.job.settings.gradient_checkpointing for share in members):
-        switched = [module for module in model.policy.modules() if getattr(module, "gradient_checkpointing", False)]
-    for module in switched:
-        module.training = True
-    try:
-        yield
-    finally:
-        for module in switched:
-            module.training = False

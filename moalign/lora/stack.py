@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 from moalign.errors import ModelError
 from moalign.lora.adapters import add_slots, layers, parameters
 from moalign.lora.linear import AdaptedLinear, Factors
+
+# torch would like it more if a layer's factors of all slots were contiguous; here each slot's row is
+warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from moalign.sweeps.candidate import batch_source, job_of
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import Plan
 from moalign.sweeps.run import next_candidates
+from moalign.sweeps.together import memory_of
 from moalign.sweeps.workshop import open_workshop
 from moalign.types import Candidate
 
@@ -28,6 +29,7 @@ class Estimate:
 
     ``seconds_of_sampling`` is for all rounds of one candidate, 0 without rollouts. ``seconds_of_looks`` is for all its
     looks at the held-out pairs, 0 without train.early_stop; where a candidate will end early is not foreseen.
+    ``memory`` is that of ``together`` candidates in one pass, in bytes, the base among them.
     """
 
     candidates: tuple[Candidate, ...]
@@ -38,6 +40,8 @@ class Estimate:
     seconds_of_sampling: float
     seconds_of_looks: float
     counts: dict[str, int]
+    together: int
+    memory: int
 
     @property
     def seconds(self) -> float:
@@ -76,6 +80,10 @@ def estimate(plan: Plan, observer: Observer) -> Estimate:
         *_, plain, with_look = durations
         durations, looking = [plain], max(0.0, with_look - plain)
     per_step = median(durations)
+    trial = [candidate for candidate in candidates if not workshop.implicit([candidate])] or candidates[:1]
+    setting = plan.config.train.together
+    together = len(trial) if setting == "auto" else min(setting, len(trial))
+    base, beyond = memory_of(trial, workshop, [together])
     begin = time.perf_counter()
     workshop.evaluate(None)
     return Estimate(
@@ -87,4 +95,6 @@ def estimate(plan: Plan, observer: Observer) -> Estimate:
         seconds_of_looks=looking * math.ceil(plan.config.train.steps / stop.every) if stop else 0.0,
         seconds_of_sampling=drawing * plan.config.rollouts.rounds if plan.config.rollouts else 0.0,
         counts=dict(workshop.material.counts),
+        together=together,
+        memory=base + beyond[together],
     )

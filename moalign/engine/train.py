@@ -151,7 +151,8 @@ def _pass(
     mixture = Mixture(tuple(s.trainee.slot for s in members), rows, None if seeds is None else tuple(seeds))
     losses: list[Tensor] = []
     once = copied(model.upper, len(layout.input_ids) // copies, copies) if copies > 1 else nullcontext()
-    with lora.mixed(model.policy, mixture), once:
+    known = cache.skipping(layout, copies, keep=frozen[0].keep and len(frozen_of) == 1)
+    with lora.mixed(model.policy, mixture), known, once:
         with _checkpointing(model, members):
             logps = model.response_logps(layout, copies)
         start = 0
@@ -204,7 +205,9 @@ class _Frozen:
     def logps(self, adapter: str | None, identity: str) -> Tensor:
         """Under a frozen adapter or (None) the reference, [N,T]."""
         if identity not in self._logps:
-            self._logps[identity] = self.cache.logps(self.sequences, self.layout, adapter, identity, keep=self.keep)
+            with self.cache.skipping(self.layout, keep=self.keep):
+                found = self.cache.logps(self.sequences, self.layout, adapter, identity, keep=self.keep)
+            self._logps[identity] = found
         return self._logps[identity].clone()  # a plugin that writes into its batch must not reach another's
 
     def batch(self, share: _Share, logps: Tensor) -> Batch:

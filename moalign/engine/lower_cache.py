@@ -67,14 +67,14 @@ class LowerCache:
         return next((value for value in loaded if value is not None), None)
 
     def add(self, key: bytes, value: Tensor) -> None:
-        """Take in what ``get`` does not find, as far as there is room."""
+        """Take in what ``get`` does not find, [length,D] on the CPU, as far as there is room."""
         if key not in self._written:  # else it is damaged, and has its room already
             size = value.nbytes + shards.ENTRY_BYTES
             self._full = self._full or self._used + size > self.limit
             if self._full:
                 return
             self._used += size
-        self._unsaved[key] = value.to("cpu", copy=True)
+        self._unsaved[key] = value.clone()
         self._waiting += value.nbytes
         if self.directory is not None and self._waiting >= SHARD_BYTES:
             self.save()
@@ -109,28 +109,32 @@ class _Rows:
         self.number = len(layout.input_ids) // copies
         self.keys: list[bytes] = []
         self.found: list[Tensor | None] = []
+        self.all_known = False
         self.placed: Tensor | None = None
 
     def known(self) -> bool:
         if not self.keys:
             self.keys = _keys(self.layout, self.number)
             self.found = [self.cache.get(key) for key in self.keys]
-            self.cache.skipped += all(value is not None for value in self.found)
-        return all(value is not None for value in self.found)
+            self.all_known = all(value is not None for value in self.found)
+            self.cache.skipped += self.all_known
+        return self.all_known
 
     def states(self, hidden: Tensor) -> Tensor:
         """[B,L,D]: known rows as they are known, the others as ``hidden`` has them, 0 at padding."""
         if self.placed is None:
-            hidden = hidden.detach()  # with gradient checkpointing embeddings ask for gradients that nobody needs
-            self.placed = torch.zeros_like(hidden)
+            placed = torch.zeros(hidden.shape, dtype=hidden.dtype)
             new: dict[bytes, Tensor] = {}
-            for row, (key, known) in enumerate(zip(self.keys, self.found, strict=True)):
+            # detached: with gradient checkpointing embeddings ask for gradients that nobody needs
+            computed = placed if self.known() else hidden.detach().cpu()
+            for row, (key, value) in enumerate(zip(self.keys, self.found, strict=True)):
                 length = self.layout.lengths[row]
-                if known is None:
-                    known = new.setdefault(key, hidden[row, :length])
-                self.placed[row, :length] = known.to(hidden.device)
+                if value is None:
+                    value = new.setdefault(key, computed[row, :length])
+                placed[row, :length] = value
             for key, value in new.items():
                 self.cache.add(key, value)
+            self.placed = placed.to(hidden.device)
         return self.placed
 
 

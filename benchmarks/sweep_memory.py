@@ -167,7 +167,7 @@ def _predicted(workshop: Any, request: Request) -> dict[str, Any]:
         "base": formula.base,
         "adapters": request.number * formula.adapter,
         "moments": 2 * request.number * formula.adapter,
-        "pass": total - formula.base - 3 * request.number * formula.adapter,
+        "pass": total - formula.base - 4 * request.number * formula.adapter,
         "all": total,
         "formula": asdict(formula),
         "passes": [asdict(size) for size in steps[0]],

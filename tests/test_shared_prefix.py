@@ -65,6 +65,7 @@ def load(tmp_path_factory, tiny_model_path):
         options: dict[str, Any],
         targets: Any = "all-linear",
         dtype: Any = "float32",
+        layers: Any = "all",
     ) -> LanguageModel:
         path = Path(shutil.copytree(tiny_model_path, tmp_path_factory.mktemp(kind) / "model"))
         (path / "model.safetensors").unlink()
@@ -74,7 +75,7 @@ def load(tmp_path_factory, tiny_model_path):
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.3)  # so that what a token sees matters
         model.save_pretrained(path)
-        settings = ModelSettings(dtype=dtype, lora=LoraSettings(r=2, alpha=4, targets=targets))
+        settings = ModelSettings(dtype=dtype, lora=LoraSettings(r=2, alpha=4, targets=targets, layers=layers))
         return models.load(str(path), settings, torch.device("cpu"))
 
     return make

@@ -31,6 +31,7 @@ class Layout:
     ``labels[S]``          the response tokens, sequence after sequence
     ``target[S]``          flat indices into [N,T]: where their log-probabilities belong
     ``counts``             response tokens of each sequence; they sum to S
+    ``lengths``            positions of each row that are no padding
     """
 
     input_ids: Tensor
@@ -40,6 +41,7 @@ class Layout:
     labels: Tensor
     target: Tensor
     counts: tuple[int, ...]
+    lengths: tuple[int, ...]
     width: int
 
     @property
@@ -81,8 +83,8 @@ def lay_out(
 
     Rows are as long as the longest, rounded up to ``multiple``. Raises ValueError where a row's prompts differ.
     """
-    length = max(row_length([sequences[index] for index in row]) for row in rows)
-    length = -(-length // multiple) * multiple
+    lengths = tuple(row_length([sequences[index] for index in row]) for row in rows)
+    length = -(-max(lengths) // multiple) * multiple
     ids = np.full((len(rows), length), pad_id, dtype=np.int64)
     positions = np.zeros_like(ids)
     segments = np.full_like(ids, PADDING)
@@ -118,6 +120,7 @@ def lay_out(
         labels=torch.tensor([token for sequence in sequences for token in sequence.response]),
         target=torch.from_numpy(np.concatenate(target)),
         counts=tuple(len(sequence.response) for sequence in sequences),
+        lengths=lengths,
         width=width,
     )
 

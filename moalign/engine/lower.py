@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,14 +10,17 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 
-def upper(base: nn.Module) -> list[nn.Module]:
-    """The model's layers from the first one with an adapter on; empty where adapters are elsewhere or in all layers."""
+def split(base: nn.Module) -> tuple[tuple[nn.Module, ...], tuple[nn.Module, ...]]:
+    """The model's layers below the first one with an adapter, and those from it on.
+
+    Both are empty where adapters are elsewhere or in all layers.
+    """
     adapted = [name for name, module in base.named_modules() if isinstance(module, LoraLayer)]
     for name, stack in base.named_modules():
         if isinstance(stack, nn.ModuleList) and adapted and all(each.startswith(f"{name}.") for each in adapted):
             first = min(int(each[len(name) + 1 :].split(".")[0]) for each in adapted)
-            return list(stack)[first:] if first else []
-    return []
+            return (tuple(stack)[:first], tuple(stack)[first:]) if first else ((), ())
+    return (), ()
 
 
 @contextmanager
@@ -43,3 +46,40 @@ def copied(layers: Sequence[nn.Module], rows: int, copies: int) -> Iterator[None
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def replaced(
+    below: Sequence[nn.Module], first: nn.Module, known: Callable[[], bool], states: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
+    """Within the context the layers ``below`` hand on their input where ``known()``, and run where it is False.
+
+    Either way ``states(hidden)`` is what the layer above them, ``first``, gets for what reaches it. With gradient
+    checkpointing it is asked again in backward, and must answer the same.
+    """
+
+    def unless_known(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if not known():
+                return forward(*args, **kwargs)
+            return args[0] if args else kwargs["hidden_states"]
+
+        return run
+
+    def before(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if args:
+            return (states(args[0]), *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": states(kwargs["hidden_states"])}
+
+    own = [vars(layer).get("forward") for layer in below]  # set by others on this very module, if at all
+    for layer in below:
+        layer.forward = unless_known(layer.forward)
+    hook = first.register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+        for layer, forward in zip(below, own, strict=True):
+            del layer.forward
+            if forward is not None:
+                layer.forward = forward

@@ -22,7 +22,7 @@ from moalign.data.tokenise import Tokeniser, check_vocabulary
 from moalign.engine import layout as layouts
 from moalign.engine import lower, probe
 from moalign.engine.layout import Layout
-from moalign.engine.passes import Packing
+from moalign.engine.passes import OPERATIONS_PER_SECOND, Packing
 from moalign.errors import ModelError
 from moalign.ops import frozen_linear, token_logps
 
@@ -38,7 +38,8 @@ class LanguageModel:
     ``fingerprint`` is a sha256 over the base's weights, ``tokenizer_fingerprint`` over the tokenizer's files' content.
     ``packing`` says how sequences are best arranged into passes; ``unshared`` why responses to one prompt cannot lie
     in one row (None: they can). ``upper``: the layers from the first one with an adapter on, where those below run
-    once for all candidates.
+    once for all candidates. ``lower``: those below, where they need not run for rows whose hidden states are known;
+    ``unskipped`` why there are none.
     """
 
     policy: PeftModel
@@ -51,6 +52,8 @@ class LanguageModel:
     packing: Packing
     unshared: str | None = None
     upper: tuple[nn.Module, ...] = ()
+    lower: tuple[nn.Module, ...] = ()
+    unskipped: str | None = None
 
     @property
     def base(self) -> Any:
@@ -167,8 +170,14 @@ def load(path: str, settings: ModelSettings, device: torch.device) -> LanguageMo
     reason = probe.why_not_shared(model)
     longest = probe.longest_shared_row(text_config)
     model = replace(model, unshared=reason, packing=replace(model.packing, shares=reason is None, longest=longest))
-    upper = tuple(lower.upper(base))
-    return replace(model, upper=upper if upper and probe.copies_agree(model, upper) else ())
+    below, upper = lower.split(base)
+    if not upper:
+        return replace(model, unskipped="no layer lies below all adapters")
+    if not probe.copies_agree(model, upper):
+        return replace(model, unskipped="rows cannot be copied behind its lower layers")
+    skipping = replace(model, upper=upper, lower=below)
+    reason = probe.why_not_skipped(skipping)
+    return skipping if reason is None else replace(model, upper=upper, unskipped=reason)
 
 
 def load_tokenizer(path: str) -> Any:
@@ -226,7 +235,7 @@ def _packing(config: Any, device: torch.device, base: Any) -> Packing:
     if on_gpu:
         weights = sum({parameter.data_ptr(): parameter.nbytes for parameter in base.parameters()}.values())
         memory = max(0, torch.cuda.get_device_properties(device).total_memory - weights) // 2
-    layer_seconds, speed = (1e-3, 2e14) if on_gpu else (2.5e-3, 1e11)
+    layer_seconds, speed = 1e-3 if on_gpu else 2.5e-3, OPERATIONS_PER_SECOND[on_gpu]
     return Packing(
         attention=(1 if on_gpu else 2) / (6 * width),  # on a CPU it runs at about half the speed of products
         overhead=layer_seconds * speed / (3 * 24 * width**2),  # 3: backward takes twice as long as forward

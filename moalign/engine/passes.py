@@ -14,6 +14,7 @@ from moalign.data.dataset import PairDataset
 from moalign.data.tokenise import Sequence as TokenSequence
 from moalign.engine.layout import row_length
 
+OPERATIONS_PER_SECOND = {True: 2e14, False: 1e11}  # by whether it is a GPU; a rule of thumb
 Rows = list[list[int]]  # the sequences of each row of the model's input
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from moalign.data.tokenise import Sequence as TokenSequence
 from moalign.engine.layout import Layout, lay_out, one_by_one
 from moalign.engine.lower import copied
+from moalign.engine.lower_cache import LowerCache
 from moalign.errors import ModelError
 
 if TYPE_CHECKING:
@@ -81,6 +82,30 @@ def copies_agree(model: LanguageModel, upper: Sequence[nn.Module]) -> bool:
         return False
     tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 5e-2
     return torch.allclose(found, model.response_logps(layout), rtol=tolerance, atol=tolerance)
+
+
+@torch.no_grad()
+def why_not_skipped(model: LanguageModel) -> str | None:
+    """The reason why the layers below the adapters must run even where what they hand on is known; None: they need not.
+
+    Layers that hand on more than hidden states, or look back at others', fail.
+    """
+    cache = LowerCache(model, limit=2**30)
+    sequences = _sequences(model, salt=0)
+    layouts = [one_by_one(sequences, model.pad_id, 8).to(model.device)]
+    layouts += [_together(sequences, model)] if model.unshared is None else []
+    for layout in layouts:
+        expected = model.response_logps(layout)
+        try:
+            for _ in ("computed", "known"):
+                with cache.skipping(layout):
+                    found = model.response_logps(layout)
+                largest = float((found - expected).abs().max())
+                if not largest <= (1e-4 if model.dtype in (torch.float32, torch.float64) else 5e-2):
+                    return f"log-probabilities change by {largest:.2g} when known hidden states are put in"
+        except Exception as error:  # whatever a model raises for a layer that only hands on its input
+            return f"its layers do more than hand on hidden states ({type(error).__name__})"
+    return None
 
 
 def longest_shared_row(config: Any) -> int | None:

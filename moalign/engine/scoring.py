@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from moalign import lora, storage
+from moalign import lora
 from moalign.data.tokenise import Sequence as TokenSequence
+from moalign.engine import shards
 from moalign.engine.layout import Layout
+from moalign.engine.lower_cache import LowerCache
 from moalign.engine.model import LanguageModel
-from moalign.errors import CorruptFileError
 
 SHARD_TOKENS = 2**20  # so many new values become a file: 4 MiB
-DIGEST_BYTES = 20
 
 
 @dataclass
@@ -29,11 +28,13 @@ class LogpCache:
     values are those of the first pass that it was in, padding and neighbours as they were, so that policy and
     reference agree bitwise at step 0; since every candidate meets the same passes in the same order, which pass that
     is does not depend on when a run was interrupted. With a ``directory`` the values outlive the process, in files of
-    many sequences; damaged files count as missing.
+    many sequences; damaged files count as missing. ``lower``: what the layers below the adapters compute, where it is
+    kept as well.
     """
 
     model: LanguageModel
     directory: Path | None = None
+    lower: LowerCache | None = None
     _known: dict[str, dict[bytes, Tensor]] = field(default_factory=dict)  # by adapter, then by content
     _unsaved: dict[str, dict[bytes, Tensor]] = field(default_factory=dict)
 
@@ -50,7 +51,7 @@ class LogpCache:
         if not keep:
             return self._compute(layout, adapter)
         known = self._of(identity)
-        keys = [_digest(sequence) for sequence in sequences]
+        keys = [shards.key_of([sequence.prompt_length], sequence.ids) for sequence in sequences]
         missing = {key: index for index, key in reversed(list(enumerate(keys))) if key not in known}
         if missing:
             scored = self._compute(layout, adapter).flatten().index_select(0, layout.target).split(layout.counts)
@@ -62,18 +63,18 @@ class LogpCache:
                     self.save()
         return layout.place(torch.cat([known[key] for key in keys]))
 
+    def skipping(self, layout: Layout, copies: int = 1, *, keep: bool = True) -> AbstractContextManager[None]:
+        """Within the context passes over this layout skip the layers below the adapters, where that is known."""
+        return self.lower.skipping(layout, copies) if self.lower is not None and keep else nullcontext()
+
     def save(self) -> None:
         """Write what is not on disk yet."""
         for identity, new in self._unsaved.items():
             if self.directory is not None and new:
-                names = hashlib.sha256(b"".join(new)).hexdigest()[:20]
-                tensors = {
-                    "keys": torch.from_numpy(np.frombuffer(b"".join(new), dtype=np.uint8).copy()),
-                    "counts": torch.tensor([len(values) for values in new.values()]),
-                    "logps": torch.cat(list(new.values())).cpu(),
-                }
-                storage.write_tensors(self._folder(identity) / f"{names}.safetensors", tensors)
+                shards.write(self._folder(identity), new)
         self._unsaved.clear()
+        if self.lower is not None:
+            self.lower.save()
 
     def _compute(self, layout: Layout, adapter: str | None) -> Tensor:
         with lora.active(self.model.policy, adapter):
@@ -85,27 +86,11 @@ class LogpCache:
             self._known[identity] = {}
             if self.directory is not None:
                 for file in sorted(self._folder(identity).glob("*.safetensors")):
-                    self._known[identity] |= _read(file, self.model.device)
+                    entries = shards.read(file)
+                    self._known[identity] |= {key: value.to(self.model.device) for key, value in entries.items()}
         return self._known[identity]
 
     def _folder(self, identity: str) -> Path:
         assert self.directory is not None
-        place = f"{self.model.fingerprint}/{identity}/{self.model.device}/{torch.get_num_threads()}"
-        return self.directory / hashlib.sha256(place.encode()).hexdigest()[:40]
-
-
-def _digest(sequence: TokenSequence) -> bytes:
-    content = np.array([sequence.prompt_length, *sequence.ids], dtype="<i8").tobytes()
-    return hashlib.sha256(content).digest()[:DIGEST_BYTES]
-
-
-def _read(file: Path, device: torch.device) -> dict[bytes, Tensor]:
-    """The values in a file, by content; none where it is damaged."""
-    try:
-        tensors = storage.read_tensors(file)
-        keys, counts, logps = tensors["keys"].numpy().tobytes(), tensors["counts"].tolist(), tensors["logps"]
-        parts = logps.to(device).split(counts)
-        names = [keys[start : start + DIGEST_BYTES] for start in range(0, len(keys), DIGEST_BYTES)]
-        return dict(zip(names, parts, strict=True))
-    except (CorruptFileError, KeyError, RuntimeError, ValueError):
-        return {}
+        place = (self.model.fingerprint, identity, self.model.device, torch.get_num_threads())
+        return shards.folder_of(self.directory, *place)

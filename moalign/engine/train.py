@@ -206,8 +206,9 @@ def _losses(
     mixture = Mixture(tuple(s.trainee.slot for s in members), rows, seeds)
     losses: list[Tensor | None] = []
     once = copied(model.upper, len(layout.input_ids) // copies, copies) if copies > 1 else nullcontext()
-    with lora.mixed(model.policy, mixture), once:
-        wanted = any(share.trainee.job.settings.gradient_checkpointing for share in members)
+    known = cache.skipping(layout, copies, keep=frozen[0].keep and len(frozen_of) == 1)
+    wanted = any(share.trainee.job.settings.gradient_checkpointing for share in members)
+    with lora.mixed(model.policy, mixture), known, once:
         with model.checkpointing(wanted and at is not None):
             logps = model.response_logps(layout, copies)
         start = 0
@@ -250,7 +251,9 @@ class _Frozen:
     def logps(self, adapter: str | None, identity: str) -> Tensor:
         """Under a frozen adapter or (None) the reference, [N,T]."""
         if identity not in self._logps:
-            self._logps[identity] = self.cache.logps(self.sequences, self.layout, adapter, identity, keep=self.keep)
+            with self.cache.skipping(self.layout, keep=self.keep):
+                found = self.cache.logps(self.sequences, self.layout, adapter, identity, keep=self.keep)
+            self._logps[identity] = found
         return self._logps[identity].clone()  # a plugin that writes into its batch must not reach another's
 
     def batch(self, share: _Share, logps: Tensor) -> Batch:

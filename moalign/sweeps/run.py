@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import shlex
+import shutil
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +16,8 @@ import torch
 from moalign import lora, preference, storage
 from moalign.config import Config
 from moalign.engine import model as models
+from moalign.engine.lower_cache import LowerCache
+from moalign.engine.lower_worth import worth
 from moalign.errors import ConfigError, RunError, TrainingError
 from moalign.registry import Registry
 from moalign.sweeps import front, journal, outcomes, together
@@ -80,7 +83,9 @@ def _outcomes(
     """What becomes of a proposal, one candidate after the other; ``history`` grows while this runs."""
     trained = [candidate for candidate in proposed if not candidate.mixed]
     if trained:
-        for group in together.groups(trained, workshop, _size(trained, directory, workshop, observer)):
+        groups = together.groups(trained, workshop, _size(trained, directory, workshop, observer))
+        workshop.cache.lower = _lower(len(groups), directory, workshop, observer)
+        for group in groups:
             yield from train_candidates(group, workshop, history, observer)
     known = {outcome.id for outcome in history}
     for candidate in proposed:
@@ -207,6 +212,23 @@ def _size(proposed: Sequence[Candidate], directory: Path, workshop: Workshop, ob
         expected, alone = seconds[size] * candidate_steps, seconds[1] * candidate_steps
         observer.on_phase(f"{size} together: {expected:.0f} s of training expected, one by one {alone:.0f} s")
     return size
+
+
+def _lower(groups: int, directory: Path, workshop: Workshop, observer: Observer) -> LowerCache | None:
+    """Where the hidden states below the adapters are kept; as the journal says, or as the first proposal makes it."""
+    model, dataset, settings = workshop.model, workshop.material.train, workshop.plan.config.train
+    if not model.upper or dataset is None or workshop.plan.config.rollouts is not None:
+        return None
+    events = (event for event in journal.read(directory / journal.FILE) if event["event"] == "lower layers")
+    event = next(events, None)
+    if event is None:
+        free = shutil.disk_usage(directory).free
+        found = worth(model, dataset, settings.steps * settings.pairs_per_step, groups, free)
+        event = {"event": "lower layers", "limit": 0 if found.against else found.limit}
+        journal.append(directory / journal.FILE, event)
+        what = f"up to {found.limit / 2**20:.0f} MiB in cache/" if found.against is None else f"not: {found.against}"
+        observer.on_phase(f"keeping the hidden states below the adapters: {what}")
+    return LowerCache(model, directory / "cache" / "lower", event["limit"]) if event["limit"] else None
 
 
 def next_candidates(plan: Plan, workshop: Workshop, history: Sequence[Outcome]) -> list[Candidate]:

@@ -329,6 +329,7 @@ def test_the_dry_run_counts_the_looks(tiny_model_path, data):
     assert costs[0].seconds_of_looks == 0.0 < costs[1].seconds_of_looks
     for cost in costs:
         training = 20 * cost.seconds_per_step + cost.seconds_of_looks
+        assert cost.steps == (20, 20, 20)
         assert cost.seconds == pytest.approx(3 * (training + cost.seconds_per_evaluation))
 
 

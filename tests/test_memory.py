@@ -232,11 +232,11 @@ def test_sizes_that_cannot_fit_are_not_tried(workshops, monkeypatch):
     assert needed[4] == pytest.approx(4 * needed[1], rel=1e-3)
     monkeypatch.setattr(memory, "available", lambda device: needed[2])
     size, seconds = together.measured_size(candidates, workshop)
-    assert size <= 2 and math.isinf(seconds[4]) and math.isfinite(seconds[2])
+    assert size <= 2 and set(seconds) == {1, 2} and math.isfinite(seconds[2])
     monkeypatch.setattr(memory, "available", lambda device: 0)
     assert together.measured_size(candidates, workshop)[0] == 1
     monkeypatch.setattr(memory, "available", lambda device: None)  # nobody knows: all are tried
-    assert all(math.isfinite(each) for each in together.measured_size(candidates, workshop)[1].values())
+    assert math.isfinite(together.measured_size(candidates, workshop)[1][4])
 
 
 def test_a_step_is_as_high_as_its_largest_pass_on_four_numbers_for_each_parameter():

@@ -219,14 +219,36 @@ def test_where_memory_does_not_suffice_half_are_trained_at_a_time(tiny_model_pat
 
 def test_how_many_together_is_measured_once_and_kept(tiny_model_path, pairs, tmp_path, monkeypatch):
     settings = small_config(tiny_model_path, pairs, train={"steps": 2, "pairs_per_step": 4})
-    monkeypatch.setattr(together, "_seconds_per_candidate", lambda candidates, _: 1 / len(candidates))
+    monkeypatch.setattr(together, "seconds_per_candidate", lambda candidates, _: 1 / len(candidates))
     run.start(settings, tmp_path / "run", registry.discover(), Observer())
     events = [event for event in journal.read(tmp_path / "run" / "journal.jsonl") if event["event"] == "together"]
     assert events == [{"event": "together", "size": 3}]
-    monkeypatch.setattr(together, "_seconds_per_candidate", lambda candidates, _: float(len(candidates)))
+    monkeypatch.setattr(together, "seconds_per_candidate", lambda candidates, _: float(len(candidates)))
     run.start(settings, tmp_path / "slow", registry.discover(), Observer())
     events = journal.read(tmp_path / "slow" / "journal.jsonl")
     assert {"event": "together", "size": 1} in events
+
+
+def test_sizes_are_tried_again_where_no_one_is_clearly_faster(workshop, monkeypatch):
+    tried = []
+
+    def costs(each: dict[int, list[float]]):
+        def seconds(candidates, _):
+            tried.append(len(candidates))
+            found = each[len(candidates)].pop(0)
+            if found is None:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return found
+
+        tried.clear()
+        monkeypatch.setattr(together, "seconds_per_candidate", seconds)
+        return together.measured_size(CANDIDATES, workshop)[0]
+
+    assert costs({1: [1.0], 3: [0.8]}) == 3 and tried == [1, 3]
+    assert costs({1: [1.0, 1.0], 2: [0.7], 3: [0.9, 0.8]}) == 2 and tried == [1, 3, 1, 2, 3]
+    assert costs({1: [1.0, 0.5], 2: [0.9], 3: [0.9, 0.9]}) == 1  # the second time one by one was the faster
+    assert costs({1: [1.0, 1.0], 2: [0.9], 3: [None, None]}) == 2
+    assert costs({1: [1.0, 1.0], 2: [1.04], 3: [1.2, 1.04]}) == 3  # as good, within what times vary by
 
 
 def test_an_adapted_head_cannot_be_shared(tiny_model_path, pairs, tmp_path):

@@ -26,7 +26,10 @@ def show(plan: Plan, observer: Observer, console: Console) -> None:
     table.add_row("candidates", str(len(cost.candidates)))
     for candidate in cost.candidates:
         table.add_row("", preference.format(candidate.preference))
-    table.add_row("steps", f"{cost.steps} each, {cost.seconds_per_step:.3f} s per step")
+    table.add_row("steps", " or ".join(f"{steps:,}" for steps in sorted(set(cost.steps))) + " each")
+    alone = f"; one by one {cost.seconds_per_step_alone:.3f} s" if cost.together > 1 else ""
+    each = f"{cost.seconds_per_step:.3f} s per step and candidate{alone}"
+    table.add_row("together", f"{cost.together} in a pass: {each}")
     table.add_row("tokens", f"about {cost.tokens:,} response tokens in all")
     table.add_row("memory", f"about {cost.memory / 2**20:,.0f} MiB for {cost.together} together, beside the libraries")
     table.add_row("time", f"about {duration(cost.seconds)} ({duration(cost.seconds_per_evaluation)} per evaluation)")

@@ -11,11 +11,11 @@ from statistics import median
 from typing import Any
 
 from moalign.engine.train import train
+from moalign.sweeps import together
 from moalign.sweeps.candidate import batch_source, job_of
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import Plan
 from moalign.sweeps.run import next_candidates
-from moalign.sweeps.together import memory_of
 from moalign.sweeps.workshop import open_workshop
 from moalign.types import Candidate
 
@@ -27,15 +27,17 @@ PROBE_LOOKS_EVERY = 2
 class Estimate:
     """Seconds are of this machine; ``tokens`` are response tokens that are trained on, over all candidates.
 
+    ``steps``: of each candidate. ``seconds_per_step``: for each candidate with ``together`` of them in a pass.
     ``seconds_of_sampling`` is for all rounds of one candidate, 0 without rollouts. ``seconds_of_looks`` is for all its
     looks at the held-out pairs, 0 without train.early_stop; where a candidate will end early is not foreseen.
     ``memory`` is that of ``together`` candidates in one pass, in bytes, the base among them.
     """
 
     candidates: tuple[Candidate, ...]
-    steps: int
+    steps: tuple[int, ...]
     tokens: int
     seconds_per_step: float
+    seconds_per_step_alone: float
     seconds_per_evaluation: float
     seconds_of_sampling: float
     seconds_of_looks: float
@@ -45,8 +47,8 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        training = self.steps * self.seconds_per_step + self.seconds_of_sampling + self.seconds_of_looks
-        return len(self.candidates) * (training + self.seconds_per_evaluation)
+        each = self.seconds_of_sampling + self.seconds_of_looks + self.seconds_per_evaluation
+        return sum(self.steps) * self.seconds_per_step + len(self.candidates) * each
 
 
 def estimate(plan: Plan, observer: Observer) -> Estimate:
@@ -79,22 +81,26 @@ def estimate(plan: Plan, observer: Observer) -> Estimate:
     if stop is not None:  # the first look, which meets held-out pairs for the first time, does not count
         *_, plain, with_look = durations
         durations, looking = [plain], max(0.0, with_look - plain)
-    per_step = median(durations)
+    alone = median(durations)
     trial = [candidate for candidate in candidates if not workshop.implicit([candidate])] or candidates[:1]
-    setting = plan.config.train.together
-    together = len(trial) if setting == "auto" else min(setting, len(trial))
-    base, beyond = memory_of(trial, workshop, [together])
+    size, measured = together.chosen_size(trial, workshop)
+    size = min(size, len(trial))
+    if size not in measured:
+        measured = {1: alone} | ({size: together.seconds_per_candidate(trial[:size], workshop)} if size > 1 else {})
+    base, beyond = together.memory_of(trial, workshop, [size])
+    steps = [plan.variant(candidate.changes).train.steps for candidate in candidates]
     begin = time.perf_counter()
     workshop.evaluate(None)
     return Estimate(
         candidates=tuple(candidates),
-        steps=plan.config.train.steps,
-        tokens=round(median(tokens) * plan.config.train.steps * len(candidates)),
-        seconds_per_step=per_step,
+        steps=tuple(steps),
+        tokens=round(median(tokens) * sum(steps)),
+        seconds_per_step=measured[size],
+        seconds_per_step_alone=measured[1],
         seconds_per_evaluation=time.perf_counter() - begin,
         seconds_of_looks=looking * math.ceil(plan.config.train.steps / stop.every) if stop else 0.0,
         seconds_of_sampling=drawing * plan.config.rollouts.rounds if plan.config.rollouts else 0.0,
         counts=dict(workshop.material.counts),
-        together=together,
-        memory=base + beyond[together],
+        together=size,
+        memory=base + beyond[size],
     )

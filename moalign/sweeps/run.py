@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from moalign import lora, preference, storage
+from moalign import preference, storage
 from moalign.config import Config
 from moalign.engine import model as models
 from moalign.engine.lower_cache import LowerCache
 from moalign.engine.lower_worth import worth
-from moalign.errors import ConfigError, RunError, TrainingError
+from moalign.errors import RunError, TrainingError
 from moalign.registry import Registry
 from moalign.sweeps import front, journal, outcomes, together
 from moalign.sweeps.candidate import train_candidates
@@ -192,24 +192,19 @@ def _pending(plan: Plan, directory: Path, workshop: Workshop, history: Sequence[
 
 
 def _size(proposed: Sequence[Candidate], directory: Path, workshop: Workshop, observer: Observer) -> int:
-    """How many candidates are trained together: as configured, as the journal says, or as measured now."""
-    configured = workshop.plan.config.train.together
-    reason = lora.why_not_together(workshop.model.policy)
-    if reason is not None:
-        if configured not in ("auto", 1):
-            raise ConfigError(f"train.together: {configured} candidates cannot share a pass: {reason}")
-        return 1
-    if configured != "auto":
-        return configured
+    """How many candidates are trained together: as the journal says, or as chosen now."""
     for event in journal.read(directory / journal.FILE):
         if event["event"] == "together":
             return event["size"]
-    observer.on_phase("measuring how many candidates to train together")
-    size, seconds = together.measured_size(proposed, workshop)
+    if workshop.plan.config.train.together == "auto":
+        observer.on_phase("measuring how many candidates to train together")
+    size, seconds = together.chosen_size(proposed, workshop)
+    if not seconds:
+        return size
     journal.append(directory / journal.FILE, {"event": "together", "size": size})
     if math.isfinite(seconds[1]) and len(seconds) > 1:
-        candidate_steps = len(proposed) * workshop.plan.config.train.steps
-        expected, alone = seconds[size] * candidate_steps, seconds[1] * candidate_steps
+        steps = sum(workshop.plan.variant(candidate.changes).train.steps for candidate in proposed)
+        expected, alone = seconds[size] * steps, seconds[1] * steps
         observer.on_phase(f"{size} together: {expected:.0f} s of training expected, one by one {alone:.0f} s")
     return size
 

@@ -9,16 +9,17 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+from moalign import lora
 from moalign.engine import memory
 from moalign.engine.train import train_together
 from moalign.engine.trainee import Trainee
-from moalign.errors import UserError
+from moalign.errors import ConfigError, UserError
 from moalign.sweeps.candidate import batch_source, job_of, slots
 from moalign.sweeps.workshop import Workshop
 from moalign.types import Candidate
 
-PROBE_STEPS = 4  # the first is warm-up and does not count
-ROUNDS = 2  # each size is tried so often, in alternation, and its fastest step counts
+PROBE_STEPS = 3  # the first is warm-up and does not count
+CLEARLY = 0.85  # of the time of one by one: times vary less than that
 MEMORY_STEPS = 100  # at most so many steps are looked at for the largest pass
 AS_GOOD = 1.05  # times the best: within the noise, and the larger size waits less often
 
@@ -37,31 +38,58 @@ def groups(candidates: Sequence[Candidate], workshop: Workshop, size: int) -> li
     return made
 
 
+def chosen_size(candidates: Sequence[Candidate], workshop: Workshop) -> tuple[int, dict[int, float]]:
+    """How many are trained together: as configured or as measured, and the seconds per step and candidate, if measured.
+
+    Raises ConfigError where the configuration wants several and they cannot share a pass.
+    """
+    configured = workshop.plan.config.train.together
+    reason = lora.why_not_together(workshop.model.policy)
+    if reason is None:
+        return measured_size(candidates, workshop) if configured == "auto" else (configured, {})
+    if configured not in ("auto", 1):
+        raise ConfigError(f"train.together: {configured} candidates cannot share a pass: {reason}")
+    return 1, {}
+
+
 def measured_size(candidates: Sequence[Candidate], workshop: Workshop) -> tuple[int, dict[int, float]]:
     """How many candidates together take the least time for each, and the seconds per step and candidate found.
 
-    Tries one, half of them and all of them with throw-away steps. A size that does not work, or for which the memory
-    cannot suffice, is out.
+    Tries one and all of them with throw-away steps, and where all are not clearly faster also half of them, and each
+    again, because times vary. A size that does not work, or for which the memory cannot suffice, is out.
     """
     trial = [candidate for candidate in candidates if not workshop.implicit([candidate])]
-    sizes = sorted({1, -(-len(trial) // 2), len(trial)} - {0})
+    sizes = _sizes_with_room(trial, workshop)
     seconds = dict.fromkeys(sizes, math.inf)
-    if len(sizes) > 1:
-        room = memory.available(workshop.model.device)
-        _, needed = memory_of(trial, workshop, sizes)
-        sizes = [size for size in sizes if size == 1 or room is None or needed[size] <= room]
-        for _ in range(ROUNDS):
-            for size in sizes:
-                try:
-                    seconds[size] = min(seconds[size], _seconds_per_candidate(trial[:size], workshop))
-                except UserError:
-                    raise
-                except Exception:  # memory, or a layer whose rows do not stay together: the training will say why
-                    sizes = [other for other in sizes if other < size]
-                    break
+    if len(sizes) == 1:
+        return 1, seconds
+    for size in (1, sizes[-1]):
+        _try(size, trial, workshop, seconds)
+    if not seconds[sizes[-1]] <= CLEARLY * seconds[1]:
+        for size in sizes:
+            _try(size, trial, workshop, seconds)
     best = min(seconds.values())
     fast = [size for size in sizes if math.isfinite(best) and seconds[size] <= AS_GOOD * best]
     return max(fast, default=1), seconds
+
+
+def _sizes_with_room(trial: Sequence[Candidate], workshop: Workshop) -> list[int]:
+    sizes = sorted({1, -(-len(trial) // 2), len(trial)} - {0})
+    room = memory.available(workshop.model.device)
+    if len(sizes) == 1 or room is None:
+        return sizes
+    _, needed = memory_of(trial, workshop, sizes)
+    return [size for size in sizes if size == 1 or needed[size] <= room]
+
+
+def _try(size: int, trial: Sequence[Candidate], workshop: Workshop, seconds: dict[int, float]) -> None:
+    """Note the time of this size if it is the best so far; infinite where it does not work."""
+    try:
+        seconds[size] = min(seconds[size], seconds_per_candidate(trial[:size], workshop))
+    except UserError:
+        raise
+    except Exception:  # memory, or a layer whose rows do not stay together: the training will say why
+        seconds[size] = math.inf
 
 
 def memory_of(
@@ -80,7 +108,8 @@ def memory_of(
     return formula.base, beyond
 
 
-def _seconds_per_candidate(candidates: Sequence[Candidate], workshop: Workshop) -> float:
+def seconds_per_candidate(candidates: Sequence[Candidate], workshop: Workshop) -> float:
+    """Of a step of these together, by throw-away steps."""
     times: list[float] = []
     first = candidates[0].id
 

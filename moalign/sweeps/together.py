@@ -19,6 +19,7 @@ from moalign.sweeps.workshop import Workshop
 from moalign.types import Candidate
 
 PROBE_STEPS = 3  # the first is warm-up and does not count
+BRIEFLY = 3.0  # seconds that the first tries may take if there are to be others
 CLEARLY = 0.85  # of the time of one by one: times vary less than that
 MEMORY_STEPS = 100  # at most so many steps are looked at for the largest pass
 AS_GOOD = 1.05  # times the best: within the noise, and the larger size waits less often
@@ -55,18 +56,21 @@ def chosen_size(candidates: Sequence[Candidate], workshop: Workshop) -> tuple[in
 def measured_size(candidates: Sequence[Candidate], workshop: Workshop) -> tuple[int, dict[int, float]]:
     """How many candidates together take the least time for each, and the seconds per step and candidate found.
 
-    Tries one and all of them with throw-away steps, and where all are not clearly faster also half of them, and each
-    again, because times vary. A size that does not work, or for which the memory cannot suffice, is out.
+    Tries one and all of them with throw-away steps, and where all are not clearly faster also half of them; where steps
+    are short each again, because their times vary. A size that does not work, or for which the memory cannot suffice,
+    is out.
     """
     trial = [candidate for candidate in candidates if not workshop.implicit([candidate])]
     sizes = _sizes_with_room(trial, workshop)
     seconds = dict.fromkeys(sizes, math.inf)
     if len(sizes) == 1:
         return 1, seconds
+    begin = time.monotonic()
     for size in (1, sizes[-1]):
         _try(size, trial, workshop, seconds)
-    if not seconds[sizes[-1]] <= CLEARLY * seconds[1]:
-        for size in sizes:
+    if seconds[sizes[-1]] > CLEARLY * seconds[1]:
+        again = sizes if time.monotonic() - begin < BRIEFLY else sizes[1:-1]
+        for size in again:
             _try(size, trial, workshop, seconds)
     best = min(seconds.values())
     fast = [size for size in sizes if math.isfinite(best) and seconds[size] <= AS_GOOD * best]

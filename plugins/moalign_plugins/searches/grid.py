@@ -31,7 +31,7 @@ class Grid(Search):
     """start from the adapter of the nearest finished candidate"""
     fresh: int = Field(default=3, ge=1)
     """with warm_start: at most so many candidates start from fresh weights, but one for each objective does"""
-    warm_steps: float = Field(default=0.2, gt=0, le=1)
+    warm_steps: float = Field(default=0.15, gt=0, le=1)
     """with warm_start: share of train.steps that the others take"""
 
     @model_validator(mode="before")

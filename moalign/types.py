@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,23 +38,32 @@ class Preference:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """What a search may choose from: the objectives' names in order, and the preferences that the user named."""
+    """What a search may choose from: the objectives' names in order, and the preferences that the user named.
+
+    ``steps``: of training, as the configuration has it; a candidate's ``changes`` may say otherwise.
+    """
 
     objectives: tuple[str, ...]
     preferences: Mapping[str, Preference] = field(default_factory=dict)
+    steps: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """One point of the front to be: an id that is also a folder name, its preference, and whom it builds on.
 
+    ``parents``: the finished candidate from whose adapter the training starts; empty: from fresh weights.
     ``mixed``: not trained, but put together from the adapters of its trained neighbours in preference.
+    ``changes``: where it is trained differently from the configuration: {"train.steps": 60, "loss.beta": 0.2,
+    "model.lora.r": 4}, with the keys of ``train``, the loss's own options, and the adapter's rank (not above the
+    configuration's) and alpha.
     """
 
     id: str
     preference: Preference
     parents: tuple[str, ...] = ()
     mixed: bool = False
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +71,8 @@ class Outcome:
     """What became of a candidate. ``scores`` are larger-is-better per objective, ``stderr`` beside them.
 
     ``kl`` is KL(policy || reference) in nats per response, estimated on the policy's own samples (None: not measured).
+    ``parents``: whose adapters it was made from, with the share of each; where it was trained, the one it started from.
+    ``changes`` are the candidate's.
     """
 
     id: str
@@ -75,6 +86,8 @@ class Outcome:
     error: str | None = None
     details: Mapping[str, float] = field(default_factory=dict)
     kind: Literal["trained", "mixed"] = "trained"
+    parents: Mapping[str, float] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
 
 # --- data -----------------------------------------------------------------------------------------------------------

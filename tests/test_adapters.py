@@ -90,7 +90,10 @@ def test_missing_tensors_are_not_taken_for_the_base(candidate, model):
         lora.read(model.policy, TRAINED, candidate, model.fingerprint)
 
 
-@pytest.mark.parametrize(("key", "value"), [("r", 16), ("peft_type", "IA3"), ("lora_alpha", 99), ("use_rslora", True)])
+OTHERS = [("r", 16), ("r", 0), ("peft_type", "IA3"), ("lora_alpha", "99"), ("lora_alpha", -1), ("use_rslora", True)]
+
+
+@pytest.mark.parametrize(("key", "value"), OTHERS)
 def test_another_configuration_is_refused_by_key(candidate, model, key, value):
     content = json.loads((candidate / lora.CONFIG_FILE).read_text()) | {key: value}
     storage.write_json(candidate / lora.CONFIG_FILE, content)

@@ -82,11 +82,11 @@ def test_sampling_is_a_function_of_the_seed_and_leaves_the_generator_alone(tiny_
     shop = open_workshop(plan, Path(), Observer(), keep_cache=False)
     arguments = {"samples": 3, "temperature": 1.0, "max_new_tokens": 6}
     state = torch.get_rng_state()
-    first = sample(shop.model, shop.material.prompts, seed=3, **arguments)
+    (first,) = sample(shop.model, [None], shop.material.prompts, seed=3, **arguments)
     assert torch.equal(state, torch.get_rng_state())
     torch.rand(5)
-    assert sample(shop.model, shop.material.prompts, seed=3, **arguments) == first
-    assert sample(shop.model, shop.material.prompts, seed=4, **arguments) != first
+    assert sample(shop.model, [None], shop.material.prompts, seed=3, **arguments) == [first]
+    assert sample(shop.model, [None], shop.material.prompts, seed=4, **arguments) != [first]
     assert [rollout.prompt for rollout in first] == [p for p in range(len(shop.material.prompts)) for _ in range(3)]
     ends = shop.model.end_ids
     for rollout in first:
@@ -184,5 +184,5 @@ def test_the_models_own_generation_settings_do_not_touch_samples(tiny_model_path
         plan = plan_with(path, prompts, loss="rebel", rollouts=ROLLOUTS)
         shop = open_workshop(plan, Path(), Observer(), keep_cache=False)
         arguments = {"samples": 2, "temperature": 1.0, "max_new_tokens": 8, "seed": 0}
-        sampled.append(sample(shop.model, shop.material.prompts, **arguments))
+        sampled.append(sample(shop.model, [None], shop.material.prompts, **arguments))
     assert sampled[0] == sampled[1]

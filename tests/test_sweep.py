@@ -306,7 +306,7 @@ def test_a_soup_is_evaluated_not_trained_and_marked(tiny_model_path, pairs, tmp_
     assert len(points) == 5 and sorted(point["kind"] for point in points.values()) == ["mixed"] * 3 + ["trained"] * 2
     middle = points["mix-w-0.50-0.50"]
     assert middle["tokens"] == 0
-    assert middle["details"]["share of w-1.00-0.00"] == pytest.approx(0.5)
+    assert middle["parents"] == pytest.approx({"w-1.00-0.00": 0.5, "w-0.00-1.00": 0.5})
     assert 0 < middle["details"]["lost to rank"] < 1
     assert (tmp_path / "run" / "candidates" / "mix-w-0.50-0.50" / "adapter_model.safetensors").exists()
 

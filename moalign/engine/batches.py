@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from moalign import lora
 from moalign.config import RolloutSettings
 from moalign.data.batching import group_pair_indices, pair_indices
 from moalign.data.dataset import PairDataset
@@ -43,12 +44,29 @@ class OfflineSource:
         return self.dataset, pair_indices(self.dataset, self.seed, step, self.pairs_per_step)
 
 
+def refresh(sources: Sequence[BatchSource], step: int) -> None:
+    """Rounds of rollouts that begin at this step, sampled in one call for all sources that ask the same prompts.
+
+    Where that fails nothing is kept: each source then samples for itself, and what is wrong is its own error alone.
+    """
+    due: dict[Any, list[RolloutSource]] = {}
+    for source in sources:
+        if isinstance(source, RolloutSource) and (number := source.due(step)) is not None:
+            due.setdefault((number, source.seed, source.settings), []).append(source)
+    for (number, *_), members in due.items():
+        if len(members) > 1:
+            with suppress(Exception):
+                sampled = members[0].sample(number, [source.slot for source in members])
+                for source, rollouts in zip(members, sampled, strict=True):
+                    source.take(number, rollouts)
+
+
 @dataclass
 class RolloutSource:
     """Pairs within groups of responses that the policy itself sampled, refreshed at even distances.
 
-    ``slot`` holds the policy's adapter. Round 0 samples the base, which is the same for every candidate:
-    ``first_round`` is shared between them.
+    ``slot`` holds the policy's adapter. A policy with fresh weights is the base in round 0, which is the same for every
+    candidate: ``first_round`` is shared between those (None: the weights are not fresh).
     """
 
     model: LanguageModel
@@ -59,44 +77,58 @@ class RolloutSource:
     settings: RolloutSettings
     steps: int
     seed: int
-    first_round: dict[str, PairDataset]
+    first_round: dict[str, PairDataset] | None
     cacheable: bool = False
     _round: int = -1
     _dataset: PairDataset | None = field(default=None, repr=False)
 
     def at(self, step: int) -> tuple[PairDataset, np.ndarray]:
-        current = step * self.settings.rounds // self.steps
-        if current != self._round or self._dataset is None:
-            self._dataset, self._round = self._draw(current), current
+        current = self._round_of(step)
+        if current != self._round:
+            known = None if current or self.first_round is None else self.first_round.get("dataset")
+            if known is None:
+                self.take(current, self.sample(current, [self.slot])[0])
+            else:
+                self._dataset, self._round = known, current
+        assert self._dataset is not None
         first = -(-current * self.steps // self.settings.rounds)  # the round's first step
         pairs = group_pair_indices(
             self._dataset, derive(self.seed, "groups", current), step - first, self.settings.prompts_per_step
         )
         return self._dataset, pairs
 
-    def _draw(self, number: int) -> PairDataset:
-        if number == 0 and "dataset" in self.first_round:
-            return self.first_round["dataset"]
+    def due(self, step: int) -> int | None:
+        """The round that begins at this step, if it is this policy's own."""
+        current = self._round_of(step)
+        shared = current == 0 and self.first_round is not None
+        return None if current == self._round or shared else current
+
+    def sample(self, number: int, slots: Sequence[str]) -> list[list[Rollout]]:
+        """A round's responses of the policies in these slots, to the prompts of that round."""
         rng = np.random.default_rng(derive(self.seed, "prompts", number))
         count = min(self.settings.prompts, len(self.prompts))
         chosen = sorted(rng.choice(len(self.prompts), size=count, replace=False).tolist())
-        with lora.active(self.model.policy, self.slot):
-            rollouts = sample(
-                self.model,
-                [self.prompts[index] for index in chosen],
-                samples=self.settings.samples,
-                temperature=self.settings.temperature,
-                max_new_tokens=self.settings.max_new_tokens,
-                # one stream per round for all candidates: common random numbers make neighbours comparable
-                seed=derive(self.seed, "rollouts", number),
-            )
-        rollouts = [Rollout(chosen[r.prompt], r.ids, r.text, r.ended) for r in rollouts]
-        dataset = self._dataset_of(rollouts)
-        if number == 0:
-            self.first_round["dataset"] = dataset
-        return dataset
+        sampled = sample(
+            self.model,
+            slots,
+            [self.prompts[index] for index in chosen],
+            samples=self.settings.samples,
+            temperature=self.settings.temperature,
+            max_new_tokens=self.settings.max_new_tokens,
+            seed=derive(self.seed, "rollouts", number),
+        )
+        return [[replace(rollout, prompt=chosen[rollout.prompt]) for rollout in rollouts] for rollouts in sampled]
 
-    def _dataset_of(self, rollouts: list[Rollout]) -> PairDataset:
+    def take(self, number: int, rollouts: Sequence[Rollout]) -> None:
+        """Score a round's responses and train on them from now on."""
+        self._dataset, self._round = self._dataset_of(rollouts), number
+        if number == 0 and self.first_round is not None:
+            self.first_round["dataset"] = self._dataset
+
+    def _round_of(self, step: int) -> int:
+        return step * self.settings.rounds // self.steps
+
+    def _dataset_of(self, rollouts: Sequence[Rollout]) -> PairDataset:
         """All pairs within the groups, between responses that every reward has scored."""
         rewards = self.score(rollouts)
         known = np.asarray(np.isfinite(rewards).all(axis=1))

@@ -48,9 +48,9 @@ def evaluate(
     kind: str,
     beta: float,
     cache: LogpCache,
-    seed: int,
+    rollouts: Sequence[Rollout],
 ) -> Evaluation:
-    """Evaluate the policy with ``adapter`` (None: the untouched base).
+    """Evaluate the policy with ``adapter`` (None: the untouched base), whose ``samples`` the rollouts are.
 
     ``kind`` "generate": mean reward of sampled responses, standard error clustered by prompt. "preference": share of
     held-out pairs whose better response has the larger log-ratio (equal counts a half; the base has 0.5 by
@@ -61,15 +61,6 @@ def evaluate(
     accuracies: dict[str, tuple[float, float | None]] = {}
     if held_out.pairs is not None:
         accuracies = _accuracies(model, adapter, held_out.pairs, objectives, beta, cache, details)
-    with lora.active(model.policy, adapter):
-        rollouts = sample(
-            model,
-            held_out.prompts,
-            samples=settings.samples,
-            temperature=settings.temperature,
-            max_new_tokens=settings.max_new_tokens,
-            seed=derive(seed, "evaluation"),
-        )
     kl = _kl(model, adapter, held_out.prompts, rollouts, details) if settings.temperature == 1.0 else None
     details["response_tokens"] = float(np.mean([len(r.ids) for r in rollouts]))
     details["ended"] = float(np.mean([r.ended for r in rollouts]))
@@ -89,6 +80,21 @@ def evaluate(
         kl=kl,
         details=details,
         samples=tuple(rollouts),
+    )
+
+
+def samples(
+    model: LanguageModel, adapters: Sequence[str | None], held_out: HeldOut, settings: EvaluateSettings, seed: int
+) -> list[list[Rollout]]:
+    """Responses to the held-out prompts under each adapter, all sampled together."""
+    return sample(
+        model,
+        adapters,
+        held_out.prompts,
+        samples=settings.samples,
+        temperature=settings.temperature,
+        max_new_tokens=settings.max_new_tokens,
+        seed=derive(seed, "evaluation"),
     )
 
 

@@ -1,16 +1,26 @@
-"""Responses sampled from the policy."""
+"""Responses sampled from policies; rows of several candidates stand in one batch, as in training."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers import GenerationConfig
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from moalign import lora
 from moalign.data.tokenise import Sequence as TokenSequence
 from moalign.engine.model import LanguageModel
+from moalign.errors import TrainingError
+from moalign.lora import Mixture
+from moalign.seeds import derive
+
+ROWS = 256  # of one policy in a call; they share a draw of noise
+ROWS_IN_ALL = 1024  # of all policies in a call, if one has not more
+LEAST_NOISE = 2.0**-25  # half the step of the generator, which may return 0
 
 
 @dataclass(frozen=True)
@@ -29,51 +39,103 @@ Score = Callable[[Sequence[Rollout]], np.ndarray]  # -> rewards [N, M], larger i
 @torch.no_grad()
 def sample(
     model: LanguageModel,
+    adapters: Sequence[str | None],
     prompts: Sequence[tuple[int, ...]],
     *,
     samples: int,
     temperature: float,
     max_new_tokens: int,
     seed: int,
-    rows_per_pass: int = 256,
-) -> list[Rollout]:
-    """``samples`` responses per prompt (token ids) from the policy with the adapter that is active.
+) -> list[list[Rollout]]:
+    """``samples`` responses per prompt (token ids) under each adapter (None: the bare base); a list per adapter.
 
     Plain sampling at ``temperature``: no top-k, no top-p, no penalties, whatever the model's own generation settings
-    say, because everything here is an estimate under the policy itself. A function of ``seed``; the global generator
-    is left as it was.
+    say, because everything here is an estimate under the policy itself. A function of ``seed``, and the same noise for
+    every adapter: what one of them says does not depend on who else is sampled, and neighbours are compared under
+    common random numbers. No global generator is touched. Raises TrainingError where scores are not numbers.
     """
-    tokeniser, device = model.tokeniser, model.device
-    config = GenerationConfig(
-        do_sample=True,
-        temperature=temperature,
-        top_k=0,
-        top_p=1.0,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(model.end_ids),
-        pad_token_id=model.pad_id,
-        bos_token_id=tokeniser.bos_id,
-    )
-    rollouts: list[Rollout] = []
     order = [index for index in range(len(prompts)) for _ in range(samples)]
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        for start in range(0, len(order), rows_per_pass):
-            chunk = order[start : start + rows_per_pass]
-            width = max(len(prompts[index]) for index in chunk)
-            ids = torch.full((len(chunk), width), model.pad_id, dtype=torch.long)
-            mask = torch.zeros_like(ids)
-            for row, index in enumerate(chunk):
-                prompt = prompts[index]
-                ids[row, width - len(prompt) :] = torch.tensor(prompt)
-                mask[row, width - len(prompt) :] = 1
-            output = model.policy.generate(
-                input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
-            )
-            for index, response in zip(chunk, output[:, width:].tolist(), strict=True):
-                rollouts.append(_rollout(index, response, model))
+    rollouts: list[list[Rollout]] = [[] for _ in adapters]
+    for start in range(0, len(order), ROWS):
+        chunk = order[start : start + ROWS]
+        call = _Call(model, [prompts[index] for index in chunk], temperature, max_new_tokens, derive(seed, start))
+        together = 1 if lora.why_not_together(model.policy) else max(1, ROWS_IN_ALL // len(chunk))
+        for first in range(0, len(adapters), together):
+            responses = call.responses(adapters[first : first + together])
+            for mine, said in zip(rollouts[first:], responses, strict=False):
+                mine += [_rollout(index, response, model) for index, response in zip(chunk, said, strict=True)]
     return rollouts
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One response to each of the prompts, under any number of adapters."""
+
+    model: LanguageModel
+    prompts: Sequence[tuple[int, ...]]
+    temperature: float
+    max_new_tokens: int
+    seed: int
+
+    def responses(self, adapters: Sequence[str | None]) -> list[list[list[int]]]:
+        """Token ids, per adapter and prompt; where memory does not suffice, half of the adapters at a time."""
+        try:
+            return self._generate(adapters)
+        except torch.OutOfMemoryError:
+            if len(adapters) == 1:
+                raise
+        half = len(adapters) // 2
+        return self.responses(adapters[:half]) + self.responses(adapters[half:])
+
+    def _generate(self, adapters: Sequence[str | None]) -> list[list[list[int]]]:
+        model, rows = self.model, len(self.prompts)
+        width = max(len(prompt) for prompt in self.prompts)
+        ids = torch.full((rows, width), model.pad_id, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(self.prompts):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, width - len(prompt) :] = 1
+        config = GenerationConfig(
+            do_sample=False,  # of scores with noise on them, which makes the largest one a sample
+            max_new_tokens=self.max_new_tokens,
+            eos_token_id=sorted(model.end_ids),
+            pad_token_id=model.pad_id,
+            bos_token_id=model.tokeniser.bos_id,
+        )
+        with self._switched(adapters):
+            output = model.policy.generate(
+                input_ids=ids.repeat(len(adapters), 1).to(model.device),
+                attention_mask=mask.repeat(len(adapters), 1).to(model.device),
+                generation_config=config,
+                logits_processor=LogitsProcessorList([_Gumbel(width, rows, self.temperature, self.seed)]),
+            )
+        said = output[:, width:].tolist()
+        return [said[start : start + rows] for start in range(0, len(said), rows)]
+
+    def _switched(self, adapters: Sequence[str | None]) -> AbstractContextManager[None]:
+        if len(adapters) == 1:
+            return lora.active(self.model.policy, adapters[0])
+        slots = tuple(adapter for adapter in adapters if adapter is not None)
+        return lora.mixed(self.model.policy, Mixture(slots, (len(self.prompts),) * len(slots)))
+
+
+@dataclass(frozen=True)
+class _Gumbel(LogitsProcessor):
+    """Scores / temperature + Gumbel noise, whose largest entry is a sample of the softmax; equal for every policy."""
+
+    width: int
+    rows: int
+    temperature: float
+    seed: int
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if bool(scores.isnan().any()):
+            raise TrainingError("the policy's scores are not numbers, so nothing can be sampled from it")
+        position = input_ids.shape[1] - self.width
+        generator = torch.Generator(scores.device).manual_seed(derive(self.seed, position))
+        noise = torch.empty(self.rows, scores.shape[1], device=scores.device)
+        noise.exponential_(generator=generator).clamp_min_(LEAST_NOISE).log_()
+        return ((scores / self.temperature).view(-1, *noise.shape) - noise).view_as(scores)
 
 
 def _rollout(prompt: int, response: list[int], model: LanguageModel) -> Rollout:

@@ -21,7 +21,7 @@ from moalign import lora
 from moalign.data.batching import collate
 from moalign.data.dataset import PairDataset
 from moalign.data.tokenise import Sequence as TokenSequence
-from moalign.engine.batches import BatchSource
+from moalign.engine.batches import BatchSource, refresh
 from moalign.engine.layout import Layout
 from moalign.engine.losses import loss_of
 from moalign.engine.lower import copied
@@ -29,7 +29,7 @@ from moalign.engine.model import TRAINED, LanguageModel
 from moalign.engine.passes import PairPass, apart_beyond_window, pair_passes
 from moalign.engine.scoring import LogpCache
 from moalign.engine.trainee import Job, Trained, Trainee
-from moalign.errors import MoalignError, TrainingError
+from moalign.errors import MoalignError, TrainingError, UserError
 from moalign.lora import Mixture
 from moalign.seeds import derive
 from moalign.types import Batch
@@ -71,14 +71,15 @@ def train_together(
 def _loop(model: LanguageModel, trainees: Sequence[Trainee], cache: LogpCache, accelerator: Accelerator) -> None:
     for step in range(max(trainee.job.settings.steps for trainee in trainees)):
         going = [t for t in trainees if t.error is None and step < t.job.settings.steps]
-        drawn = [(trainee, *trainee.source.at(step)) for trainee in going]
         arrangement = _Arrangements(model)
         shares = []
-        for trainee, dataset, pairs in drawn:
+        refresh([trainee.source for trainee in going], step)
+        for trainee in going:
             trainee.begin(step)
-            shares.append(
-                [_Share(trainee, dataset, part, len(pairs)) for part in arrangement.of(trainee.job, dataset, pairs)]
-            )
+            with _own_errors(trainee):
+                dataset, pairs = trainee.source.at(step)
+                parts = arrangement.of(trainee.job, dataset, pairs)
+                shares.append([_Share(trainee, dataset, part, len(pairs)) for part in parts])
         for number, together in enumerate(zip_longest(*shares)):
             members = [share for share in together if share is not None and share.trainee.problem is None]
             if members:
@@ -97,7 +98,20 @@ def _prepare(model: LanguageModel, trainees: Sequence[Trainee]) -> None:
         raise TrainingError(f"the parameters to train are not exactly the adapters': {others[:3] or 'none found'}")
     model.checkpoint(any(trainee.job.settings.gradient_checkpointing for trainee in trainees))
     for trainee in trainees:
-        trainee.prepare(model)
+        with _own_errors(trainee):
+            trainee.prepare(model)
+
+
+@contextmanager
+def _own_errors(trainee: Trainee) -> Iterator[None]:
+    """What goes wrong with one candidate ends its training; bad input (UserError) would meet all of them."""
+    try:
+        yield
+    except UserError:
+        raise
+    except MoalignError as error:
+        trainee.error = error
+        trainee.problem = str(error)
 
 
 @dataclass(frozen=True)
@@ -168,16 +182,12 @@ def _pass(
 def _loss(share: _Share, frozen: _Frozen, logps: Tensor) -> Tensor | None:
     """The candidate's loss; None, and its ``problem`` or ``error`` set, where that is of no use."""
     trainee = share.trainee
-    try:
+    with _own_errors(trainee):
         loss = loss_of(frozen.batch(share, logps), trainee.job, trainee.metrics)
-    except MoalignError as error:
-        trainee.error = error
-        trainee.problem = str(error)
-        return None
-    if not torch.isfinite(loss):
+        if torch.isfinite(loss):
+            return loss
         trainee.problem = f"loss is {loss.item()}"
-        return None
-    return loss
+    return None
 
 
 class _Frozen:

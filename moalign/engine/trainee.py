@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,6 +45,8 @@ class Job:
     settings: TrainSettings
     seed: int
     margins_from: Mapping[int, FrozenReward]
+    rank: int
+    alpha: float
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Trained:
 class Trainee:
     """A job, its batches, and the state of its training in the model's slot ``slot``.
 
+    ``parent``: the folder of an adapter from which training starts, with its rank and alpha (None: fresh weights).
     ``problem``: what is wrong with the step under way; ``error``: why training has ended before its time.
     """
 
@@ -66,6 +70,7 @@ class Trainee:
     source: BatchSource
     slot: str
     on_step: Callable[[int, dict[str, Any]], None]
+    parent: Path | None = None
     parameters: list[nn.Parameter] = field(default_factory=list)
     optimizer: Any = None
     metrics: StepMetrics = field(init=False)
@@ -76,9 +81,12 @@ class Trainee:
     tokens: int = 0
 
     def prepare(self, model: LanguageModel) -> None:
-        """Fresh weights and a fresh optimizer; the slot's parameters are to be trainable already."""
-        settings = self.job.settings
-        lora.initialise(model.policy, self.slot, derive(self.job.seed, "adapter"))
+        """First weights and a fresh optimizer; the slot's parameters are to be trainable already."""
+        job, settings = self.job, self.job.settings
+        if self.parent is None:
+            lora.initialise(model.policy, self.slot, derive(job.seed, "adapter"), job.rank, job.alpha)
+        else:
+            lora.read(model.policy, self.slot, self.parent, model.fingerprint)
         self.parameters = lora.parameters(model.policy, self.slot)
         for parameter in self.parameters:
             parameter.grad = None  # a candidate that failed in the middle of a step may have left one

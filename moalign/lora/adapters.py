@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any, cast
 
@@ -103,7 +104,9 @@ def mixed(model: PeftModel, mixture: Mixture) -> AbstractContextManager[None]:
 
 def add_slots(model: PeftModel, slots: Sequence[str]) -> None:
     """Room for adapters under these names, configured as the first one is."""
-    first = next(iter(model.peft_config.values()))
+    name, first = next(iter(model.peft_config.items()))
+    first = copy(cast(LoraConfig, first))
+    first.r = room(model, name)
     for slot in slots:
         if slot not in model.peft_config:
             model.add_adapter(slot, first)
@@ -136,14 +139,46 @@ def adapted_head(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tenso
     return torch.cat(inputs, -1), torch.cat(columns, -1), bias
 
 
-def initialise(model: PeftModel, adapter: str, seed: int) -> None:
-    """Fresh weights (B is zero, so the policy is the base), a function of ``seed`` alone."""
+def initialise(model: PeftModel, adapter: str, seed: int, r: int | None = None, alpha: float | None = None) -> None:
+    """Fresh weights (B is zero, so the policy is the base), a function of ``seed`` alone.
+
+    Rank ``r`` (default: as much as the slot has room for) and ``alpha`` (default: as the slot has it).
+
+    Of an adapter of a smaller rank the rest is zero, and stays so: where a row of A and its column of B are zero, they
+    have no gradient.
+    """
+    r = room(model, adapter) if r is None else r
+    _shape(model, adapter, r, cast(LoraConfig, model.peft_config[adapter]).lora_alpha if alpha is None else alpha)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         for layer in layers(model):
             device = next(layer.get_base_layer().parameters()).device
             layer.reset_lora_parameters(adapter, init_lora_weights=True)
             cast(nn.Module, layer).to(device)
+        for name, parameter in model.named_parameters():
+            if _belongs(name, adapter) and _is_down(name):
+                parameter[r:] = 0
+
+
+def _shape(model: PeftModel, adapter: str, r: int, alpha: float) -> None:
+    """Set rank and scaling of what the slot holds; ``r`` not above the slot's room."""
+    config = copy(cast(LoraConfig, model.peft_config[adapter]))
+    config.r, config.lora_alpha = r, alpha  # type: ignore[assignment]  # peft says int
+    model.peft_config[adapter] = config
+    for layer in layers(model):
+        if adapter in layer.scaling:
+            layer.scaling[adapter] = alpha / (math.sqrt(r) if config.use_rslora else r)
+
+
+def room(model: PeftModel, adapter: str) -> int:
+    """The largest rank that the slot holds."""
+    down = (p for name, p in model.named_parameters() if _belongs(name, adapter) and _is_down(name))
+    return len(next(down))
+
+
+def _is_down(name: str) -> bool:
+    """Whether a tensor of an adapter is its A, [r, in], and not its B, [out, r]."""
+    return "lora_A" in name or "lora_embedding_A" in name
 
 
 def trainable(model: PeftModel, *adapters: str) -> dict[str, nn.Parameter]:
@@ -201,7 +236,9 @@ def active(model: PeftModel, adapter: str | None) -> Iterator[None]:
 def weights(model: PeftModel, adapter: str) -> dict[str, Tensor]:
     """The adapter's tensors under the names of the peft file format, on the CPU, contiguous."""
     state = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(state.items())}
+    r = cast(LoraConfig, model.peft_config[adapter]).r
+    cut = {name: tensor[:r] if _is_down(name) else tensor[:, :r] for name, tensor in sorted(state.items())}
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in cut.items()}
 
 
 def write(model: PeftModel, adapter: str, directory: Path, base_fingerprint: str) -> None:
@@ -218,24 +255,31 @@ def write(model: PeftModel, adapter: str, directory: Path, base_fingerprint: str
 def read(model: PeftModel, adapter: str, directory: Path, base_fingerprint: str) -> None:
     """Load a written adapter into the slot ``adapter``, strictly.
 
-    Nothing in ``adapter_config.json`` is obeyed: rank and scaling are compared with the run's own configuration.
-    Raises RunError (another base, rank or target set) or CorruptFileError.
+    Of ``adapter_config.json`` only rank, where the slot has room for it, and alpha are taken; the rest is compared with
+    the run's own configuration. Raises RunError (another base, kind or target set, no room) or CorruptFileError.
     """
     config: Mapping[str, Any] = storage.read_json(directory / CONFIG_FILE)
     mine = cast(LoraConfig, model.peft_config[adapter])
-    for key, expected in (("peft_type", "LORA"), ("r", mine.r), ("use_rslora", mine.use_rslora)):
+    for key, expected in (("peft_type", "LORA"), ("use_rslora", mine.use_rslora)):
         if config.get(key) != expected:
             raise RunError(f"{directory / CONFIG_FILE}: {key} is {config.get(key)!r}, this run has {expected!r}")
-    if not math.isclose(float(config.get("lora_alpha", math.nan)), float(mine.lora_alpha)):
-        raise RunError(
-            f"{directory / CONFIG_FILE}: lora_alpha is {config.get('lora_alpha')!r}, not {mine.lora_alpha!r}"
-        )
+    r, alpha, most = config.get("r"), config.get("lora_alpha"), room(model, adapter)
+    if not isinstance(r, int) or isinstance(r, bool) or not 1 <= r <= most:
+        raise RunError(f"{directory / CONFIG_FILE}: r is {r!r}, this run has room for ranks from 1 to {most}")
+    if not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
+        raise RunError(f"{directory / CONFIG_FILE}: lora_alpha is {alpha!r}; it must be a number above 0")
     if storage.read_metadata(directory / WEIGHTS_FILE).get("base") != base_fingerprint:
         raise RunError(f"{directory}: this adapter was trained on another base model")
     tensors = storage.read_tensors(directory / WEIGHTS_FILE)
+    _shape(model, adapter, r, alpha)
     expected_shapes = {name: tuple(tensor.shape) for name, tensor in weights(model, adapter).items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != expected_shapes:
         differing = sorted(set(found.items()) ^ set(expected_shapes.items()))[0]
         raise CorruptFileError(f"{directory / WEIGHTS_FILE}: tensors do not fit the model, first at {differing}")
-    set_peft_model_state_dict(model, tensors, adapter_name=adapter)
+    missing = most - r
+    padded = {
+        name: nn.functional.pad(tensor, (0, 0, 0, missing) if _is_down(name) else (0, missing))
+        for name, tensor in tensors.items()
+    }
+    set_peft_model_state_dict(model, padded, adapter_name=adapter)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from moalign import lora, preference, storage
 from moalign.engine.batches import BatchSource, OfflineSource, RolloutSource
 from moalign.engine.evaluate import Evaluation
 from moalign.engine.model import TRAINED
+from moalign.engine.rollouts import Rollout
 from moalign.engine.train import train_together
 from moalign.engine.trainee import FrozenReward, Job, Trainee
 from moalign.errors import MoalignError, TrainingError, UserError
@@ -44,8 +47,10 @@ def train_candidates(
     except Exception as error:
         smaller, reason = len(candidates) // 2 if isinstance(error, torch.OutOfMemoryError) else 1, _reason(error)
     else:
-        trained = dict(zip((candidate.id for candidate in candidates), trainees, strict=True))
-        yield from (_finish(candidate, *trained[candidate.id], workshop) for candidate in wanted)
+        sampled = _held_out_samples([trainee for trainee, _ in trainees], workshop)
+        for candidate, (trainee, metrics) in zip(candidates, trainees, strict=True):
+            if candidate.id not in known:
+                yield _finish(candidate, trainee, metrics, sampled.get(trainee.slot), workshop)
         return
     # the traceback held the failed graph alive; it is gone only here
     _free_memory()
@@ -89,36 +94,61 @@ def _train(
                 observer.on_step(candidate, step, values)
 
         source = batch_source(candidate, workshop, slot)
-        return Trainee(job_of(candidate, workshop, history), source, slot, on_step), lines
+        parent = _folder(candidate.parents[0], workshop) if candidate.parents else None
+        return Trainee(job_of(candidate, workshop, history), source, slot, on_step, parent), lines
 
     made = [trainee(*each) for each in zip(candidates, slots(len(candidates)), strict=True)]
     train_together(workshop.model, [each for each, _ in made], workshop.cache, workshop.accelerator)
     return made
 
 
-def _finish(candidate: Candidate, trainee: Trainee, metrics: list[str], workshop: Workshop) -> Outcome:
+def _held_out_samples(trainees: Sequence[Trainee], workshop: Workshop) -> dict[str, list[Rollout]]:
+    """By slot, those of all that were trained, sampled together; where that fails, each evaluation samples its own."""
+    slots = [trainee.slot for trainee in trainees if trainee.error is None]
+    with suppress(Exception):
+        return dict(zip(slots, workshop.held_out_samples(slots), strict=True))
+    return {}
+
+
+def _finish(
+    candidate: Candidate, trainee: Trainee, metrics: list[str], sampled: list[Rollout] | None, workshop: Workshop
+) -> Outcome:
     """Evaluate a trained candidate and write its folder."""
 
-    def fill(folder: Path) -> tuple[int, dict[str, float]]:
+    def fill(folder: Path) -> Content:
         trained = trainee.result
         storage.write_text(folder / "metrics.jsonl", "".join(metrics))
         lora.write(workshop.model.policy, trainee.slot, folder, workshop.model.fingerprint)
-        return trained.tokens, {"skipped_steps": float(trained.skipped)} if trained.skipped else {}
+        details = {"skipped_steps": float(trained.skipped)} if trained.skipped else {}
+        return Content(trained.tokens, dict.fromkeys(candidate.parents, 1.0), details)
 
-    return settle(candidate, trainee.slot, workshop, fill)
+    return settle(candidate, trainee.slot, workshop, fill, sampled)
+
+
+@dataclass(frozen=True)
+class Content:
+    """What was written into a candidate's folder: tokens spent on it, the share of each parent, further details."""
+
+    tokens: int = 0
+    parents: Mapping[str, float] = field(default_factory=dict)
+    details: dict[str, float] = field(default_factory=dict)
 
 
 def settle(
-    candidate: Candidate, slot: str, workshop: Workshop, fill: Callable[[Path], tuple[int, dict[str, float]]]
+    candidate: Candidate,
+    slot: str,
+    workshop: Workshop,
+    fill: Callable[[Path], Content],
+    sampled: list[Rollout] | None = None,
 ) -> Outcome:
     """Evaluate the adapter in the slot and write the candidate's folder, whole or not at all.
 
-    ``fill`` writes the adapter into the folder and returns the tokens spent and further details.
+    ``fill`` writes the adapter into the folder; ``sampled``: its responses to the held-out prompts, if there are.
     """
     try:
-        with storage.new_directory(workshop.directory / "candidates" / candidate.id) as folder:
-            tokens, details = fill(folder)
-            measured = workshop.evaluate(slot)
+        with storage.new_directory(_folder(candidate.id, workshop)) as folder:
+            content = fill(folder)
+            measured = workshop.evaluate(slot, workshop.plan.variant(candidate.changes).beta, sampled)
             storage.write_text(folder / "samples.jsonl", _samples(workshop, measured))
             outcome = Outcome(
                 id=candidate.id,
@@ -127,10 +157,12 @@ def settle(
                 scores=measured.scores,
                 stderr=measured.stderr,
                 kl=measured.kl,
-                tokens=tokens,
+                tokens=content.tokens,
                 checksum=storage.sha256_of(folder / lora.WEIGHTS_FILE),
-                details=measured.details | details,
+                details=measured.details | content.details,
                 kind="mixed" if candidate.mixed else "trained",
+                parents=content.parents,
+                changes=candidate.changes,
             )
             storage.write_json(folder / "outcome.json", outcomes.to_event(outcome))
         return outcome
@@ -142,6 +174,10 @@ def settle(
     return outcomes.failure(candidate, reason)
 
 
+def _folder(candidate: str, workshop: Workshop) -> Path:
+    return workshop.directory / "candidates" / candidate
+
+
 def slots(number: int) -> list[str]:
     """The places in the model where so many candidates are trained together."""
     return [TRAINED, *(f"{TRAINED}{place}" for place in range(1, number))]
@@ -150,7 +186,7 @@ def slots(number: int) -> list[str]:
 def job_of(candidate: Candidate, workshop: Workshop, history: Sequence[Outcome]) -> Job:
     """Everything that decides the training of this candidate; loads the adapters that serve as its rewards."""
     plan = workshop.plan
-    needs = plan.needs(candidate)
+    variant = plan.variant(candidate.changes)
     margins_from: dict[int, FrozenReward] = {}
     for name in workshop.implicit([candidate]):
         if candidate.preference.values.get(name):  # an objective without weight needs no reward
@@ -158,13 +194,15 @@ def job_of(candidate: Candidate, workshop: Workshop, history: Sequence[Outcome])
     return Job(
         candidate=candidate.id,
         preference=candidate.preference.vector(plan.objectives),
-        objective=plan.objective,
+        objective=variant.objective,
         combiner=plan.combiner,
-        needs=needs,
+        needs=plan.needs(candidate),
         objectives=plan.objectives,
-        settings=plan.config.train,
+        settings=variant.train,
         seed=plan.config.seed,
         margins_from=margins_from,
+        rank=variant.lora.r,
+        alpha=variant.lora.alpha,
     )
 
 
@@ -178,14 +216,13 @@ def _anchor(name: str, workshop: Workshop, history: Sequence[Outcome]) -> Frozen
                 slot = f"frozen{len(workshop.slots)}"
                 policy = workshop.model.policy
                 lora.add_slots(policy, [slot])
-                folder = workshop.directory / "candidates" / outcome.id
                 try:
-                    lora.read(policy, slot, folder, workshop.model.fingerprint)
+                    lora.read(policy, slot, _folder(outcome.id, workshop), workshop.model.fingerprint)
                 except MoalignError:
                     policy.delete_adapter(slot)
                     raise
                 workshop.slots[outcome.id] = slot
-            return FrozenReward(slot, outcome.checksum or outcome.id, workshop.plan.beta)
+            return FrozenReward(slot, outcome.checksum or outcome.id, workshop.plan.variant(outcome.changes).beta)
     raise TrainingError(
         f"the candidate for {name} alone, whose adapter is the reward of {name}, has failed or is missing"
     )
@@ -194,9 +231,10 @@ def _anchor(name: str, workshop: Workshop, history: Sequence[Outcome]) -> Frozen
 def batch_source(candidate: Candidate, workshop: Workshop, slot: str = TRAINED) -> BatchSource:
     """Pairs from the data, or from the policy's own samples where the configuration has rollouts."""
     config, material = workshop.plan.config, workshop.material
+    train = workshop.plan.variant(candidate.changes).train
     if config.rollouts is None:
         assert material.train is not None
-        return OfflineSource(material.train, config.seed, config.train.pairs_per_step)
+        return OfflineSource(material.train, config.seed, train.pairs_per_step)
     assert material.score is not None
     return RolloutSource(
         model=workshop.model,
@@ -205,9 +243,9 @@ def batch_source(candidate: Candidate, workshop: Workshop, slot: str = TRAINED) 
         prompts=material.prompts,
         score=material.score,
         settings=config.rollouts,
-        steps=config.train.steps,
+        steps=train.steps,
         seed=config.seed,
-        first_round=workshop.first_round,
+        first_round=None if candidate.parents else workshop.first_round,
     )
 
 

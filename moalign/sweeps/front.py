@@ -37,7 +37,8 @@ def compute(
     }
     if world is not None:
         for point in points:
-            point |= world["points"].get(point["id"], {})
+            exact = world["points"].get(point["id"], {})
+            point |= exact | {"details": point["details"] | exact.get("details", {})}
         base = world["base"]
         front |= world["front"]
     front["base"] = base
@@ -66,6 +67,8 @@ def _point(outcome: Outcome) -> dict[str, Any]:
         "stderr": dict(outcome.stderr),
         "kl": outcome.kl,
         "kind": outcome.kind,
+        "parents": dict(outcome.parents),
+        "changes": dict(outcome.changes),
         "tokens": outcome.tokens,
         "details": dict(outcome.details),
     }

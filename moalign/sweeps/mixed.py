@@ -9,7 +9,7 @@ from moalign import lora
 from moalign.engine.model import TRAINED
 from moalign.errors import PreferenceError, TrainingError
 from moalign.lora import mixing
-from moalign.sweeps.candidate import settle
+from moalign.sweeps.candidate import Content, settle
 from moalign.sweeps.workshop import Workshop
 from moalign.types import Candidate, Outcome
 
@@ -17,16 +17,16 @@ from moalign.types import Candidate, Outcome
 def mix_candidate(candidate: Candidate, workshop: Workshop, history: Sequence[Outcome]) -> Outcome:
     """Mix in delta space, compress to the run's rank, evaluate. A function of the parents' files and the preference.
 
-    The details name the share of each parent, and what the compression lost, relative to the whole update.
+    The details say what the compression lost, relative to the whole update.
     """
 
-    def fill(folder: Path) -> tuple[int, dict[str, float]]:
+    def fill(folder: Path) -> Content:
         shares = _shares(candidate, workshop.plan.objectives, history)
         parents = [mixing.read(workshop.directory / "candidates" / parent) for parent in shares]
         mix, lost = mixing.soup(parents, list(shares.values()), r=workshop.plan.config.model.lora.r)
         mixing.write(mix, folder)
         lora.read(workshop.model.policy, TRAINED, folder, workshop.model.fingerprint)
-        return 0, {f"share of {parent}": share for parent, share in shares.items()} | {"lost to rank": lost.total}
+        return Content(parents=shares, details={"lost to rank": lost.total})
 
     return settle(candidate, TRAINED, workshop, fill)
 

@@ -23,6 +23,8 @@ def to_event(outcome: Outcome) -> dict[str, Any]:
         "error": outcome.error,
         "details": dict(outcome.details),
         "kind": outcome.kind,
+        "parents": dict(outcome.parents),
+        "changes": dict(outcome.changes),
     }
 
 
@@ -39,6 +41,8 @@ def from_event(event: Mapping[str, Any], objectives: tuple[str, ...]) -> Outcome
         error=event["error"],
         details=event["details"],
         kind=event.get("kind", "trained"),
+        parents=event.get("parents", {}),
+        changes=event.get("changes", {}),
     )
 
 
@@ -48,13 +52,20 @@ def history(events: list[dict[str, Any]], objectives: tuple[str, ...]) -> list[O
 
 
 def candidate_to(candidate: Candidate) -> dict[str, Any]:
-    preferred = preference.to_json(candidate.preference)
-    return {"id": candidate.id, "preference": preferred, "parents": list(candidate.parents), "mixed": candidate.mixed}
+    return {
+        "id": candidate.id,
+        "preference": preference.to_json(candidate.preference),
+        "parents": list(candidate.parents),
+        "mixed": candidate.mixed,
+        "changes": dict(candidate.changes),
+    }
 
 
 def candidate_from(event: Mapping[str, Any], objectives: tuple[str, ...]) -> Candidate:
     preferred = preference.from_json(event["preference"], objectives)
-    return Candidate(event["id"], preferred, tuple(event["parents"]), event.get("mixed", False))
+    return Candidate(
+        event["id"], preferred, tuple(event["parents"]), event.get("mixed", False), event.get("changes", {})
+    )
 
 
 def failure(candidate: Candidate, error: str) -> Outcome:
@@ -64,4 +75,5 @@ def failure(candidate: Candidate, error: str) -> Outcome:
         preference=candidate.preference,
         error=error,
         kind="mixed" if candidate.mixed else "trained",
+        changes=candidate.changes,
     )

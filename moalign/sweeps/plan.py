@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from moalign import preference
 from moalign.api import Combiner, Objective, Reader, Reward, Search
@@ -15,6 +16,7 @@ from moalign.errors import ConfigError, MoalignError, ModelError, PluginError, P
 from moalign.registry import Entry, Registry
 from moalign.seeds import derive
 from moalign.storage import safe_name
+from moalign.sweeps.changes import Variant, variant
 from moalign.types import Candidate, Outcome, Preference, Space
 
 
@@ -47,10 +49,9 @@ class Plan:
             return kind
         return "generate" if set(self.rewards) == set(self.objectives) else "preference"
 
-    @property
-    def beta(self) -> float:
-        """Of the loss, for implicit rewards; 1 where the loss has none."""
-        return float(getattr(self.objective, "beta", 1.0))
+    def variant(self, changes: Mapping[str, Any]) -> Variant:
+        """How a candidate with these changes is trained."""
+        return variant(self.config, self.objective, changes)
 
     @property
     def mixing_needs_margins(self) -> bool:
@@ -78,8 +79,24 @@ class Plan:
             if not safe_name(candidate.id):
                 raise PluginError(f"search '{name}' proposed the id {candidate.id!r}, which cannot name a folder")
             known.add(candidate.id)
+            self._check_changes(candidate, history)
             self._check_preference(candidate)
         return candidates
+
+    def _check_changes(self, candidate: Candidate, history: Sequence[Outcome]) -> None:
+        who = f"search '{self.config.search.name}' proposed '{candidate.id}'"
+        done = {outcome.id for outcome in history if outcome.status == "done"}
+        if len(candidate.parents) > 1 or not done.issuperset(candidate.parents):
+            raise PluginError(f"{who} with the parents {candidate.parents}; there may be one, of those that are done")
+        try:
+            changed = self.variant(candidate.changes)
+        except ConfigError as error:
+            raise PluginError(f"{who} with changes that do not work: {error}") from None
+        if candidate.parents and changed.lora != self.config.model.lora:
+            raise PluginError(f"{who} with a parent and changes of model.lora; it has the parent's rank and alpha")
+        if changed.lora.r > self.config.model.lora.r:
+            most = self.config.model.lora.r
+            raise PluginError(f"{who} with model.lora.r {changed.lora.r}; the configuration has room for {most}")
 
     def _check_preference(self, candidate: Candidate) -> None:
         try:
@@ -107,7 +124,7 @@ def prepare(config: Config, registry: Registry) -> Plan:
         search=registry.build("search", config.search.name, config.search.options, "search"),
         rewards=_rewards(config, registry),
         readers=readers_for(config.data.reader, registry),
-        space=Space(names, _preferences(config)),
+        space=Space(names, _preferences(config), config.train.steps),
         plugins=_entries(config, registry),
     )
     _check_files(config)

@@ -10,8 +10,9 @@ from accelerate import Accelerator
 
 from moalign.data.dataset import PairDataset
 from moalign.engine import model as models
-from moalign.engine.evaluate import Evaluation, evaluate
+from moalign.engine.evaluate import Evaluation, evaluate, samples
 from moalign.engine.model import LanguageModel
+from moalign.engine.rollouts import Rollout
 from moalign.engine.scoring import LogpCache
 from moalign.errors import ModelError
 from moalign.sweeps.material import Material, gather
@@ -39,8 +40,17 @@ class Workshop:
             return []
         return [name for name, source in self.material.margins.items() if source == "implicit"]
 
-    def evaluate(self, adapter: str | None) -> Evaluation:
-        """The policy with this adapter (None: the untouched base), as the configuration wants it evaluated."""
+    def held_out_samples(self, adapters: Sequence[str | None]) -> list[list[Rollout]]:
+        """Responses to the held-out prompts under each adapter (None: the untouched base), sampled in one go."""
+        return samples(self.model, adapters, self.material.held_out, self.plan.config.evaluate, self.plan.config.seed)
+
+    def evaluate(
+        self, adapter: str | None, beta: float | None = None, rollouts: Sequence[Rollout] | None = None
+    ) -> Evaluation:
+        """The policy with this adapter (None: the untouched base), as the configuration wants it evaluated.
+
+        ``beta``: of its loss, if it is not the configuration's; ``rollouts``: its held-out samples, if there are.
+        """
         return evaluate(
             self.model,
             adapter,
@@ -48,9 +58,9 @@ class Workshop:
             self.plan.objectives,
             self.plan.config.evaluate,
             self.plan.evaluation_kind,
-            self.plan.beta,
+            self.plan.variant({}).beta if beta is None else beta,
             self.cache,
-            self.plan.config.seed,
+            self.held_out_samples([adapter])[0] if rollouts is None else rollouts,
         )
 
 

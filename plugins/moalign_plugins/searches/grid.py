@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import comb
+from dataclasses import replace
+from math import comb, dist
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -18,13 +19,20 @@ class Grid(Search):
     """All weight vectors whose entries are multiples of 1 / partitions (Das and Dennis 1998); single objectives first.
 
     ``partitions`` n gives C(n + M - 1, M - 1) points for M objectives; ``points`` takes the largest n that needs no
-    more. With one objective there is one point.
+    more. With one objective there is one point. With ``warm_start: neighbour`` a coarse grid is trained from fresh
+    weights, and each of the others starts from the nearest of these that is done, and takes fewer steps.
     """
 
     points: int | None = Field(default=11, ge=1)
     """at most so many candidates"""
     partitions: int | None = Field(default=None, ge=1)
     """steps from weight 0 to weight 1, instead of ``points``"""
+    warm_start: Literal["neighbour"] | None = None
+    """start from the adapter of the nearest finished candidate"""
+    fresh: int = Field(default=3, ge=1)
+    """with warm_start: at most so many candidates start from fresh weights, but one for each objective does"""
+    warm_steps: float = Field(default=0.2, gt=0, le=1)
+    """with warm_start: share of train.steps that the others take"""
 
     @model_validator(mode="before")
     @classmethod
@@ -41,15 +49,30 @@ class Grid(Search):
         return self
 
     def propose(self, space: Space, history: Sequence[Outcome], rng: Random) -> list[Candidate]:
-        n = self._partitions(len(space.objectives))
+        candidates = self.candidates(space)
         seen = {outcome.id for outcome in history}
-        proposed = []
+        if self.warm_start is None:
+            return [candidate for candidate in candidates if candidate.id not in seen]
+        fresh = coarse(candidates, self.fresh, space)
+        missing = [candidate for candidate in fresh if candidate.id not in seen]
+        others = [candidate for candidate in candidates if candidate.id not in seen]
+        return missing or self._warm(others, space, history)
+
+    def _warm(self, candidates: Sequence[Candidate], space: Space, history: Sequence[Outcome]) -> list[Candidate]:
+        done = [Candidate(outcome.id, outcome.preference) for outcome in history if outcome.status == "done"]
+        if not done:
+            return list(candidates)
+        steps = {"train.steps": max(1, round(self.warm_steps * space.steps))}
+        return [replace(each, parents=(nearest(done, each, space).id,), changes=steps) for each in candidates]
+
+    def candidates(self, space: Space) -> list[Candidate]:
+        """All points of the grid."""
+        n = self._partitions(len(space.objectives))
+        made = []
         for position, steps in enumerate(_lattice(len(space.objectives), n)):
             weights = {name: step / n for name, step in zip(space.objectives, steps, strict=True)}
-            candidate = Candidate(_id(weights, n, position), Preference("weights", weights))
-            if candidate.id not in seen:
-                proposed.append(candidate)
-        return proposed
+            made.append(Candidate(_id(weights, n, position), Preference("weights", weights)))
+        return made
 
     def _partitions(self, objectives: int) -> int:
         if self.partitions is not None:
@@ -64,6 +87,19 @@ class Grid(Search):
         while objectives > 1 and comb(n + objectives, objectives - 1) <= self.points:
             n += 1
         return n
+
+
+def coarse(candidates: Sequence[Candidate], points: int, space: Space) -> list[Candidate]:
+    """Of these candidates those nearest to an even grid of at most so many points, or of one for each objective."""
+    grid = Grid(points=max(points, len(space.objectives))).candidates(space)
+    chosen = [nearest(candidates, point, space).id for point in grid]
+    return [candidate for candidate in candidates if candidate.id in chosen]
+
+
+def nearest(candidates: Sequence[Candidate], to: Candidate, space: Space) -> Candidate:
+    """The candidate with the nearest weights (Euclidean); of equally near ones the first."""
+    point = to.preference.vector(space.objectives)
+    return min(candidates, key=lambda each: round(dist(each.preference.vector(space.objectives), point), 9))
 
 
 def _lattice(objectives: int, n: int) -> list[tuple[int, ...]]:

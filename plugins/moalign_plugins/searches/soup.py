@@ -9,7 +9,7 @@ from random import Random
 from pydantic import Field, model_validator
 
 from moalign.api import Candidate, Outcome, Search, Space
-from moalign_plugins.searches.grid import Grid
+from moalign_plugins.searches.grid import Grid, coarse
 
 
 class Soup(Search):
@@ -20,9 +20,9 @@ class Soup(Search):
     """
 
     trained: int = Field(default=3, ge=1)
-    """at most so many candidates are trained"""
+    """at most so many candidates are trained, but one for each objective is"""
     points: int = Field(default=11, ge=1)
-    """at most so many points in all, of an even grid; those that are trained anyway are not mixed"""
+    """at most so many points in all, of an even grid; those that are trained are the nearest to a coarser one"""
 
     @model_validator(mode="after")
     def _more_points_than_trained(self) -> Soup:
@@ -32,14 +32,8 @@ class Soup(Search):
 
     def propose(self, space: Space, history: Sequence[Outcome], rng: Random) -> list[Candidate]:
         seen = {outcome.id for outcome in history}
-        trained = Grid(points=self.trained).propose(space, (), rng)
+        points = Grid(points=self.points).candidates(space)
+        trained = coarse(points, self.trained, space)
         missing = [candidate for candidate in trained if candidate.id not in seen]
-        if missing:
-            return missing
-        known = {tuple(candidate.preference.values.items()) for candidate in trained}
-        between = [
-            replace(candidate, id=f"mix-{candidate.id}", mixed=True)
-            for candidate in Grid(points=self.points).propose(space, (), rng)
-            if tuple(candidate.preference.values.items()) not in known
-        ]
-        return [candidate for candidate in between if candidate.id not in seen]
+        between = [replace(point, id=f"mix-{point.id}", mixed=True) for point in points if point not in trained]
+        return missing or [candidate for candidate in between if candidate.id not in seen]

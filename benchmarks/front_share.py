@@ -68,10 +68,11 @@ def requests(
 ) -> list[Request]:
     """Seed by seed, so that what is there after a while compares all ways."""
     made = []
-    for name in map(str, parts):
-        layers = PARTS[name].layers
-        base = str((bases / f"tiny-assistant-{layers}-layers").resolve()) if layers else None
-        made += [Request(name, way, seed, tuple(further), base, threads) for seed in seeds for way in PARTS[name].ways]
+    for seed in seeds:
+        for name in map(str, parts):
+            layers = PARTS[name].layers
+            base = str((bases / f"tiny-assistant-{layers}-layers").resolve()) if layers else None
+            made += [Request(name, way, seed, tuple(further), base, threads) for way in PARTS[name].ways]
     return made
 
 

@@ -48,6 +48,8 @@ PARTS: dict[str, Part] = {
             "all trained": (),
             "soup, 3 trained": SOUP,
             "soup, 5 trained": ("search.name=soup", "search.trained=5"),
+            "3 fresh, 8 warm starts": ("search.warm_start=neighbour",),
+            "3 fresh, 8 warm starts, half the steps": ("search.warm_start=neighbour", "search.warm_steps=0.1"),
         },
         common=("search.points=11", "train.together=6"),
     ),
@@ -83,7 +85,7 @@ PARTS: dict[str, Part] = {
         },
         common=(
             "search.points=5",
-            "loss.beta=0.4",
+            "loss.beta=1.0",
             "train.steps=150",
             "train.lr=2.0e-3",
             "train.warmup=0.1",

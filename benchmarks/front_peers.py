@@ -60,7 +60,6 @@ def judged(settings: Config, prompts: Sequence[str], responses: int, seed: int) 
     """
     import torch
 
-    from moalign import lora
     from moalign.demo import grammar
     from moalign.demo.world import BETA
     from moalign.engine import model as models
@@ -68,8 +67,7 @@ def judged(settings: Config, prompts: Sequence[str], responses: int, seed: int) 
 
     model = models.load(settings.model_directory, settings.model, torch.device("cpu"))
     ids = [tuple(model.tokeniser.tokenizer(prompt)["input_ids"]) for prompt in prompts]
-    with lora.active(model.policy, None):
-        rollouts = sample(model, ids, samples=responses, temperature=1.0, max_new_tokens=20, seed=seed)
+    (rollouts,) = sample(model, [None], ids, samples=responses, temperature=1.0, max_new_tokens=20, seed=seed)
     texts: list[list[str]] = [[] for _ in prompts]
     for rollout in rollouts:
         texts[rollout.prompt].append(rollout.text)

@@ -83,14 +83,7 @@ PARTS: dict[str, Part] = {
             "moalign, one pass, combine: modpo": ("train.together=5", "combine.name=modpo"),
             TRL: (),
         },
-        common=(
-            "search.points=5",
-            "loss.beta=1.0",
-            "train.steps=150",
-            "train.lr=2.0e-3",
-            "train.warmup=0.1",
-            "model.path=tiny-assistant",
-        ),
+        common=("search.points=5", "loss.beta=1.0", "train.steps=150", "train.lr=2.0e-3"),
         recipe="dpo",
     ),
 }  # fmt: skip

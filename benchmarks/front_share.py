@@ -35,6 +35,7 @@ class PartName(StrEnum):
 def main(
     part: Annotated[list[PartName] | None, typer.Option(help="may be repeated; default all")] = None,
     seed: Annotated[list[int] | None, typer.Option(min=0, help="may be repeated; default 0 1 2")] = None,
+    way: Annotated[list[str] | None, typer.Option(help="by its name; may be repeated; default all of a part")] = None,
     further: Annotated[
         list[str] | None, typer.Option("--set", help="key.path=value, for every sweep; may be repeated")
     ] = None,
@@ -50,6 +51,7 @@ def main(
     report = tables.begin("front_share", measure.command_line("benchmarks.front_share"), output if append else None)
     report["commands"] = list(dict.fromkeys(report["commands"]))  # what goes on is the same command again
     wanted = requests(part or list(PartName), seed or SEEDS, further or (), bases, threads)
+    wanted = [request for request in wanted if way is None or request.way in way]
     for request in missing(wanted, report)[:at_most]:
         with console.status(f"{request.part}: {request.way}, seed {request.seed}"):
             found = run(request)
@@ -162,7 +164,7 @@ def _front(title: str, ways: Mapping[str, Sequence[Mapping[str, Any]]], notes: S
         "front share",
         "each seed",
         "worst served",
-        "less than the first way, same seeds",
+        "against the first way, same seeds",
         "thousand training tokens",
         "of the first way's",
         *(["sweep, s"] if timed else []),
@@ -170,17 +172,17 @@ def _front(title: str, ways: Mapping[str, Sequence[Mapping[str, Any]]], notes: S
     return tables.Table(title, columns, rows, notes)
 
 
-def _mean(values: Sequence[float]) -> str:
+def _mean(values: Sequence[float], kind: str = ".3f") -> str:
     """Mean and its standard error over the seeds."""
-    text = f"{statistics.mean(values):.3f}"
+    text = format(statistics.mean(values), kind)
     return f"{text} ± {statistics.stdev(values) / math.sqrt(len(values)):.3f}" if len(values) > 1 else text
 
 
 def _difference(founds: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, Any]]) -> str:
     """Of the front share, seed by seed, where both have been run."""
     theirs = {found["seed"]: found["front_share"] for found in first}
-    both = [theirs[found["seed"]] - found["front_share"] for found in founds if found["seed"] in theirs]
-    return _mean(both) if both else ""
+    both = [found["front_share"] - theirs[found["seed"]] for found in founds if found["seed"] in theirs]
+    return _mean(both, "+.3f") if both else ""
 
 
 def _timing(title: str, ways: Mapping[str, Sequence[Mapping[str, Any]]], notes: Sequence[str]) -> tables.Table:

@@ -153,15 +153,26 @@ def test_a_killed_run_goes_on_with_what_is_missing(tmp_path, monkeypatch):
     assert ran == [(way, seed) for seed in (0, 1) for way in ways]
     front_share.main(part, seed=[0], output=output, append=True, **DEFAULTS | {"further": ["train.steps=9"]})
     assert len(ran) == 3 * len(ways)  # another configuration is another result
+    front_share.main(
+        part, seed=[7], output=tmp_path / "other.json", append=True, **DEFAULTS | {"way": ["soup, 3 trained"]}
+    )
+    assert ran[3 * len(ways) :] == [("soup, 3 trained", 7)]
     text = output.with_suffix(".md").read_text()
     assert "| all trained | 3 + 0 | 0.905 ± 0.005 | 0.900 0.910 | 0.855 ± 0.045 |  | 3 | 1.00 | 2 |" in text
     assert (
-        "| soup, 3 trained | 2 + 1 | 0.805 ± 0.005 | 0.800 0.810 | 0.755 ± 0.045 | 0.100 ± 0.000 | 2 | 0.67 |" in text
+        "| soup, 3 trained | 2 + 1 | 0.805 ± 0.005 | 0.800 0.810 | 0.755 ± 0.045 | -0.100 ± 0.000 | 2 | 0.67 |" in text
     )
     assert "filled in different ways, train.steps=9" in text
 
 
-DEFAULTS: dict[str, Any] = {"further": None, "bases": Path("bases"), "threads": None, "seconds": True, "at_most": None}
+DEFAULTS: dict[str, Any] = {
+    "further": None,
+    "bases": Path("bases"),
+    "threads": None,
+    "seconds": True,
+    "at_most": None,
+    "way": None,
+}
 
 
 def test_times_of_steps_are_compared_with_the_first_way():

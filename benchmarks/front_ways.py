@@ -80,6 +80,7 @@ PARTS: dict[str, Part] = {
         {
             "moalign, one pass": ("train.together=5",),
             "moalign, one by one": ("train.together=1",),
+            "moalign, one pass, 32 judgements a step": ("train.together=5", "train.pairs_per_step=32"),
             "moalign, one pass, combine: modpo": ("train.together=5", "combine.name=modpo"),
             TRL: (),
         },

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import json
 import os
 import platform
 import re
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -99,15 +102,44 @@ def peak_extra_bytes(call: Callable[[], object], device: torch.device) -> int | 
         call()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
+    resident = resident_bytes()
+    if resident is None:
+        return None
+    result = call()
+    del result
+    return max(0, _resident("VmHWM") - resident)
+
+
+def resident_bytes() -> int | None:
+    """Resident memory of this process, without what was freed; the high-water mark begins again here. Linux only."""
     try:
         ctypes.CDLL(None).malloc_trim(0)  # freed memory that still counts as resident would hide what is taken anew
         Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark to what is resident now
     except (OSError, AttributeError):
         return None
-    before = _resident("VmRSS")
-    result = call()
-    del result
-    return max(0, _resident("VmHWM") - before)
+    return _resident("VmRSS")
+
+
+def allocated_bytes(call: Callable[[], object], device: torch.device) -> int:
+    """The most bytes of tensors that torch's own allocator has out at once during the call, above what was before.
+
+    On a CPU from the profiler's record of every allocation, those inside of operations among them.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    with tempfile.TemporaryDirectory(prefix="moalign-trace-") as directory:
+        trace = Path(directory) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = [event for event in json.loads(trace.read_text())["traceEvents"] if event.get("name") == "[memory]"]
+    changes = [event["args"]["Bytes"] for event in sorted(events, key=lambda event: event["ts"])]
+    return max(accumulate(changes), default=0)
 
 
 def _resident(field: str) -> int:

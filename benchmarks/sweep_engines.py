@@ -110,14 +110,14 @@ class Moalign:
         from moalign.sweeps import together
         from moalign.sweeps.candidate import slots
 
-        candidates = _candidates(number)
+        candidates = candidates_of(number)
         size = 1 if self.size == 1 else number
         clock = Clock(self.assignment.device)
         lora.add_slots(self.workshop.model.policy, slots(size))
         self._slots_seconds += clock.lap()  # those of smaller numbers are there already
         losses: list[float] = []
         if self._warm < size:
-            losses = self._run([candidates if size > 1 else _candidates(1)], CHECKED_STEPS)
+            losses = self._run([candidates if size > 1 else candidates_of(1)], CHECKED_STEPS)
             self._warm = size
         clock.lap()
         seconds: dict[int, float] = {}
@@ -166,7 +166,7 @@ class Moalign:
         from moalign.sweeps.candidate import batch_source
 
         model = self.workshop.model
-        source = batch_source(_candidates(1)[0], self.workshop)
+        source = batch_source(candidates_of(1)[0], self.workshop)
         for step in range(self.assignment.task.all_steps):
             dataset, pairs = source.at(step)
             for part in pair_passes(dataset, pairs, model.packing):
@@ -175,7 +175,7 @@ class Moalign:
                 self.workshop.cache.logps(sequences, layout, None, "")
 
 
-def _candidates(number: int) -> list[Any]:
+def candidates_of(number: int) -> list[Any]:
     """Evenly spread weights, both ends among them; one alone weighs both objectives alike."""
     from moalign.types import Candidate, Preference
 

@@ -101,6 +101,13 @@ class RolloutSettings(Section):
     max_new_tokens: int = Field(default=64, ge=1)
 
 
+class EarlyStopSettings(Section):
+    every: int = Field(default=25, ge=1)
+    """steps between looks at the held-out loss; one look costs a forward pass over all held-out pairs"""
+    patience: int = Field(default=3, ge=1)
+    """so many looks in a row without a loss strictly below the lowest one end the candidate"""
+
+
 class TrainSettings(Section):
     steps: int = Field(default=200, ge=1)
     pairs_per_step: int = Field(default=16, ge=1)
@@ -117,6 +124,9 @@ class TrainSettings(Section):
     weight_decay: float = Field(default=0.0, ge=0)
     max_gradient_norm: float = Field(default=1.0, gt=0)
     gradient_checkpointing: bool = False
+    early_stop: EarlyStopSettings | None = None
+    """end a candidate whose own loss on the held-out pairs no longer falls, and keep the weights of its best look, also
+    where all steps were taken. Scores on the same pairs are then a little too good: the pairs chose the weights"""
 
 
 class EvaluateSettings(Section):

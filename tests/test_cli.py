@@ -85,7 +85,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(workplace):
     before = sorted(workplace.iterdir())
     done = moalign("sweep", "sweep.yaml", "--dry-run", "--set", "search.points=5", cwd=workplace)
     assert done.returncode == 0, done.stderr
-    for word in ("candidates", "helpful=0.25", "steps", "tokens", "time"):
+    for word in ("candidates", "helpful=0.25", "steps", "tokens", "memory", "time"):
         assert word in done.stdout
     assert sorted(workplace.iterdir()) == before
 

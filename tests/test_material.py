@@ -13,9 +13,10 @@ from sweeps import small_config, write_pairs
 from moalign import registry
 from moalign.api import Reward
 from moalign.engine.rollouts import sample
+from moalign.engine.train import train
 from moalign.errors import ConfigError, DataError, PluginError
 from moalign.sweeps import run
-from moalign.sweeps.candidate import batch_source
+from moalign.sweeps.candidate import batch_source, job_of
 from moalign.sweeps.material import score
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import Plan, prepare
@@ -186,3 +187,70 @@ def test_the_models_own_generation_settings_do_not_touch_samples(tiny_model_path
         arguments = {"samples": 2, "temperature": 1.0, "max_new_tokens": 8, "seed": 0}
         sampled.append(sample(shop.model, [None], shop.material.prompts, **arguments))
     assert sampled[0] == sampled[1]
+
+
+def test_an_early_stop_needs_held_out_pairs_of_every_objective_that_judged_training_pairs(tiny_model_path, tmp_path):
+    """Where responses are scored, evaluation needs no pairs, but the held-out loss does."""
+    pairs, held_out = write_pairs(tmp_path / "pairs.jsonl"), tmp_path / "held_out.jsonl"
+    rows = write_pairs(tmp_path / "other.jsonl", 3).read_text().replace("q", "other ").splitlines(keepends=True)
+    held_out.write_text("".join(row for row in rows if '"helpful"' in row))
+    changes = {
+        "objectives": {"helpful": {"reward": "length"}, "harmless": {"reward": "length"}},
+        "data": {"path": str(pairs), "held_out_path": str(held_out)},
+    }
+    plain = prepare(small_config(tiny_model_path, pairs, **changes), registry.discover())
+    assert open_workshop(plain, Path(), Observer(), keep_cache=False).material.looked_at is None
+    changes["train"] = {"early_stop": {}}
+    plan = prepare(small_config(tiny_model_path, pairs, **changes), registry.discover())
+    with pytest.raises(ConfigError, match=r"train\.early_stop: no held-out pair is judged for harmless; .* leave"):
+        open_workshop(plan, Path(), Observer(), keep_cache=False)
+
+
+@pytest.mark.parametrize("source", ["scores", "reward"])
+def test_margins_of_held_out_pairs_come_from_where_those_of_training_pairs_do(tiny_model_path, tmp_path, source):
+    """One objective judges the pairs, the rewards of the other are in the data or from a plugin, which is the same."""
+    texts = ["a b c", "a b", "c", "a b c d"]
+    rows = []
+    for number in range(9):
+        for index, text in enumerate(texts):
+            scores = {"good": index} | ({"short": -len(text.split())} if source == "scores" else {})
+            rows.append({"prompt": f"q{number}: ", "response": text} | scores)
+    if source == "scores":
+        del rows[-1]["short"]  # three of the last prompt's six pairs
+    file, held_out = tmp_path / "train.jsonl", tmp_path / "held_out.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows[:20]))
+    held_out.write_text("".join(json.dumps(row) + "\n" for row in rows[20:]))
+    columns = {"good": "good"} | ({"short": "short"} if source == "scores" else {})
+    reader = {"name": "columns", "scores": columns}
+    settings = small_config(
+        tiny_model_path,
+        file,
+        data={"path": str(file), "held_out_path": str(held_out), "reader": reader},
+        objectives={"good": {"reward": "length"}, "short": {"reward": "length"}},
+        combine="modpo",
+        train={"steps": 4, "pairs_per_step": 6, "early_stop": {"every": 2}},
+    )
+    workshop = open_workshop(prepare(settings, registry.discover()), Path(), Observer(), keep_cache=False)
+    material = workshop.material
+    assert material.margins == {"good": "scores", "short": source}
+    assert material.looked_at is not None and material.held_out.pairs is not None
+    rewards, asked = material.looked_at.rewards[:, 1], [s.response for s in material.looked_at.samples]
+    known = [-len(text.split()) for text in asked]
+    named = sorted(set(material.looked_at.pairs.flatten()))
+    assert [rewards[index] for index in named] == [known[index] for index in named]
+    by_good = material.looked_at.pair_objective == 0
+    assert by_good.sum() == 4 * 6 - (3 if source == "scores" else 0)
+    assert (material.held_out.pairs.pair_objective == 0).sum() == 4 * 6  # evaluation has them all
+    name = "early stop: held-out pair lacks a reward"
+    assert material.counts.get(name, 0) == len(material.held_out.pairs.pairs) - len(material.looked_at.pairs)
+    both = Candidate("c1", Preference("weights", {"good": 0.6, "short": 0.4}))
+    looks: list[bool] = []
+    train(
+        workshop.model,
+        batch_source(both, workshop),
+        job_of(both, workshop, ()),
+        workshop.cache,
+        workshop.accelerator,
+        lambda step, values: looks.append(isinstance(values.get("held_out_loss"), float)),
+    )
+    assert looks == [False, True, False, True]

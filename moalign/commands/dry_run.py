@@ -28,6 +28,7 @@ def show(plan: Plan, observer: Observer, console: Console) -> None:
         table.add_row("", preference.format(candidate.preference))
     table.add_row("steps", f"{cost.steps} each, {cost.seconds_per_step:.3f} s per step")
     table.add_row("tokens", f"about {cost.tokens:,} response tokens in all")
+    table.add_row("memory", f"about {cost.memory / 2**20:,.0f} MiB for {cost.together} together, beside the libraries")
     table.add_row("time", f"about {duration(cost.seconds)} ({duration(cost.seconds_per_evaluation)} per evaluation)")
     console.print(table)
     console.print("nothing was written")

@@ -14,11 +14,12 @@ from moalign.errors import PluginError
 from moalign.types import Batch, PairTerms
 
 
-def loss_of(batch: Batch, job: Job, metrics: StepMetrics) -> Tensor:
+def loss_of(batch: Batch, job: Job, metrics: StepMetrics | None) -> Tensor:
     """The weighted sum over the pairs of the batch, with its graph. Raises PluginError naming the plugin."""
     terms = _checked_terms(_call(job.combiner.pair_terms, batch), batch, job)
     losses = _checked_losses(_call(job.objective.loss, batch, terms), batch, job)
-    metrics.add(batch, losses.detach(), terms.weight, getattr(job.objective, "beta", 1.0))
+    if metrics is not None:
+        metrics.add(batch, losses.detach(), terms.weight, getattr(job.objective, "beta", 1.0))
     counts = terms.weight != 0  # a pair without weight must not bring a NaN into the sum
     return (losses[counts] * terms.weight[counts]).sum()
 
@@ -50,7 +51,7 @@ def _checked_losses(losses: Tensor, batch: Batch, job: Job) -> Tensor:
     pairs = len(batch.pairs)
     if not isinstance(losses, Tensor) or tuple(losses.shape) != (pairs,):
         raise PluginError(f"{who} must return one loss per pair, [{pairs}], not {_shape(losses)}; do not reduce")
-    if not losses.requires_grad:
+    if torch.is_grad_enabled() and not losses.requires_grad:
         raise PluginError(f"{who} returned a loss without a gradient; did it detach batch.logps?")
     return losses
 

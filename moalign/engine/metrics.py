@@ -52,22 +52,22 @@ class StepMetrics:
 
     def summary(self) -> dict[str, Any]:
         """JSON-able means; an objective without pairs in this step has no columns."""
-        result: dict[str, Any] = {"tokens": self.tokens, "gradient_norm": _number(self.gradient_norm)}
+        result: dict[str, Any] = {"tokens": self.tokens, "gradient_norm": number(self.gradient_norm)}
         if self._loss:
-            result["loss"] = _number(torch.cat(self._loss).mean().item())
+            result["loss"] = number(torch.cat(self._loss).mean().item())
         if self._kl:
-            result["kl_estimate"] = _number(torch.cat(self._kl).mean().item())
+            result["kl_estimate"] = number(torch.cat(self._kl).mean().item())
         for name, parts in zip(self.objectives, self._per_objective, strict=True):
             values = torch.cat(parts) if parts else torch.empty(0, 3)
             if len(values):
                 loss, margin, accuracy = values.mean(0).tolist()
-                result[f"{name}/loss"] = _number(loss)
+                result[f"{name}/loss"] = number(loss)
                 if self._kl:  # without a reference there is no log-ratio to speak of
-                    result[f"{name}/margin"] = _number(margin)
-                    result[f"{name}/accuracy"] = _number(accuracy)
+                    result[f"{name}/margin"] = number(margin)
+                    result[f"{name}/accuracy"] = number(accuracy)
         return result
 
 
-def _number(value: float) -> float | str:
+def number(value: float) -> float | str:
     """JSON has no NaN; what is not finite is written as text rather than lost."""
     return value if math.isfinite(value) else str(value)

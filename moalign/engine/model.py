@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,23 @@ class LanguageModel:
             base, f"gradient_checkpointing_{action}"
         )
         switch(*[{"use_reentrant": False}] if on else [])
+        # transformers asks for the embeddings' gradients, which only reentrant checkpointing needs: frozen layers below
+        # the first adapter would keep their activations, and be run backwards
+        base.disable_input_require_grads()
+
+    @contextmanager
+    def checkpointing(self, on: bool) -> Iterator[None]:
+        """transformers checkpoints activations only in training mode; the modules inside stay in evaluation mode."""
+        switched = [
+            module for module in self.policy.modules() if on and getattr(module, "gradient_checkpointing", False)
+        ]
+        for module in switched:
+            module.training = True
+        try:
+            yield
+        finally:
+            for module in switched:
+                module.training = False
 
 
 def load(path: str, settings: ModelSettings, device: torch.device) -> LanguageModel:

@@ -6,6 +6,7 @@ another's loss, so that each is trained as it would be alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ from moalign.engine.model import TRAINED, LanguageModel
 from moalign.engine.passes import PairPass, apart_beyond_window, pair_passes
 from moalign.engine.scoring import LogpCache
 from moalign.engine.trainee import Job, Trained, Trainee
-from moalign.errors import MoalignError, TrainingError, UserError
+from moalign.errors import MoalignError, UserError
 from moalign.lora import Mixture
 from moalign.seeds import derive
 from moalign.types import Batch
@@ -56,7 +57,7 @@ def train(
 def train_together(
     model: LanguageModel, trainees: Sequence[Trainee], cache: LogpCache, accelerator: Accelerator
 ) -> None:
-    """Train candidates from fresh weights, all of them one step at a time.
+    """Train candidates, all of them one step at a time.
 
     One whose numbers stay non-finite, or whose plugin fails, is given up, with its ``error`` set; the others go on.
     Errors that are nobody's own, such as torch.OutOfMemoryError, are raised.
@@ -70,7 +71,7 @@ def train_together(
 
 def _loop(model: LanguageModel, trainees: Sequence[Trainee], cache: LogpCache, accelerator: Accelerator) -> None:
     for step in range(max(trainee.job.settings.steps for trainee in trainees)):
-        going = [t for t in trainees if t.error is None and step < t.job.settings.steps]
+        going = [trainee for trainee in trainees if trainee.goes_on(step)]
         arrangement = _Arrangements(model)
         shares = []
         refresh([trainee.source for trainee in going], step)
@@ -81,25 +82,45 @@ def _loop(model: LanguageModel, trainees: Sequence[Trainee], cache: LogpCache, a
                 parts = arrangement.of(trainee.job, dataset, pairs)
                 shares.append([_Share(trainee, dataset, part, len(pairs)) for part in parts])
         for number, together in enumerate(zip_longest(*shares)):
-            members = [share for share in together if share is not None and share.trainee.problem is None]
+            members = [share for share in together if share is not None and share.trainee.sound]
             if members:
                 _pass(model, members, cache, accelerator, (step, number))
-        for trainee in going:
-            if trainee.error is None:
-                trainee.end(step)
+        stepping = [trainee for trainee in going if trainee.error is None]
+        for trainee in stepping:
+            trainee.end(step)
+        _look(model, [trainee for trainee in stepping if trainee.looks_after(step)], cache, step)
+        for trainee in stepping:
+            trainee.tell(step)
+
+
+@torch.no_grad()
+def _look(model: LanguageModel, trainees: Sequence[Trainee], cache: LogpCache, step: int) -> None:
+    """The candidates' losses on their held-out pairs, a mean over the pairs as in training, all in the same passes."""
+    arrangement = _Arrangements(model)
+    shares = []
+    for trainee in trainees:
+        dataset = trainee.job.held_out
+        assert dataset is not None
+        parts = arrangement.of(trainee.job, dataset, np.arange(len(dataset.pairs)))
+        shares.append([_Share(trainee, dataset, part, len(dataset.pairs)) for part in parts])
+    found = dict.fromkeys((trainee.slot for trainee in trainees), 0.0)
+    for together in zip_longest(*shares):
+        members = [share for share in together if share is not None and share.trainee.error is None]
+        if members:
+            with _losses(model, members, cache, None) as losses:
+                for share, loss in zip(members, losses, strict=True):
+                    found[share.trainee.slot] += math.nan if loss is None else float(loss) / share.pairs_in_step
+    for trainee in trainees:
+        if trainee.error is None:
+            trainee.looked(step, found[trainee.slot])
 
 
 def _prepare(model: LanguageModel, trainees: Sequence[Trainee]) -> None:
-    slots = [trainee.slot for trainee in trainees]
-    lora.add_slots(model.policy, slots)
-    parameters = lora.trainable(model.policy, *slots)
-    others = [n for n, p in model.policy.named_parameters() if p.requires_grad and n not in parameters]
-    if others or not parameters:
-        raise TrainingError(f"the parameters to train are not exactly the adapters': {others[:3] or 'none found'}")
+    stack = lora.stack(model.policy, [trainee.slot for trainee in trainees])
     model.checkpoint(any(trainee.job.settings.gradient_checkpointing for trainee in trainees))
     for trainee in trainees:
         with _own_errors(trainee):
-            trainee.prepare(model)
+            trainee.prepare(model, stack.parameters[trainee.slot])
 
 
 @contextmanager
@@ -111,7 +132,6 @@ def _own_errors(trainee: Trainee) -> Iterator[None]:
         raise
     except MoalignError as error:
         trainee.error = error
-        trainee.problem = str(error)
 
 
 @dataclass(frozen=True)
@@ -147,7 +167,27 @@ class _Arrangements:
 def _pass(
     model: LanguageModel, members: Sequence[_Share], cache: LogpCache, accelerator: Accelerator, at: tuple[int, int]
 ) -> None:
-    """Forward and backward for one pass of every member: the base sees all rows at once."""
+    """Forward and backward for one pass of every member; one whose loss is of no use gets its ``problem`` set."""
+    with _losses(model, members, cache, at) as losses:
+        kept = []
+        for share, loss in zip(members, losses, strict=True):
+            if loss is not None and torch.isfinite(loss):
+                kept.append(loss / share.pairs_in_step)
+            elif loss is not None:
+                share.trainee.problem = f"loss is {loss.item()}"
+        if kept:
+            accelerator.backward(torch.stack(kept).sum())
+
+
+@contextmanager
+def _losses(
+    model: LanguageModel, members: Sequence[_Share], cache: LogpCache, at: tuple[int, int] | None
+) -> Iterator[list[Tensor | None]]:
+    """One pass of every member, a sum over its pairs for each: the base sees all rows at once.
+
+    ``at``: which pass of which step is trained; None: a look, without dropout and without a place in the metrics. The
+    backward pass belongs into the context. None for a member whose plugin failed, and its ``error`` is set.
+    """
     frozen_of: dict[int, _Frozen] = {}
     frozen = []
     for share in members:
@@ -160,33 +200,29 @@ def _pass(
     rows = tuple(len(share.part.rows) for share in members)
     if sum(rows) != len(layout.input_ids):  # beyond a window: a row for each sequence
         rows = tuple(len(share.part.sequences) for share in members)
-    dropout = model.adapter_dropout
-    seeds = [derive(s.trainee.job.seed, "dropout", s.trainee.job.candidate, *at) for s in members] if dropout else None
-    mixture = Mixture(tuple(s.trainee.slot for s in members), rows, None if seeds is None else tuple(seeds))
-    losses: list[Tensor] = []
+    seeds = None
+    if model.adapter_dropout and at is not None:
+        seeds = tuple(derive(s.trainee.job.seed, "dropout", s.trainee.job.candidate, *at) for s in members)
+    mixture = Mixture(tuple(s.trainee.slot for s in members), rows, seeds)
+    losses: list[Tensor | None] = []
     once = copied(model.upper, len(layout.input_ids) // copies, copies) if copies > 1 else nullcontext()
     with lora.mixed(model.policy, mixture), once:
-        with _checkpointing(model, members):
+        wanted = any(share.trainee.job.settings.gradient_checkpointing for share in members)
+        with model.checkpointing(wanted and at is not None):
             logps = model.response_logps(layout, copies)
         start = 0
         for share, own in zip(members, frozen, strict=True):
             end = start + len(share.part.sequences)
-            loss = _loss(share, own, logps[start:end, : own.layout.width])
+            losses.append(_loss(share, own, logps[start:end, : own.layout.width], at is not None))
             start = end
-            if loss is not None:
-                losses.append(loss / share.pairs_in_step)
-        if losses:
-            accelerator.backward(torch.stack(losses).sum())
+        yield losses
 
 
-def _loss(share: _Share, frozen: _Frozen, logps: Tensor) -> Tensor | None:
-    """The candidate's loss; None, and its ``problem`` or ``error`` set, where that is of no use."""
+def _loss(share: _Share, frozen: _Frozen, logps: Tensor, training: bool) -> Tensor | None:
+    """The candidate's loss, a sum over its pairs; None, and its ``error`` set, where a plugin failed."""
     trainee = share.trainee
     with _own_errors(trainee):
-        loss = loss_of(frozen.batch(share, logps), trainee.job, trainee.metrics)
-        if torch.isfinite(loss):
-            return loss
-        trainee.problem = f"loss is {loss.item()}"
+        return loss_of(frozen.batch(share, logps), trainee.job, trainee.metrics if training else None)
     return None
 
 
@@ -258,18 +294,3 @@ def _joined(model: LanguageModel, members: Sequence[_Share]) -> Layout:
         sequences += share.sequences
     rows = apart_beyond_window(sequences, rows, model.packing)
     return model.lay_out(sequences, rows)
-
-
-@contextmanager
-def _checkpointing(model: LanguageModel, members: Sequence[_Share]) -> Iterator[None]:
-    """transformers checkpoints activations only in training mode; the modules inside stay in evaluation mode."""
-    switched = []
-    if any(share.trainee.job.settings.gradient_checkpointing for share in members):
-        switched = [module for module in model.policy.modules() if getattr(module, "gradient_checkpointing", False)]
-    for module in switched:
-        module.training = True
-    try:
-        yield
-    finally:
-        for module in switched:
-            module.training = False

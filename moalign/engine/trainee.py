@@ -14,10 +14,12 @@ from torch import nn
 from moalign import lora
 from moalign.api import Combiner, Objective
 from moalign.config import TrainSettings
+from moalign.data.dataset import PairDataset
 from moalign.engine.batches import BatchSource
-from moalign.engine.metrics import StepMetrics
+from moalign.engine.early_stop import EarlyStop
+from moalign.engine.metrics import StepMetrics, number
 from moalign.engine.model import LanguageModel
-from moalign.errors import MoalignError, TrainingError
+from moalign.errors import ConfigError, MoalignError, TrainingError
 from moalign.seeds import derive
 
 SKIPS_IN_A_ROW = 3  # so many steps without finite numbers end a candidate
@@ -34,7 +36,7 @@ class FrozenReward:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that decides one candidate's training."""
+    """Everything that decides one candidate's training. ``held_out``: the pairs that an early stop looks at."""
 
     candidate: str
     preference: tuple[float, ...]
@@ -47,15 +49,22 @@ class Job:
     margins_from: Mapping[int, FrozenReward]
     rank: int
     alpha: float
+    held_out: PairDataset | None = None
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What the loop hands back beside the adapter in its slot: steps taken, steps skipped, response tokens seen."""
+    """What the loop hands back beside the adapter in its slot: steps taken, steps skipped, response tokens seen.
+
+    ``best_step``: the step whose weights these are, where an early stop was asked for; ``stopped_at_step``: the last
+    one, where it came before its time. Both are numbered as in metrics.jsonl, from 0.
+    """
 
     steps: int
     skipped: int
     tokens: int
+    stopped_at_step: int | None = None
+    best_step: int | None = None
 
 
 @dataclass
@@ -79,17 +88,25 @@ class Trainee:
     skipped: int = 0
     in_a_row: int = 0
     tokens: int = 0
+    early_stop: EarlyStop | None = field(init=False, default=None)
+    held_out_loss: float | None = None
+    over: bool = False
 
-    def prepare(self, model: LanguageModel) -> None:
-        """First weights and a fresh optimizer; the slot's parameters are to be trainable already."""
+    def __post_init__(self) -> None:
+        settings = self.job.settings
+        if settings.early_stop is not None:
+            if self.job.held_out is None:
+                raise ConfigError("train.early_stop: there are no held-out pairs to look at; leave it out")
+            self.early_stop = EarlyStop(settings.early_stop, settings.steps)
+
+    def prepare(self, model: LanguageModel, parameters: list[nn.Parameter]) -> None:
+        """First weights and a fresh optimizer of the slot's parameters, which have gradients to add to."""
         job, settings = self.job, self.job.settings
         if self.parent is None:
             lora.initialise(model.policy, self.slot, derive(job.seed, "adapter"), job.rank, job.alpha)
         else:
             lora.read(model.policy, self.slot, self.parent, model.fingerprint)
-        self.parameters = lora.parameters(model.policy, self.slot)
-        for parameter in self.parameters:
-            parameter.grad = None  # a candidate that failed in the middle of a step may have left one
+        self.parameters = parameters
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.999), fused=True
         )
@@ -99,10 +116,22 @@ class Trainee:
         """Raises what ended the training before its time."""
         if self.error is not None:
             raise self.error
-        return Trained(self.job.settings.steps, self.skipped, self.tokens)
+        stop = self.early_stop
+        if stop is None:
+            return Trained(self.job.settings.steps, self.skipped, self.tokens)
+        last, best = stop.stopped_at_step, stop.looks.best_step
+        return Trained(stop.steps if last is None else last + 1, self.skipped, self.tokens, last, best)
+
+    def goes_on(self, step: int) -> bool:
+        return self.error is None and not self.over and step < self.job.settings.steps
+
+    @property
+    def sound(self) -> bool:
+        """Whether the step under way is still of use."""
+        return self.error is None and self.problem is None
 
     def begin(self, step: int) -> None:
-        self.problem = None
+        self.problem, self.held_out_loss = None, None
         self.metrics = StepMetrics(self.job.objectives)
         for group in self.optimizer.param_groups:
             group["lr"] = self.job.settings.lr * schedule(self.job.settings, step)
@@ -119,14 +148,33 @@ class Trainee:
             self.in_a_row = 0
         else:
             self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
-        self.optimizer.zero_grad()
-        told = {"skipped": self.problem} if self.problem else {}
-        self.on_step(step, self.metrics.summary() | {"lr": self.optimizer.param_groups[0]["lr"]} | told)
+        self.optimizer.zero_grad(set_to_none=False)  # they are rows of one block
         if self.in_a_row == SKIPS_IN_A_ROW:
             self.error = TrainingError(
                 f"step {step}: {self.problem}, for {SKIPS_IN_A_ROW} steps in a row; the optimizer was not called. "
                 "A smaller train.lr usually helps"
             )
+
+    def looks_after(self, step: int) -> bool:
+        return self.error is None and self.early_stop is not None and self.early_stop.due(step)
+
+    def looked(self, step: int, loss: float) -> None:
+        """Take note of the held-out loss after this step."""
+        assert self.early_stop is not None
+        self.held_out_loss = loss
+        self.over = self.early_stop.note(step, loss, self.parameters)
+        if self.over and self.early_stop.looks.best_step is None:
+            self.error = TrainingError(
+                f"step {step}: no look at the held-out pairs found a finite loss, the last one {loss}, so that no "
+                "weights are the best. A smaller train.lr usually helps"
+            )
+
+    def tell(self, step: int) -> None:
+        """Pass on the figures of the step that has ended, and of the look after it."""
+        told: dict[str, Any] = {"skipped": self.problem} if self.problem else {}
+        if self.held_out_loss is not None:
+            told["held_out_loss"] = number(self.held_out_loss)
+        self.on_step(step, self.metrics.summary() | {"lr": self.optimizer.param_groups[0]["lr"]} | told)
 
 
 def schedule(settings: TrainSettings, step: int) -> float:

@@ -21,11 +21,13 @@ from moalign.lora.adapters import (
     write,
 )
 from moalign.lora.linear import Mixture
+from moalign.lora.stack import Stack, stack
 
 __all__ = [
     "CONFIG_FILE",
     "WEIGHTS_FILE",
     "Mixture",
+    "Stack",
     "active",
     "adapted_head",
     "add_slots",
@@ -37,6 +39,7 @@ __all__ = [
     "parameters",
     "read",
     "room",
+    "stack",
     "trainable",
     "upper_layers",
     "weights",

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from pathlib import Path
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -113,8 +114,14 @@ def add_slots(model: PeftModel, slots: Sequence[str]) -> None:
     model.eval()  # peft makes new dropout layers ready for training
 
 
-def layers(model: nn.Module) -> Iterator[LoraLayer]:
-    return (module for module in model.modules() if isinstance(module, LoraLayer))
+def layers(model: nn.Module) -> tuple[LoraLayer, ...]:
+    """All layers with adapters; which they are is settled when the first adapter is injected."""
+    if model not in _LAYERS:
+        _LAYERS[model] = tuple(module for module in model.modules() if isinstance(module, LoraLayer))
+    return _LAYERS[model]
+
+
+_LAYERS: WeakKeyDictionary[nn.Module, tuple[LoraLayer, ...]] = WeakKeyDictionary()
 
 
 def adapted_head(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -130,13 +137,20 @@ def adapted_head(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tenso
     inputs, columns = [hidden], [weight]
     for adapter in adapters:
         if adapter in head.lora_A:
-            down, up = cast(nn.Linear, head.lora_A[adapter]), cast(nn.Linear, head.lora_B[adapter])
-            mine = hidden.to(down.weight.dtype)
+            down, up = _factors(head, adapter)
+            mine = hidden.to(down.dtype)
             if isinstance(head, AdaptedLinear) and mixture is not None and mixture.dropout_seeds is not None:
                 mine = head.drop(mine, adapter, mixture.dropout_seeds[0])
-            inputs.append((down(mine) * head.scaling[adapter]).to(hidden.dtype))
-            columns.append(up.weight.to(weight.dtype))
+            inputs.append((mine @ down.t() * head.scaling[adapter]).to(hidden.dtype))
+            columns.append(up.to(weight.dtype))
     return torch.cat(inputs, -1), torch.cat(columns, -1), bias
+
+
+def _factors(layer: LoraLayer, adapter: str) -> tuple[Tensor, Tensor]:
+    if isinstance(layer, AdaptedLinear):
+        a, b = layer.factors((adapter,))
+        return a[0], b[0]
+    return cast(nn.Linear, layer.lora_A[adapter]).weight, cast(nn.Linear, layer.lora_B[adapter]).weight
 
 
 def initialise(model: PeftModel, adapter: str, seed: int, r: int | None = None, alpha: float | None = None) -> None:
@@ -152,11 +166,9 @@ def initialise(model: PeftModel, adapter: str, seed: int, r: int | None = None, 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         for layer in layers(model):
-            device = next(layer.get_base_layer().parameters()).device
             layer.reset_lora_parameters(adapter, init_lora_weights=True)
-            cast(nn.Module, layer).to(device)
-        for name, parameter in model.named_parameters():
-            if _belongs(name, adapter) and _is_down(name):
+        for kind, parameter in _tensors(model, adapter):
+            if _is_down(kind):
                 parameter[r:] = 0
 
 
@@ -172,8 +184,7 @@ def _shape(model: PeftModel, adapter: str, r: int, alpha: float) -> None:
 
 def room(model: PeftModel, adapter: str) -> int:
     """The largest rank that the slot holds."""
-    down = (p for name, p in model.named_parameters() if _belongs(name, adapter) and _is_down(name))
-    return len(next(down))
+    return next(len(parameter) for kind, parameter in _tensors(model, adapter) if _is_down(kind))
 
 
 def _is_down(name: str) -> bool:
@@ -184,9 +195,13 @@ def _is_down(name: str) -> bool:
 def trainable(model: PeftModel, *adapters: str) -> dict[str, nn.Parameter]:
     """The adapters' parameters by name, made the only ones that require a gradient; the first one is switched on.
 
+    For training by other means than this package's own loop, which puts adapters into a ``stack``.
     Raises ModelError if one of them is not float32: updates of lower precision round to nothing.
     """
     model.set_adapter(adapters[0])
+    for layer in layers(model):
+        if isinstance(layer, AdaptedLinear):
+            layer.stacked = None
     chosen: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         mine = any(_belongs(name, adapter) for adapter in adapters)
@@ -199,7 +214,17 @@ def trainable(model: PeftModel, *adapters: str) -> dict[str, nn.Parameter]:
 
 
 def parameters(model: PeftModel, adapter: str) -> list[nn.Parameter]:
-    return [parameter for name, parameter in model.named_parameters() if _belongs(name, adapter)]
+    return [parameter for _, parameter in _tensors(model, adapter)]
+
+
+def _tensors(model: PeftModel, adapter: str) -> Iterator[tuple[str, nn.Parameter]]:
+    """The adapter's parameters, each with its kind, such as lora_A."""
+    for layer in layers(model):
+        for kind in layer.adapter_layer_names:
+            held = getattr(layer, kind)
+            if adapter in held:
+                own = [held[adapter]] if isinstance(held, nn.ParameterDict) else held[adapter].parameters()
+                yield from ((kind, parameter) for parameter in own)
 
 
 def _belongs(parameter: str, adapter: str) -> bool:

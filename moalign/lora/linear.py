@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
@@ -35,14 +35,24 @@ class Mixture:
     dropout_seeds: tuple[int, ...] | None = None
 
 
+@dataclass(frozen=True)
+class Factors:
+    """The adapters of some slots in one layer, side by side: ``a`` [K,r,in] and ``b`` [K,out,r], which are trained."""
+
+    slots: tuple[str, ...]
+    a: nn.Parameter
+    b: nn.Parameter
+
+
 class AdaptedLinear(LoraLinear):
     """A linear layer with adapters; peft's own ``LoraLinear``, turned into this by ``take_over``.
 
-    ``place`` tells layers apart in their dropout; ``mixture`` is set by ``mixed``.
+    ``place`` tells layers apart in their dropout; ``mixture`` is set by ``mixed``, ``stacked`` by ``stack``.
     """
 
     place: int
     mixture: Mixture | None
+    stacked: Factors | None
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x W^T + b and, for each candidate's rows, + s dropout(x) A^T B^T."""
@@ -55,23 +65,32 @@ class AdaptedLinear(LoraLinear):
         elif self.merged or args or kwargs or any(slot in self.lora_variant for slot in mixture.slots):
             raise ValueError("only plain adapters that are not merged can share a batch")
         base: Any = self.base_layer
-        ends = _ends(x, mixture)
-        factors: list[Any] = [module[slot] for slot in mixture.slots for module in (self.lora_A, self.lora_B)]
+        ends, (a, b) = _ends(x, mixture), self.factors(mixture.slots)
         scalings = tuple(self.scaling[slot] for slot in mixture.slots)
         dropping = mixture.dropout_seeds is not None and any(self.dropout_rate(slot) for slot in mixture.slots)
-        fast = type(base) in (nn.Linear, FrozenLinear) and x.dtype == base.weight.dtype == factors[0].weight.dtype
+        fast = type(base) in (nn.Linear, FrozenLinear) and x.dtype == base.weight.dtype == a.dtype
         if fast and not dropping and not torch.is_autocast_enabled(x.device.type):
-            return _Linear.apply(x, base.weight, base.bias, ends, scalings, *(factor.weight for factor in factors))
-        rows, updates, start = x.flatten(0, -2), [], 0
-        for number, slot in enumerate(mixture.slots):
-            down, up = factors[2 * number : 2 * number + 2]
-            mine = rows[start : ends[number]].to(down.weight.dtype)
-            if mixture.dropout_seeds is not None:
-                mine = self.drop(mine, slot, mixture.dropout_seeds[number])
-            updates.append(up(down(mine)) * scalings[number])
-            start = ends[number]
+            return _Linear.apply(x, base.weight, base.bias, ends, scalings, a, b)
+        rows = x.flatten(0, -2).to(a.dtype)
+        if mixture.dropout_seeds is not None:
+            parts = zip(_split(rows, ends), mixture.slots, mixture.dropout_seeds, strict=True)
+            rows = torch.cat([self.drop(*part) for part in parts])
         result = base(x)
-        return result + torch.cat(updates).to(result.dtype).view(result.shape)
+        return result + _update(rows, ends, scalings, a, b).to(result.dtype).view(result.shape)
+
+    def factors(self, slots: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        """A [K,r,in] and B [K,out,r] of these adapters, with the graph to where they are trained."""
+        held = self.stacked
+        if held is not None and set(slots) <= set(held.slots):
+            places = [held.slots.index(slot) for slot in slots]
+            if places == list(range(len(held.slots))):
+                return held.a, held.b
+            first, last = places[0], places[-1] + 1
+            chosen: Any = slice(first, last) if places == list(range(first, last)) else places
+            return held.a[chosen], held.b[chosen]
+        sides = ([cast(nn.Linear, side[slot]).weight for slot in slots] for side in (self.lora_A, self.lora_B))
+        a, b = (each[0].unsqueeze(0) if len(each) == 1 else torch.stack(each) for each in sides)
+        return a, b
 
     def dropout_rate(self, slot: str) -> float:
         return getattr(self.lora_dropout[slot], "p", 0.0)
@@ -92,7 +111,7 @@ class AdaptedLinear(LoraLinear):
 def take_over(layer: LoraLinear, place: int) -> None:
     """From now on the layer computes as ``AdaptedLinear``; parameters and names stay."""
     layer.__class__ = AdaptedLinear
-    layer.place, layer.mixture = place, None  # type: ignore[assignment]
+    layer.place, layer.mixture, layer.stacked = place, None, None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -123,44 +142,89 @@ def _ends(x: Tensor, mixture: Mixture) -> tuple[int, ...]:
     return tuple(ends)
 
 
+# --- the products ---------------------------------------------------------------------------------------------------
+
+
+def _split(rows: Tensor, ends: tuple[int, ...]) -> Sequence[Tensor]:
+    """Each candidate's rows."""
+    return rows.split([end - start for start, end in zip((0, *ends), ends, strict=False)])
+
+
+def _each(rows: Tensor, ends: tuple[int, ...]) -> Tensor | None:
+    """The rows as [K,n,...], a view, where every candidate has the same number of them."""
+    even = all(end == (place + 1) * ends[0] for place, end in enumerate(ends))
+    return rows.view(len(ends), ends[0], -1) if even else None
+
+
+def _product(rows: Tensor, ends: tuple[int, ...], matrices: Tensor) -> Tensor:
+    """[N,m]: each candidate's rows [n,d] times its own matrix, of ``matrices`` [K,d,m]."""
+    each = _each(rows, ends)
+    if each is not None:
+        return torch.bmm(each, matrices).flatten(0, 1)
+    return torch.cat([part @ matrix for part, matrix in zip(_split(rows, ends), matrices.unbind(), strict=True)])
+
+
+def _add_product(total: Tensor, rows: Tensor, ends: tuple[int, ...], matrices: Tensor) -> None:
+    """total[N,m] += what ``_product`` gives, where it lies."""
+    each, sums = _each(rows, ends), _each(total, ends)
+    if each is not None and sums is not None:
+        sums.baddbmm_(each, matrices)
+        return
+    for mine, part, matrix in zip(_split(total, ends), _split(rows, ends), matrices, strict=True):
+        mine.addmm_(part, matrix)
+
+
+def _outer(left: Tensor, right: Tensor, ends: tuple[int, ...]) -> Tensor:
+    """[K,p,q]: for each candidate the sum over its rows of left[n,p] outer right[n,q]."""
+    lefts, rights = _each(left, ends), _each(right, ends)
+    if lefts is not None and rights is not None:
+        return torch.bmm(lefts.mT, rights)
+    parts = zip(_split(left, ends), _split(right, ends), strict=True)
+    return torch.stack([mine.t() @ other for mine, other in parts])
+
+
+def _scale(rows: Tensor, ends: tuple[int, ...], scalings: tuple[float, ...]) -> Tensor:
+    """Each candidate's rows times its own factor, where they lie."""
+    if len(set(scalings)) == 1:
+        return rows.mul_(scalings[0])
+    for part, scaling in zip(_split(rows, ends), scalings, strict=True):
+        part.mul_(scaling)
+    return rows
+
+
+def _update(rows: Tensor, ends: tuple[int, ...], scalings: tuple[float, ...], a: Tensor, b: Tensor) -> Tensor:
+    """s x A^T B^T, [N,out], in the adapters' own precision."""
+    return _product(_scale(_product(rows, ends, a.mT), ends, scalings), ends, b.mT)
+
+
 class _Linear(Function):
-    """One product with the frozen weights for all rows; each adapter's update is added where the product lies.
+    """One product with the frozen weights for all rows; the adapters' updates are added where that product lies.
 
     In peft's layers every scaling and every sum is a pass over whole activations of its own.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, ends: Any, scalings: Any, *factors: Tensor
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, ends: Any, scalings: Any, a: Tensor, b: Tensor
     ) -> Tensor:
         rows = x.flatten(0, -2)
         result = products.linear(rows, weight, bias)
-        inner, start = [], 0
-        for end, s, a, b in zip(ends, scalings, factors[::2], factors[1::2], strict=True):
-            inner.append(products.linear(rows[start:end], a))
-            result[start:end].addmm_(inner[-1], b.t(), alpha=s)
-            start = end
-        ctx.save_for_backward(rows, weight, *inner, *factors)
+        inner = _scale(_product(rows, ends, a.mT), ends, scalings)
+        _add_product(result, inner, ends, b.mT)
+        ctx.save_for_backward(rows, weight, inner, a, b)
         ctx.ends, ctx.scalings, ctx.shape = ends, scalings, x.shape
         return result.view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight, *saved = ctx.saved_tensors
-        inner, factors = saved[: len(ctx.ends)], saved[len(ctx.ends) :]
+        rows, weight, inner, a, b = ctx.saved_tensors
         grad = grad.flatten(0, -2)
-        d_x = products.linear(grad, weight.t()) if ctx.needs_input_grad[0] else None
-        d_factors: list[Tensor] = []
-        start = 0
-        for end, s, mine, a, b in zip(ctx.ends, ctx.scalings, inner, factors[::2], factors[1::2], strict=True):
-            part = grad[start:end]
-            d_inner = products.linear(part, b.t()).mul_(s)
-            if d_x is not None:
-                d_x[start:end].addmm_(d_inner, a)
-            d_factors += [
-                products.linear(d_inner.t(), rows[start:end].t()),
-                products.linear(mine.t(), part.t()).t() * s,
-            ]
-            start = end
-        return None if d_x is None else d_x.view(ctx.shape), None, None, None, None, *d_factors
+        d_inner = _scale(_product(grad, ctx.ends, b), ctx.ends, ctx.scalings)
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            d_x = products.linear(grad, weight.t())
+            _add_product(d_x, d_inner, ctx.ends, a)
+            d_x = d_x.view(ctx.shape)
+        d_a, d_b = _outer(d_inner, rows, ctx.ends), _outer(grad, inner, ctx.ends)
+        return d_x, None, None, None, None, d_a, d_b

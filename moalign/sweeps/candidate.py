@@ -18,7 +18,7 @@ from moalign.engine.evaluate import Evaluation
 from moalign.engine.model import TRAINED
 from moalign.engine.rollouts import Rollout
 from moalign.engine.train import train_together
-from moalign.engine.trainee import FrozenReward, Job, Trainee
+from moalign.engine.trainee import FrozenReward, Job, Trained, Trainee
 from moalign.errors import MoalignError, TrainingError, UserError
 from moalign.sweeps import outcomes
 from moalign.sweeps.observe import Observer
@@ -119,8 +119,7 @@ def _finish(
         trained = trainee.result
         storage.write_text(folder / "metrics.jsonl", "".join(metrics))
         lora.write(workshop.model.policy, trainee.slot, folder, workshop.model.fingerprint)
-        details = {"skipped_steps": float(trained.skipped)} if trained.skipped else {}
-        return Content(trained.tokens, dict.fromkeys(candidate.parents, 1.0), details)
+        return Content(trained.tokens, dict.fromkeys(candidate.parents, 1.0), _details(trained))
 
     return settle(candidate, trainee.slot, workshop, fill, sampled)
 
@@ -132,6 +131,16 @@ class Content:
     tokens: int = 0
     parents: Mapping[str, float] = field(default_factory=dict)
     details: dict[str, float] = field(default_factory=dict)
+
+
+def _details(trained: Trained) -> dict[str, float]:
+    """What of the training stands among the outcome's details."""
+    figures = {
+        "skipped_steps": trained.skipped or None,
+        "stopped_at_step": trained.stopped_at_step,
+        "best_step": trained.best_step,
+    }
+    return {name: float(value) for name, value in figures.items() if value is not None}
 
 
 def settle(
@@ -203,6 +212,7 @@ def job_of(candidate: Candidate, workshop: Workshop, history: Sequence[Outcome])
         margins_from=margins_from,
         rank=variant.lora.r,
         alpha=variant.lora.alpha,
+        held_out=workshop.material.looked_at,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -14,17 +15,21 @@ from moalign.sweeps.candidate import batch_source, job_of
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import Plan
 from moalign.sweeps.run import next_candidates
+from moalign.sweeps.together import memory_of
 from moalign.sweeps.workshop import open_workshop
 from moalign.types import Candidate
 
 PROBE_STEPS = 4  # the first is warm-up and does not count
+PROBE_LOOKS_EVERY = 2
 
 
 @dataclass(frozen=True)
 class Estimate:
     """Seconds are of this machine; ``tokens`` are response tokens that are trained on, over all candidates.
 
-    ``seconds_of_sampling`` is for all rounds of one candidate, 0 without rollouts.
+    ``seconds_of_sampling`` is for all rounds of one candidate, 0 without rollouts. ``seconds_of_looks`` is for all its
+    looks at the held-out pairs, 0 without train.early_stop; where a candidate will end early is not foreseen.
+    ``memory`` is that of ``together`` candidates in one pass, in bytes, the base among them.
     """
 
     candidates: tuple[Candidate, ...]
@@ -33,12 +38,15 @@ class Estimate:
     seconds_per_step: float
     seconds_per_evaluation: float
     seconds_of_sampling: float
+    seconds_of_looks: float
     counts: dict[str, int]
+    together: int
+    memory: int
 
     @property
     def seconds(self) -> float:
-        each = self.steps * self.seconds_per_step + self.seconds_of_sampling + self.seconds_per_evaluation
-        return len(self.candidates) * each
+        training = self.steps * self.seconds_per_step + self.seconds_of_sampling + self.seconds_of_looks
+        return len(self.candidates) * (training + self.seconds_per_evaluation)
 
 
 def estimate(plan: Plan, observer: Observer) -> Estimate:
@@ -51,10 +59,9 @@ def estimate(plan: Plan, observer: Observer) -> Estimate:
     candidates = next_candidates(plan, workshop, ())
     observer.on_phase("measuring a few steps")
     first = candidates[0]  # one that needs no other's adapter
-    job = replace(
-        job_of(first, workshop, ()),
-        settings=plan.config.train.model_copy(update={"steps": PROBE_STEPS}),
-    )
+    stop = plan.config.train.early_stop
+    shortened = {"steps": PROBE_STEPS, "early_stop": stop and stop.model_copy(update={"every": PROBE_LOOKS_EVERY})}
+    job = replace(job_of(first, workshop, ()), settings=plan.config.train.model_copy(update=shortened))
     times: list[float] = []
     tokens: list[int] = []
 
@@ -67,7 +74,16 @@ def estimate(plan: Plan, observer: Observer) -> Estimate:
     source.at(0)
     drawing = time.perf_counter() - begin
     train(workshop.model, source, job, workshop.cache, workshop.accelerator, on_step)
-    per_step = median(after - before for before, after in pairwise(times))
+    durations = [after - before for before, after in pairwise(times)]
+    looking = 0.0
+    if stop is not None:  # the first look, which meets held-out pairs for the first time, does not count
+        *_, plain, with_look = durations
+        durations, looking = [plain], max(0.0, with_look - plain)
+    per_step = median(durations)
+    trial = [candidate for candidate in candidates if not workshop.implicit([candidate])] or candidates[:1]
+    setting = plan.config.train.together
+    together = len(trial) if setting == "auto" else min(setting, len(trial))
+    base, beyond = memory_of(trial, workshop, [together])
     begin = time.perf_counter()
     workshop.evaluate(None)
     return Estimate(
@@ -76,6 +92,9 @@ def estimate(plan: Plan, observer: Observer) -> Estimate:
         tokens=round(median(tokens) * plan.config.train.steps * len(candidates)),
         seconds_per_step=per_step,
         seconds_per_evaluation=time.perf_counter() - begin,
+        seconds_of_looks=looking * math.ceil(plan.config.train.steps / stop.every) if stop else 0.0,
         seconds_of_sampling=drawing * plan.config.rollouts.rounds if plan.config.rollouts else 0.0,
         counts=dict(workshop.material.counts),
+        together=together,
+        memory=base + beyond[together],
     )

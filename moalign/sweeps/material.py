@@ -30,6 +30,7 @@ Asked = tuple[Prompt, tuple[int, ...]]
 class Material:
     """``train`` is None where the policy samples its own responses to ``prompts``, scored by ``score``.
 
+    ``looked_at``: held-out pairs with all that the training loss reads, where train.early_stop asks for them.
     ``margins`` tells per objective where reward differences come from: scores, reward or implicit.
     ``counts`` is what was read, dropped and truncated, by reason; ``digest`` a hash over all that decides the result.
     """
@@ -38,6 +39,7 @@ class Material:
     prompts: tuple[tuple[int, ...], ...]
     score: Score | None
     held_out: HeldOut
+    looked_at: PairDataset | None
     margins: Mapping[str, str]
     counts: Mapping[str, int]
     warnings: tuple[str, ...]
@@ -67,9 +69,10 @@ def gather(plan: Plan, model: LanguageModel) -> Material:
     counts["held-out prompts"] = len(held_out_asked)
     counts["held-out pairs"] = 0 if pairs is None else len(pairs.pairs)
     if plan.evaluation_kind == "preference":
-        _check_every_objective_has_pairs(plan, pairs)
+        _check_pairs(plan.objectives, plan, pairs, "evaluate", "score responses with objectives.{}.reward")
+    looked_at = _looked_at(plan, pairs, train, margins, counts)
     paths = [storage.sha256_of(path) for path in plan.config.data_paths if path is not None]
-    hashes = [*paths, *(data.content_hash for data in (train, pairs) if data is not None)]
+    hashes = [*paths, *(data.content_hash for data in (train, pairs, looked_at) if data is not None)]
     every_objective_scored = set(plan.rewards) == set(plan.objectives)
     return Material(
         train=train,
@@ -80,6 +83,7 @@ def gather(plan: Plan, model: LanguageModel) -> Material:
             prompts=tuple(ids for _, ids in held_out_asked),
             score=_scorer(plan, held_out_asked) if every_objective_scored else None,
         ),
+        looked_at=looked_at,
         margins=margins,
         counts={reason: number for reason, number in counts.items() if number or reason.startswith("held-out")},
         warnings=() if train is None else train.warnings,
@@ -172,6 +176,12 @@ def _dataset(plan: Plan, records: Sequence[Record], tokeniser: Tokeniser, margin
         )
     else:
         dataset = labelled(records, tokeniser, plan.objectives, max_length=settings.max_length, directions=directions)
+    return _rewarded(plan, dataset, margins)
+
+
+def _rewarded(plan: Plan, dataset: PairDataset, margins: Mapping[str, str]) -> PairDataset:
+    """With the rewards of reward plugins, and without the pairs that lack a reward which the loss or combiner reads."""
+    from_rewards = [name for name, source in margins.items() if source == "reward"]
     if from_rewards:
         rewards = np.array(dataset.rewards)
         for name in from_rewards:
@@ -196,12 +206,35 @@ def _held_out_pairs(plan: Plan, records: Sequence[Record], tokeniser: Tokeniser)
         return None  # nothing but ties and dropped pairs; whoever needs them says so
 
 
-def _check_every_objective_has_pairs(plan: Plan, pairs: PairDataset | None) -> None:
-    for index, name in enumerate(plan.objectives):
-        if pairs is None or not (pairs.pair_objective == index).any():
+def _looked_at(
+    plan: Plan,
+    pairs: PairDataset | None,
+    train: PairDataset | None,
+    margins: Mapping[str, str],
+    counts: Counter[str],
+) -> PairDataset | None:
+    """The held-out pairs whose loss decides when a candidate ends, made as the training pairs are."""
+    if plan.config.train.early_stop is None or train is None:
+        return None
+    if pairs is not None:
+        try:
+            rewarded = _rewarded(plan, pairs, margins)
+        except DataError as error:
+            raise ConfigError(f"train.early_stop: of the held-out pairs, {error}; leave train.early_stop out") from None
+        counts["early stop: held-out pair lacks a reward"] = len(pairs.pairs) - len(rewarded.pairs)
+        pairs = rewarded
+    judging = [name for index, name in enumerate(plan.objectives) if (train.pair_objective == index).any()]
+    _check_pairs(judging, plan, pairs, "train.early_stop", "leave train.early_stop out")
+    return pairs
+
+
+def _check_pairs(names: Sequence[str], plan: Plan, pairs: PairDataset | None, key: str, otherwise: str) -> None:
+    """Raise ConfigError where one of these objectives has judged no held-out pair."""
+    for name in names:
+        if pairs is None or not (pairs.pair_objective == plan.objectives.index(name)).any():
             raise ConfigError(
-                f"evaluate: no held-out pair is judged for {name}; raise data.held_out, give data.held_out_path, "
-                f"or score responses with objectives.{name}.reward"
+                f"{key}: no held-out pair is judged for {name}; raise data.held_out, give data.held_out_path, "
+                f"or {otherwise.format(name)}"
             )
 
 

@@ -130,6 +130,7 @@ def prepare(config: Config, registry: Registry) -> Plan:
     _check_files(config)
     _check_reference_point(config)
     _check_rewards(plan)
+    _check_early_stop(plan)
     if not plan.propose(()):
         raise ConfigError(f"search: '{config.search.name}' proposes no candidate at all")
     return plan
@@ -227,3 +228,15 @@ def _check_rewards(plan: Plan) -> None:
         raise ConfigError(f"{reason}, but objectives.{without[0]} has no reward; add objectives.{without[0]}.reward")
     if plan.scored and config.data.margins == "implicit":
         raise ConfigError(f"data.margins: loss '{config.loss.name}' regresses on rewards; implicit ones are not enough")
+
+
+def _check_early_stop(plan: Plan) -> None:
+    """An early stop needs held-out pairs that are judged as the training pairs are."""
+    reason = None
+    if plan.config.rollouts is not None:
+        reason = "rollouts trains on fresh samples of the policy, and no held-out pair is like them"
+    elif plan.scored:
+        name = plan.config.loss.name
+        reason = f"loss '{name}' learns from reward differences of any responses, and held-out pairs are labelled ones"
+    if reason and plan.config.train.early_stop is not None:
+        raise ConfigError(f"train.early_stop: {reason}; leave it out, or train on labelled pairs, such as with dpo")

@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+from moalign.engine import memory
 from moalign.engine.train import train_together
 from moalign.engine.trainee import Trainee
 from moalign.errors import UserError
@@ -18,6 +19,7 @@ from moalign.types import Candidate
 
 PROBE_STEPS = 4  # the first is warm-up and does not count
 ROUNDS = 2  # each size is tried so often, in alternation, and its fastest step counts
+MEMORY_STEPS = 100  # at most so many steps are looked at for the largest pass
 AS_GOOD = 1.05  # times the best: within the noise, and the larger size waits less often
 
 
@@ -38,12 +40,16 @@ def groups(candidates: Sequence[Candidate], workshop: Workshop, size: int) -> li
 def measured_size(candidates: Sequence[Candidate], workshop: Workshop) -> tuple[int, dict[int, float]]:
     """How many candidates together take the least time for each, and the seconds per step and candidate found.
 
-    Tries one, half of them and all of them with throw-away steps. A size that does not work is out.
+    Tries one, half of them and all of them with throw-away steps. A size that does not work, or for which the memory
+    cannot suffice, is out.
     """
     trial = [candidate for candidate in candidates if not workshop.implicit([candidate])]
     sizes = sorted({1, -(-len(trial) // 2), len(trial)} - {0})
     seconds = dict.fromkeys(sizes, math.inf)
     if len(sizes) > 1:
+        room = memory.available(workshop.model.device)
+        _, needed = memory_of(trial, workshop, sizes)
+        sizes = [size for size in sizes if size == 1 or room is None or needed[size] <= room]
         for _ in range(ROUNDS):
             for size in sizes:
                 try:
@@ -58,6 +64,22 @@ def measured_size(candidates: Sequence[Candidate], workshop: Workshop) -> tuple[
     return max(fast, default=1), seconds
 
 
+def memory_of(
+    candidates: Sequence[Candidate], workshop: Workshop, numbers: Sequence[int]
+) -> tuple[int, dict[int, int]]:
+    """Bytes of the base, and what so many of these together take beyond it at the most.
+
+    Looks at steps spread over the training; of rollouts only the first round is known before.
+    """
+    settings = workshop.plan.config.train
+    source = batch_source(candidates[0], workshop)
+    steps = range(0, settings.steps, -(-settings.steps // MEMORY_STEPS)) if source.cacheable else range(1)
+    formula = memory.measure(workshop.model, settings.gradient_checkpointing)
+    sizes = [memory.passes(workshop.model, *source.at(step), settings.tokens_per_pass) for step in steps]
+    beyond = {number: max(formula.training(number, each) for each in sizes) - formula.base for number in numbers}
+    return formula.base, beyond
+
+
 def _seconds_per_candidate(candidates: Sequence[Candidate], workshop: Workshop) -> float:
     times: list[float] = []
     first = candidates[0].id
@@ -70,7 +92,7 @@ def _seconds_per_candidate(candidates: Sequence[Candidate], workshop: Workshop) 
     trainees = []
     for candidate, slot in zip(candidates, slots(len(candidates)), strict=True):
         job = job_of(candidate, workshop, ())
-        job = replace(job, settings=job.settings.model_copy(update={"steps": PROBE_STEPS}))
+        job = replace(job, settings=job.settings.model_copy(update={"steps": PROBE_STEPS, "early_stop": None}))
         watch = on_step if candidate.id == first else ignore
         trainees.append(Trainee(job, batch_source(candidate, workshop, slot), slot, watch))
     train_together(workshop.model, trainees, workshop.cache, workshop.accelerator)

@@ -186,16 +186,13 @@ def _difference(founds: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str
 
 
 def _timing(title: str, ways: Mapping[str, Sequence[Mapping[str, Any]]], notes: Sequence[str]) -> tables.Table:
-    seconds = {way: [found["step_seconds"] for found in founds] for way, founds in ways.items()}
+    seconds = {way: {found["seed"]: found["step_seconds"] for found in founds} for way, founds in ways.items()}
     first = next(iter(seconds.values()))
-    rows = [
-        [
-            way,
-            f"{statistics.median(times) * measure.MILLISECONDS:.1f}",
-            str(measure.Ratio.of(times, first)) if len(times) == len(first) else "",
-        ]
-        for way, times in seconds.items()
-    ]
+    rows = []
+    for way, times in seconds.items():
+        both = [seed for seed in times if seed in first]
+        ratio = measure.Ratio.of([times[seed] for seed in both], [first[seed] for seed in both]) if both else ""
+        rows.append([way, f"{statistics.median(times.values()) * measure.MILLISECONDS:.1f}", str(ratio)])
     return tables.Table(title, ("way", "ms a step and candidate", "times the first (quartiles)"), rows, notes)
 
 

@@ -169,6 +169,8 @@ def _front(title: str, ways: Mapping[str, Sequence[Mapping[str, Any]]], notes: S
         "of the first way's",
         *(["sweep, s"] if timed else []),
     )
+    if len({tuple(found["seed"] for found in founds) for founds in ways.values()}) > 1:
+        notes = ["Not every way was run on every seed: means differ by that too, the differences do not.", *notes]
     return tables.Table(title, columns, rows, notes)
 
 

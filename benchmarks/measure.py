@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import statistics
 import sys
 import tempfile
@@ -200,4 +201,4 @@ def _version(distribution: str) -> str | None:
 
 
 def command_line(module: str) -> str:
-    return " ".join(["python -m", module, *sys.argv[1:]])
+    return " ".join(["python -m", module, *map(shlex.quote, sys.argv[1:])])

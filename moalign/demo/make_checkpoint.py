@@ -16,6 +16,7 @@ from moalign.demo.enumeration import enumerate_replies, reply_logps
 from moalign.errors import MoalignError
 
 BEGIN, END, PADDING = "<bos>", "<eos>", "<pad>"
+LAYERS = 2
 STEPS, ROWS, LEARNING_RATE, SEED = 2800, 64, 4e-3, 0
 LEAST_MASS = 0.99  # of probability on the enumerated replies, the mean over held-out prompts
 
@@ -52,13 +53,13 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def make_model(tokenizer: PreTrainedTokenizerFast, layers: int = LAYERS) -> LlamaForCausalLM:
     """About half a million untrained parameters; few layers, because a small step costs its number of calls."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
         intermediate_size=352,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=128,
@@ -101,12 +102,12 @@ def _row(tokenizer: PreTrainedTokenizerFast, prompt: str, reply: str) -> tuple[t
     return torch.tensor(begin + answer), torch.tensor([0] * len(begin) + answer)
 
 
-def main(directory: Path) -> None:
+def main(directory: Path, layers: int = LAYERS, steps: int = STEPS) -> None:
     """Write the checkpoint, as float16; raise MoalignError where too little mass is on the grammar."""
     torch.set_num_threads(1)
     tokenizer = make_tokenizer()
-    model = make_model(tokenizer)
-    train(model, tokenizer)
+    model = make_model(tokenizer, layers)
+    train(model, tokenizer, steps)
     model.half().save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     shipped = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)

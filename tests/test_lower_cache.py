@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from sweeps import small_config, write_pairs
 from test_layout import random_sequences
 from test_shared_prefix import GPT, SHARING, SMALL, load  # noqa: F401
-from test_together import CANDIDATES, jobs, largest, noting, result
+from test_together import ALIKE, jobs, largest, noting, result
 
 from moalign import lora, registry, storage
 from moalign.engine import shards
@@ -335,7 +335,7 @@ def workshop(tiny_model_path, pairs) -> Workshop:
 def trained(workshop: Workshop, all_jobs: list[Job], cache: LogpCache, cacheable: bool = True) -> tuple[Any, Any]:
     losses: list[list[float]] = [[] for _ in all_jobs]
     trainees = []
-    for candidate, job, slot, mine in zip(CANDIDATES, all_jobs, slots(len(all_jobs)), losses, strict=False):
+    for candidate, job, slot, mine in zip(ALIKE, all_jobs, slots(len(all_jobs)), losses, strict=False):
         drawn: Any = batch_source(candidate, workshop, slot)
         source = replace(drawn, cacheable=cacheable)
         trainees.append(Trainee(job, source, slot, noting(mine)))
@@ -349,7 +349,7 @@ def test_fifty_steps_with_known_rows_are_fifty_steps(workshop, tmp_path, number,
     model = workshop.model
     chosen = [
         replace(job, settings=job.settings.model_copy(update={"gradient_checkpointing": checkpointing}))
-        for job in jobs(workshop)[:number]
+        for job in jobs(workshop, ALIKE)[:number]
     ]
     expected, losses = trained(workshop, chosen, LogpCache(model))
     for attempt in range(2):
@@ -369,7 +369,7 @@ def test_candidates_with_different_rows_agree_too(workshop, tmp_path):
     model = workshop.model
     chosen = [
         replace(job, settings=job.settings.model_copy(update={"steps": 12, "tokens_per_pass": limit}))
-        for job, limit in zip(jobs(workshop), (None, 60, None), strict=True)
+        for job, limit in zip(jobs(workshop, ALIKE), (None, 60, None), strict=True)
     ]
     expected, _ = trained(workshop, chosen, LogpCache(model))
     for _ in range(2):
@@ -379,5 +379,5 @@ def test_candidates_with_different_rows_agree_too(workshop, tmp_path):
 
 def test_what_is_sampled_is_not_kept(workshop, tmp_path):
     cache = LogpCache(workshop.model, lower=LowerCache(workshop.model, tmp_path, LARGE))
-    trained(workshop, jobs(workshop)[:1], cache, cacheable=False)
+    trained(workshop, jobs(workshop, ALIKE)[:1], cache, cacheable=False)
     assert cache.lower is not None and cache.lower.skipped == 0 and not list(tmp_path.iterdir())

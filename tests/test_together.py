@@ -29,10 +29,17 @@ from moalign.sweeps.workshop import Workshop, open_workshop
 from moalign.types import Candidate, Preference
 
 STEPS = 50
-CANDIDATES = [
-    Candidate(f"c{number}", Preference("weights", {"harmless": share, "helpful": 1 - share}))
-    for number, share in enumerate((0.0, 0.3, 0.8))
-]
+
+
+def candidates(*shares: float) -> list[Candidate]:
+    return [
+        Candidate(f"c{number}", Preference("weights", {"harmless": share, "helpful": 1 - share}))
+        for number, share in enumerate(shares)
+    ]
+
+
+CANDIDATES = candidates(0.0, 0.3, 0.8)  # the first one trains on pairs of its own
+ALIKE = candidates(0.1, 0.3, 0.8)  # all of them train on the same pairs
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +66,16 @@ def workshop(request, tiny_model_path, pairs) -> Workshop:
     return open_workshop(prepare(settings, registry.discover()), Path(), Observer(), keep_cache=False)
 
 
-def jobs(workshop: Workshop) -> list[Job]:
-    """Preference, learning rate, schedule, strength of the KL term and number of steps all differ."""
-    changes: list[dict[str, Any]] = [{}, {"lr": 5e-3, "schedule": "constant"}, {"lr": 1e-3, "steps": STEPS - 7}]
+def jobs(workshop: Workshop, among: list[Candidate] = CANDIDATES) -> list[Job]:
+    """Preference, learning rate, schedule, strength of the KL term and number of steps all differ, and the pairs: the
+    first one's preference is for one objective alone.
+
+    The rate of the second is below 5e-3, where the last bit of a first weight makes 1e-2 of a log-probability in 50
+    steps, also alone.
+    """
+    changes: list[dict[str, Any]] = [{}, {"lr": 3e-3, "schedule": "constant"}, {"lr": 1e-3, "steps": STEPS - 7}]
     made = []
-    for candidate, change, beta in zip(CANDIDATES, changes, (0.3, 0.1, 0.5), strict=True):
+    for candidate, change, beta in zip(among, changes, (0.3, 0.1, 0.5), strict=True):
         job = job_of(candidate, workshop, ())
         objective = job.objective.model_copy(update={"beta": beta})
         made.append(replace(job, settings=job.settings.model_copy(update=change), objective=objective))
@@ -90,10 +102,12 @@ def noting(losses: list[float]) -> Callable[[int, dict[str, Any]], None]:
     return lambda step, metrics: losses.append(metrics["loss"])
 
 
-def in_one_pass(workshop: Workshop, all_jobs: list[Job]) -> tuple[list[Trainee], list[list[float]]]:
+def in_one_pass(
+    workshop: Workshop, all_jobs: list[Job], among: list[Candidate] = CANDIDATES
+) -> tuple[list[Trainee], list[list[float]]]:
     losses: list[list[float]] = [[] for _ in all_jobs]
     trainees = []
-    for candidate, job, slot, mine in zip(CANDIDATES, all_jobs, slots(3), losses, strict=True):
+    for candidate, job, slot, mine in zip(among, all_jobs, slots(3), losses, strict=True):
         trainees.append(Trainee(job, batch_source(candidate, workshop, slot), slot, noting(mine)))
     train_together(workshop.model, trainees, LogpCache(workshop.model), Accelerator())
     return trainees, losses
@@ -104,9 +118,11 @@ def largest(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> 
     return max(float((first[name] - second[name]).abs().max()) for name in first)
 
 
-def test_a_candidate_in_a_pass_of_three_is_the_candidate_trained_alone(workshop):
-    expected = [alone(workshop, job, candidate) for job, candidate in zip(jobs(workshop), CANDIDATES, strict=True)]
-    trainees, losses = in_one_pass(workshop, jobs(workshop))
+@pytest.mark.parametrize("among", [CANDIDATES, ALIKE], ids=["other pairs", "the same pairs"])
+def test_a_candidate_in_a_pass_of_three_is_the_candidate_trained_alone(workshop, among):
+    all_jobs = jobs(workshop, among)
+    expected = [alone(workshop, job, candidate) for job, candidate in zip(all_jobs, among, strict=True)]
+    trainees, losses = in_one_pass(workshop, all_jobs, among)
     tensors = [result(workshop.model, workshop, trainee.slot) for trainee in trainees]
     for trainee, mine, found, (truth, true_losses) in zip(trainees, losses, tensors, expected, strict=True):
         assert trainee.result.steps == len(mine) == len(true_losses)
@@ -251,6 +267,20 @@ def test_sizes_are_tried_again_where_no_one_is_clearly_faster(workshop, monkeypa
     assert costs({1: [1.0, 1.0], 2: [1.04], 3: [1.2, 1.04]}) == 3  # as good, within what times vary by
 
 
+def test_pairs_that_cannot_count_take_no_place(workshop):
+    """Under a rule that weighs judges, a candidate for one objective alone trains on that objective's pairs."""
+    train = workshop.material.train
+    assert train is not None
+    only, middle, other = (workshop.pairs_for(candidate) for candidate in CANDIDATES)
+    assert middle is other is train
+    assert set(only.pair_objective) == {workshop.plan.objectives.index("helpful")}
+    assert len(only.pairs) == (train.pair_objective == only.pair_objective[0]).sum()
+    assert workshop.pairs_for(CANDIDATES[0]) is only
+    assert together.groups([*CANDIDATES, *ALIKE], workshop, 6) == (
+        [[CANDIDATES[0]], [*CANDIDATES[1:], *ALIKE]] if workshop.model.upper else [[*CANDIDATES, *ALIKE]]
+    )
+
+
 def test_an_adapted_head_cannot_be_shared(tiny_model_path, pairs, tmp_path):
     model = {"path": str(tiny_model_path), "lora": {"r": 2, "targets": ["q_proj", "lm_head"]}}
     settings = small_config(tiny_model_path, pairs, model=model, train={"steps": 1, "together": 2})
@@ -272,7 +302,7 @@ def test_layers_below_the_adapters_run_once_for_all_candidates(tiny_model_path, 
             layer.register_forward_hook(lambda _, args, output, n=n, seen=seen: seen.append((n, len(output))))
             for n, layer in enumerate(stack)
         ]
-        in_one_pass(workshop, [job_of(candidate, workshop, ()) for candidate in CANDIDATES])
+        in_one_pass(workshop, [job_of(candidate, workshop, ()) for candidate in ALIKE], ALIKE)
         for hook in hooks:
             hook.remove()
         (_, below), (_, above) = seen[-2:]  # of the last pass that was trained

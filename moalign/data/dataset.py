@@ -76,6 +76,14 @@ def with_rewards(dataset: PairDataset, rewards: NDArray[np.floating]) -> PairDat
     return replace(dataset, rewards=values, warnings=reward_warnings(values, dataset.objectives))
 
 
+def judged_by(dataset: PairDataset, objectives: Collection[int]) -> PairDataset:
+    """The pairs that one of these objectives (indices) judged, or that no single one did; all where there are none."""
+    kept = np.isin(dataset.pair_objective, [-1, *objectives])
+    if kept.all() or not kept.any():
+        return dataset
+    return _of_pairs(dataset, kept, dataset.counts)
+
+
 def drop_unrewarded(dataset: PairDataset, objectives: Collection[str] | None = None) -> PairDataset:
     """Leave out the pairs in which a response lacks the reward of an objective, and count them.
 
@@ -92,6 +100,10 @@ def drop_unrewarded(dataset: PairDataset, objectives: Collection[str] | None = N
         names = [dataset.objectives[index] for index, lacks in zip(needed, unknown.T, strict=True) if np.all(lacks)]
         which = f"; no response has one for {', '.join(names)}" if names else ""
         raise DataError(f"all {dropped} pairs have a response that lacks a reward{which}")
+    return _of_pairs(dataset, kept, counts)
+
+
+def _of_pairs(dataset: PairDataset, kept: NDArray[np.bool_], counts: Mapping[str, int]) -> PairDataset:
     return replace(
         dataset,
         pairs=dataset.pairs[kept],

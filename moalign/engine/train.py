@@ -198,12 +198,13 @@ def _losses(
     layout = frozen[0].layout if len(members) == 1 else _joined(model, members)
     copies = len(members) if model.upper and len(frozen_of) == 1 else 1  # all members have the same rows
     rows = tuple(len(share.part.rows) for share in members)
+    lengths: tuple[int, ...] | None = tuple(own.layout.input_ids.shape[1] for own in frozen)
     if sum(rows) != len(layout.input_ids):  # beyond a window: a row for each sequence
-        rows = tuple(len(share.part.sequences) for share in members)
+        rows, lengths = tuple(len(share.part.sequences) for share in members), None
     seeds = None
     if model.adapter_dropout and at is not None:
         seeds = tuple(derive(s.trainee.job.seed, "dropout", s.trainee.job.candidate, *at) for s in members)
-    mixture = Mixture(tuple(s.trainee.slot for s in members), rows, seeds)
+    mixture = Mixture(tuple(s.trainee.slot for s in members), rows, seeds, lengths)
     losses: list[Tensor | None] = []
     once = copied(model.upper, len(layout.input_ids) // copies, copies) if copies > 1 else nullcontext()
     known = cache.skipping(layout, copies, keep=frozen[0].keep and len(frozen_of) == 1)

@@ -140,7 +140,7 @@ def adapted_head(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tenso
             down, up = _factors(head, adapter)
             mine = hidden.to(down.dtype)
             if isinstance(head, AdaptedLinear) and mixture is not None and mixture.dropout_seeds is not None:
-                mine = head.drop(mine, adapter, mixture.dropout_seeds[0])
+                mine = head.drop(mine, adapter, mixture.dropout_seeds[0], (1, None))
             inputs.append((mine @ down.t() * head.scaling[adapter]).to(hidden.dtype))
             columns.append(up.to(weight.dtype))
     return torch.cat(inputs, -1), torch.cat(columns, -1), bias

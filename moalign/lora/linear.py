@@ -27,12 +27,20 @@ from moalign.seeds import derive
 class Mixture:
     """Whose rows stand in the batch: the first ``rows[0]`` go through the adapter ``slots[0]``, and so on.
 
-    ``dropout_seeds``: one per slot where adapter dropout is on, else None; masks are a function of seed and layer.
+    ``dropout_seeds``: one per slot where adapter dropout is on, else None. ``lengths``: that of each candidate's own
+    rows, without the padding that others bring (None: as long as the batch's). Masks are a function of seed, layer and
+    the candidate's own rows, whoever else is in the batch.
     """
 
     slots: tuple[str, ...]
     rows: tuple[int, ...]
     dropout_seeds: tuple[int, ...] | None = None
+    lengths: tuple[int, ...] | None = None
+
+    @property
+    def shapes(self) -> list[tuple[int, int | None]]:
+        """Rows of each candidate, and their own length."""
+        return list(zip(self.rows, self.lengths or [None] * len(self.rows), strict=True))
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ class AdaptedLinear(LoraLinear):
             return _Linear.apply(x, base.weight, base.bias, ends, scalings, a, b)
         rows = x.flatten(0, -2).to(a.dtype)
         if mixture.dropout_seeds is not None:
-            parts = zip(_split(rows, ends), mixture.slots, mixture.dropout_seeds, strict=True)
+            parts = zip(_split(rows, ends), mixture.slots, mixture.dropout_seeds, mixture.shapes, strict=True)
             rows = torch.cat([self.drop(*part) for part in parts])
         result = base(x)
         return result + _update(rows, ends, scalings, a, b).to(result.dtype).view(result.shape)
@@ -95,13 +103,16 @@ class AdaptedLinear(LoraLinear):
     def dropout_rate(self, slot: str) -> float:
         return getattr(self.lora_dropout[slot], "p", 0.0)
 
-    def drop(self, x: Tensor, slot: str, seed: int) -> Tensor:
-        """The adapter's dropout; the mask is a function of the seed, the layer and the shape."""
-        rate = self.dropout_rate(slot)
-        if not rate:
+    def drop(self, x: Tensor, slot: str, seed: int, shape: tuple[int, int | None]) -> Tensor:
+        """The adapter's dropout on one candidate's positions [n,in]; ``shape``: its rows and their own length."""
+        rate, (rows, length) = self.dropout_rate(slot), shape
+        if not rate or not rows:
             return x
         generator = torch.Generator(x.device).manual_seed(derive(seed, self.place))
-        return x * torch.empty_like(x).bernoulli_(1 - rate, generator=generator).div_(1 - rate)
+        mask = torch.ones_like(x).view(rows, -1, x.shape[-1])
+        own = mask[:, :length]
+        own.copy_(torch.empty_like(own).bernoulli_(1 - rate, generator=generator).div_(1 - rate))
+        return x * mask.view_as(x)
 
     def _is_plain(self, adapter: str) -> bool:
         dropping = adapter in self.lora_A and self.lora_dropout[adapter].training and self.dropout_rate(adapter)

@@ -243,8 +243,7 @@ def batch_source(candidate: Candidate, workshop: Workshop, slot: str = TRAINED) 
     config, material = workshop.plan.config, workshop.material
     train = workshop.plan.variant(candidate.changes).train
     if config.rollouts is None:
-        assert material.train is not None
-        return OfflineSource(material.train, config.seed, train.pairs_per_step)
+        return OfflineSource(workshop.pairs_for(candidate), config.seed, train.pairs_per_step)
     assert material.score is not None
     return RolloutSource(
         model=workshop.model,

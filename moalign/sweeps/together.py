@@ -28,13 +28,17 @@ AS_GOOD = 1.05  # times the best: within the noise, and the larger size waits le
 def groups(candidates: Sequence[Candidate], workshop: Workshop, size: int) -> list[list[Candidate]]:
     """At most ``size`` together, evenly; those whose adapters are others' rewards come before the others.
 
-    A function of what was proposed, never of what is finished already, so that a resumed run trains the same together.
+    Where layers below the adapters run once for all, which takes the same rows, those who train on the same pairs. A
+    function of what was proposed, never of what is finished already, so that a resumed run trains the same together.
     """
-    first = [candidate for candidate in candidates if not workshop.implicit([candidate])]
+    stages: dict[tuple[bool, int], list[Candidate]] = {}
+    for candidate in candidates:
+        rows = id(workshop.pairs_for(candidate)) if workshop.model.upper and workshop.material.train else 0
+        stages.setdefault((bool(workshop.implicit([candidate])), rows), []).append(candidate)
     made = []
-    for stage in (first, [candidate for candidate in candidates if candidate not in first]):
+    for _, stage in sorted(stages.items(), key=lambda item: item[0][0]):  # stable: else in the order of proposal
         number = -(-len(stage) // size)
-        ends = [len(stage) * (part + 1) // number for part in range(number)] if number else []
+        ends = [len(stage) * (part + 1) // number for part in range(number)]
         made += [list(stage[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
     return made
 

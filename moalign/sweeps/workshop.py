@@ -8,7 +8,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from moalign.data.dataset import PairDataset
+from moalign.data.dataset import PairDataset, judged_by
 from moalign.engine import model as models
 from moalign.engine.evaluate import Evaluation, evaluate, samples
 from moalign.engine.model import LanguageModel
@@ -33,6 +33,19 @@ class Workshop:
     accelerator: Accelerator
     first_round: dict[str, PairDataset] = field(default_factory=dict)
     slots: dict[str, str] = field(default_factory=dict)
+    _pairs: dict[tuple[int, ...], PairDataset] = field(default_factory=dict)
+
+    def pairs_for(self, candidate: Candidate) -> PairDataset:
+        """The training pairs that can count for this candidate; the same object for all who train on the same."""
+        train = self.material.train
+        assert train is not None
+        if not self.plan.combiner.weighs_judges:
+            return train
+        vector = candidate.preference.vector(self.plan.objectives)
+        wanted = tuple(index for index, value in enumerate(vector) if value)
+        if wanted not in self._pairs:
+            self._pairs[wanted] = judged_by(train, wanted)
+        return self._pairs[wanted]
 
     def implicit(self, candidates: Sequence[Candidate]) -> list[str]:
         """The objectives whose reward has to come from a one-hot adapter, where any of the candidates needs margins."""

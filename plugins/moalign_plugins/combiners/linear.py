@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from moalign.api import Batch, Combiner, PairTerms, PluginError, Preference, PreferenceError, pair_preference
 
@@ -17,6 +17,8 @@ class Linear(Combiner):
     with their weights (a pair that no single objective judged counts once). Regression losses get the scalarised reward
     difference. Directions work too; with a negative component only where no pair is labelled by that objective.
     """
+
+    weighs_judges: ClassVar[bool] = True
 
     def check(self, preference: Preference) -> None:
         if preference.kind == "thresholds":

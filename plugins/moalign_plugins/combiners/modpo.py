@@ -26,6 +26,7 @@ class MODPO(Combiner):
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"labelled"})
+    weighs_judges: ClassVar[bool] = True
 
     def check(self, preference: Preference) -> None:
         if preference.kind != "weights":

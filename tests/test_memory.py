@@ -230,6 +230,7 @@ def test_sizes_that_cannot_fit_are_not_tried(workshops, monkeypatch):
     base, needed = together.memory_of(candidates, workshop, [1, 2, 4])
     assert base == memory.measure(workshop.model).base
     assert needed[4] == pytest.approx(4 * needed[1], rel=1e-3)
+    monkeypatch.setattr(together, "MEASURED_FROM", 1)
     monkeypatch.setattr(memory, "available", lambda device: needed[2])
     size, seconds = together.measured_size(candidates, workshop)
     assert size <= 2 and set(seconds) == {1, 2} and math.isfinite(seconds[2])

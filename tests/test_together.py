@@ -235,6 +235,7 @@ def test_where_memory_does_not_suffice_half_are_trained_at_a_time(tiny_model_pat
 
 def test_how_many_together_is_measured_once_and_kept(tiny_model_path, pairs, tmp_path, monkeypatch):
     settings = small_config(tiny_model_path, pairs, train={"steps": 2, "pairs_per_step": 4})
+    monkeypatch.setattr(together, "MEASURED_FROM", 2)
     monkeypatch.setattr(together, "seconds_per_candidate", lambda candidates, _: 1 / len(candidates))
     run.start(settings, tmp_path / "run", registry.discover(), Observer())
     events = [event for event in journal.read(tmp_path / "run" / "journal.jsonl") if event["event"] == "together"]
@@ -265,6 +266,17 @@ def test_sizes_are_tried_again_where_no_one_is_clearly_faster(workshop, monkeypa
     assert costs({1: [1.0, 0.5], 2: [0.9], 3: [0.9, 0.9]}) == 1  # the second time one by one was the faster
     assert costs({1: [1.0, 1.0], 2: [0.9], 3: [None, None]}) == 2
     assert costs({1: [1.0, 1.0], 2: [1.04], 3: [1.2, 1.04]}) == 3  # as good, within what times vary by
+
+
+def test_in_a_short_run_a_rule_decides(tiny_model_path, pairs, monkeypatch):
+    """Small passes wait for their overhead, large ones do not."""
+    monkeypatch.setattr(together, "seconds_per_candidate", None)  # it is not called
+    for overhead, expected in ((10_000.0, 3), (10.0, 1)):
+        settings = small_config(tiny_model_path, pairs, train={"steps": together.MEASURED_FROM - 1})
+        workshop = open_workshop(prepare(settings, registry.discover()), Path(), Observer(), keep_cache=False)
+        packing = replace(workshop.model.packing, overhead=overhead)
+        workshop.model = replace(workshop.model, packing=packing)
+        assert together.measured_size(CANDIDATES, workshop) == (expected, {})
 
 
 def test_pairs_that_cannot_count_take_no_place(workshop):

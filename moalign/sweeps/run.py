@@ -197,12 +197,11 @@ def _size(proposed: Sequence[Candidate], directory: Path, workshop: Workshop, ob
         if event["event"] == "together":
             return event["size"]
     if workshop.plan.config.train.together == "auto":
-        observer.on_phase("measuring how many candidates to train together")
+        observer.on_phase("finding how many candidates to train together")
     size, seconds = together.chosen_size(proposed, workshop)
-    if not seconds:
-        return size
-    journal.append(directory / journal.FILE, {"event": "together", "size": size})
-    if math.isfinite(seconds[1]) and len(seconds) > 1:
+    if workshop.plan.config.train.together == "auto":
+        journal.append(directory / journal.FILE, {"event": "together", "size": size})
+    if len(seconds) > 1 and math.isfinite(seconds[1]):
         steps = sum(workshop.plan.variant(candidate.changes).train.steps for candidate in proposed)
         expected, alone = seconds[size] * steps, seconds[1] * steps
         observer.on_phase(f"{size} together: {expected:.0f} s of training expected, one by one {alone:.0f} s")

@@ -19,6 +19,7 @@ from moalign.sweeps.workshop import Workshop
 from moalign.types import Candidate
 
 PROBE_STEPS = 3  # the first is warm-up and does not count
+MEASURED_FROM = 30  # steps; in fewer the probe's own would take more time than the right size can save
 BRIEFLY = 3.0  # seconds that the first tries may take if there are to be others
 CLEARLY = 0.85  # of the time of one by one: times vary less than that
 MEMORY_STEPS = 100  # at most so many steps are looked at for the largest pass
@@ -60,15 +61,18 @@ def chosen_size(candidates: Sequence[Candidate], workshop: Workshop) -> tuple[in
 def measured_size(candidates: Sequence[Candidate], workshop: Workshop) -> tuple[int, dict[int, float]]:
     """How many candidates together take the least time for each, and the seconds per step and candidate found.
 
-    Tries one and all of them with throw-away steps, and where all are not clearly faster also half of them; where steps
-    are short each again, because their times vary. A size that does not work, or for which the memory cannot suffice,
-    is out.
+    In a run too short for measuring a rule of thumb decides between one and all, and no seconds are found. Else one and
+    all of them are tried with throw-away steps, and where all are not clearly faster also half of them; where steps are
+    short each again, because their times vary. A size that does not work, or for which the memory cannot suffice, is
+    out.
     """
     trial = [candidate for candidate in candidates if not workshop.implicit([candidate])]
     sizes = _sizes_with_room(trial, workshop)
     seconds = dict.fromkeys(sizes, math.inf)
     if len(sizes) == 1:
         return 1, seconds
+    if workshop.plan.config.train.steps < MEASURED_FROM:
+        return (sizes[-1] if _waits(trial[0], workshop) else 1), {}
     begin = time.monotonic()
     for size in (1, sizes[-1]):
         _try(size, trial, workshop, seconds)
@@ -79,6 +83,13 @@ def measured_size(candidates: Sequence[Candidate], workshop: Workshop) -> tuple[
     best = min(seconds.values())
     fast = [size for size in sizes if math.isfinite(best) and seconds[size] <= AS_GOOD * best]
     return max(fast, default=1), seconds
+
+
+def _waits(candidate: Candidate, workshop: Workshop) -> bool:
+    """Whether a pass of this candidate alone is so small that its overhead takes more time than its positions do."""
+    model, settings = workshop.model, workshop.plan.variant(candidate.changes).train
+    first = memory.passes(model, *batch_source(candidate, workshop).at(0), settings.tokens_per_pass)
+    return sum(size.positions for size in first) <= model.packing.overhead * len(first)
 
 
 def _sizes_with_room(trial: Sequence[Candidate], workshop: Workshop) -> list[int]:

@@ -28,7 +28,8 @@ class ConsoleObserver(Observer):
         self._finished = 0
         self._started = time.monotonic()
         self._here = 0
-        self._steps_done: dict[str, int] = {}  # by candidate; several may be under way
+        self._steps_of: dict[str, int] = {}  # by candidate: a search may give one fewer steps than others
+        self._share_done: dict[str, float] = {}  # by candidate; several may be under way
 
     def close(self) -> None:
         if self._bar is not None:
@@ -64,28 +65,28 @@ class ConsoleObserver(Observer):
             self._task = self._bar.add_task("", total=self._expected * self._steps, completed=finished * self._steps)
 
     def on_candidate_start(self, candidate: Candidate) -> None:
+        self._steps_of[candidate.id] = candidate.changes.get("train.steps", self._steps)
         if self._bar is not None:
             self._bar.update(self._task, description=candidate.id)
 
     def on_step(self, candidate: Candidate, step: int, metrics: dict[str, Any]) -> None:
         if "skipped" in metrics:
             self.console.print(f"{candidate.id}: step {step} was skipped: {metrics['skipped']}", markup=False)
-        self._steps_done[candidate.id] = step + 1
+        steps = self._steps_of.get(candidate.id, self._steps)
+        self._share_done[candidate.id] = (step + 1) / steps
         if self._bar is not None:
-            done = self._finished * self._steps + sum(self._steps_done.values())
-            self._bar.update(self._task, description=candidate.id, completed=done)
-        elif (step + 1) % max(1, self._steps // LINES_PER_CANDIDATE) == 0:
+            self._bar.update(self._task, description=candidate.id, completed=self._completed())
+        elif (step + 1) % max(1, steps // LINES_PER_CANDIDATE) == 0:
             loss = metrics.get("loss")
             shown = f", loss {loss:.4f}" if isinstance(loss, float) else ""
-            self.console.print(f"{candidate.id}: step {step + 1} of {self._steps}{shown}{self._left()}", markup=False)
+            self.console.print(f"{candidate.id}: step {step + 1} of {steps}{shown}{self._left()}", markup=False)
 
     def on_candidate_end(self, outcome: Outcome) -> None:
         self._here += 1
-        self._steps_done[outcome.id] = self._steps
+        self._share_done[outcome.id] = 1.0
         if self._bar is not None:
             total = max(self._expected, self._finished + self._here) * self._steps
-            done = self._finished * self._steps + sum(self._steps_done.values())
-            self._bar.update(self._task, completed=done, total=total)
+            self._bar.update(self._task, completed=self._completed(), total=total)
         if outcome.status == "failed":
             self.console.print(f"[red]failed[/] {outcome.id}: ", end="")
             self.console.print(outcome.error, markup=False)
@@ -97,8 +98,12 @@ class ConsoleObserver(Observer):
     def on_run_end(self, front: dict[str, Any]) -> None:
         self.close()
 
+    def _completed(self) -> int:
+        """Steps, as if every candidate took the configuration's."""
+        return round((self._finished + sum(self._share_done.values())) * self._steps)
+
     def _left(self) -> str:
-        done = sum(self._steps_done.values()) / self._steps
+        done = sum(self._share_done.values())
         remaining = self._expected - self._finished - done
         seconds = (time.monotonic() - self._started) / done * max(0.0, remaining)
         return f", about {duration(seconds)} left"

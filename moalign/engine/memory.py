@@ -51,6 +51,7 @@ PROBES = (
     (2, 4, 2),
 )  # prompts, their length, that of the two responses to each
 SLOTS = (TRAINED, f"{TRAINED}1")
+RESIDENT = 1.5  # resident memory on a CPU, times what tensors take: fragments, and the libraries' own buffers
 UNIT = 16  # tokens that those lengths are counted in, fewer where a model has no positions for them
 LONGEST = 7  # of prompt and response, in units
 
@@ -147,7 +148,7 @@ class Memory:
 
 
 def available(device: torch.device) -> int | None:
-    """Bytes that can still be taken on this device, as the system tells it; None where it does not."""
+    """Bytes of tensors that still fit on this device, as the system tells it; None where it does not."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
@@ -156,7 +157,7 @@ def available(device: torch.device) -> int | None:
     except OSError:
         return None
     told = {name: value for name, _, value in (line.partition(":") for line in lines)}.get("MemAvailable")
-    return None if told is None else int(told.split()[0]) * 1024
+    return None if told is None else int(int(told.split()[0]) * 1024 / RESIDENT)
 
 
 def passes(model: LanguageModel, dataset: PairDataset, pairs: np.ndarray, limit: int | None = None) -> list[PassSize]:

@@ -129,7 +129,10 @@ def work(request: Request, connection: Connection) -> None:
         _train(workshop, request)  # slots and libraries' own workspaces are there before tensors are counted
     gc.collect()
     policy = workshop.model.policy
-    there = {tensor.data_ptr(): tensor.nbytes for tensor in (*policy.parameters(), *policy.buffers())}
+    tensors = {**dict(policy.named_parameters()), **dict(policy.named_buffers())}
+    # training lays the adapters out anew; the profiler does not see where those end that came before it
+    kept = [tensor for name, tensor in tensors.items() if device.type == "cuda" or "lora_" not in name]
+    there = {tensor.data_ptr(): tensor.nbytes for tensor in kept}
     allocated = sum(there.values()) + measure.allocated_bytes(lambda: _train(workshop, request), device)
     parts = _predicted(workshop, request)
     connection.send(("result", {"predicted": parts, "allocated": allocated, "resident": resident}))

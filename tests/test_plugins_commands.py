@@ -23,12 +23,10 @@ LETHAL = {
     "bad-exit-zero": ("import os; os._exit(0)", "broken", "with exit code 0"),
     "bad-segfault": ("import ctypes\nctypes.string_at(0)", "broken", "died of SIGSEGV"),
     "bad-hang": ("import time\nwhile True: time.sleep(1)", "broken", f"did not finish within {DEADLINE} seconds"),
-    "bad-later": (
-        GOOD.replace("class Good", "import os, sys\nif 'Good' in str(sys._getframe(1)): pass\nclass Good").replace(
-            "{module}:Good", "{module}_gone:Good"
-        ),
-        "faulty",
-        "objective 'bad-later' of bad-later 1.0 could not be imported from 'bad_later_gone:Good'",
+    "bad-late": (
+        GOOD.replace("{module}:Good", "{module}_inner:Good"),
+        "broken",
+        "importing objective 'bad-late' from 'bad_late_inner:Good' ended the process with exit code 9",
     ),
 }
 HARMLESS = {
@@ -52,6 +50,11 @@ HARMLESS = {
         "broken",
         "its hook `register_objectives` raised ValueError: in the middle",
     ),
+    "bad-target": (
+        GOOD.replace("{module}:Good", "{module}_gone:Good"),
+        "faulty",
+        "objective 'bad-target' of bad-target 1.0 could not be imported from 'bad_target_gone:Good'",
+    ),
     "bad-class": (GOOD.replace("{module}:Good", "collections:OrderedDict"), "faulty", "is not a subclass of"),
     "twin-a": (GOOD.replace('"{name}"', '"twin"'), "conflict", "also claimed by twin-b 1.0"),
     "twin-b": (GOOD.replace('"{name}"', '"twin"'), "conflict", "also claimed by twin-a 1.0"),
@@ -61,6 +64,7 @@ HARMLESS = {
 def _install(folder: Path, cases: dict[str, tuple[str, str, str]]) -> Path:
     for name, (source, _, _) in cases.items():
         install(folder, name, source)
+    (folder / "bad_late_inner.py").write_text("import os; os._exit(9)")
     install(folder, "good", "print('a stranger prints on standard output')\n" + GOOD)
     return folder
 
@@ -98,6 +102,7 @@ def test_doctor_says_how_to_mend_it(diagnosis):
     assert "install the missing module 'not_there'" in cures["bad-dependency"]
     assert "upgrade moalign" in cures["bad-newer"] and "upgrade moalign" in cures["bad-api"]
     assert "MOALIGN_DISABLE_PLUGINS=bad-exit " in cures["bad-exit"]
+    assert "MOALIGN_DISABLE_PLUGINS=bad-class:bad-class " in cures["bad-class"]
     assert "write 'twin-a:twin'" in cures["twin-a"]
 
 

@@ -105,7 +105,7 @@ def _merged(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def _finding(event: Mapping[str, Any], distribution: str, version: str) -> Iterable[Finding]:
-    without = DO_WITHOUT.format(registry.DISABLE_VARIABLE, distribution)
+    without = DO_WITHOUT.format(registry.DISABLE_VARIABLE, ":".join(filter(None, (distribution, event.get("name")))))
     match event["event"]:
         case "broken":
             about = f"(entry point '{event['entry_point']}')"

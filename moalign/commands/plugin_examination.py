@@ -39,14 +39,15 @@ def _examine(distribution: str, channel: IO[str]) -> None:
     kit = _kit()
     for installed, entry in entries:
         who = f"{entry.kind} '{entry.name}'"
+        subject = {"plugin": who, "name": entry.name}
         _tell(channel, "doing", what=f"importing {who} from '{entry.target}'")
         try:
             plugin = installed.load(entry)
         except registry.PluginError as error:
-            _tell(channel, "faulty", plugin=who, reason=str(error))
+            _tell(channel, "faulty", reason=str(error), **subject)
             continue
         _tell(channel, "doing", what=f"checking {who}")
-        _tell(channel, **_check(kit, entry.kind, plugin), plugin=who)
+        _tell(channel, **_check(kit, entry.kind, plugin), **subject)
     _tell(channel, "end")
 
 

@@ -3,6 +3,15 @@
 A plugin is a frozen pydantic model: its fields are its keys in the configuration, its class attributes say what it
 is, its methods compute. Fields are validated before any model is loaded, so a plugin's module should import torch
 inside the functions that use it, not at the top.
+
+A plugin says in the module of its entry point for which version of the hooks it is written: ``moalign_api_version = 1``
+(without that line: for whichever is there). A moalign whose ``API_VERSION`` is lower reports it and does not load it. A
+higher one loads it: within these hooks arguments are only ever added, and an implementation takes those that it names.
+A hook that may be missing in an older moalign is marked ``@hookimpl(optionalhook=True)``.
+
+The hooks, by the version that brought them:
+1  ``register_objectives(register)``, ``register_combiners(register)``, ``register_rewards(register)``,
+   ``register_searches(register)``, ``register_readers(register)``
 """
 
 from __future__ import annotations
@@ -53,9 +62,12 @@ Row = tuple[str, int, Mapping[str, Any]]  # file, line (or row number, from 1), 
 
 
 class Plugin(BaseModel):
-    """Base of every kind. Unknown keys are refused, fields cannot change after construction."""
+    """Base of every kind. Unknown keys are refused, fields cannot change after construction.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    The string below a field is what ``moalign plugins show`` says about it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Objective(Plugin):

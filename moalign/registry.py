@@ -17,17 +17,17 @@ import pluggy
 from pydantic import ValidationError
 
 from moalign.api import (
+    API_VERSION,
     ENTRY_POINT_GROUP,
     Combiner,
     Objective,
     Plugin,
     Reader,
-    Register,
     Reward,
     Search,
-    hookspec,
 )
 from moalign.errors import ConfigError, PluginError, UnknownPluginError
+from moalign.hooks import HookSpecifications, NewerAPIError, check
 from moalign.validation import explain, nearest
 
 KINDS: Mapping[str, type[Plugin]] = {
@@ -39,30 +39,6 @@ KINDS: Mapping[str, type[Plugin]] = {
 }
 LOAD_VARIABLE = "MOALIGN_LOAD_PLUGINS"
 DISABLE_VARIABLE = "MOALIGN_DISABLE_PLUGINS"
-
-
-class HookSpecifications:
-    """One hook per kind; a plugin implements those that it has something for."""
-
-    @hookspec
-    def register_objectives(self, register: Register) -> None:
-        """Register losses on token log-probabilities."""
-
-    @hookspec
-    def register_combiners(self, register: Register) -> None:
-        """Register rules that turn many objectives and a preference into one signal."""
-
-    @hookspec
-    def register_rewards(self, register: Register) -> None:
-        """Register scorers of responses."""
-
-    @hookspec
-    def register_searches(self, register: Register) -> None:
-        """Register searches over preferences."""
-
-    @hookspec
-    def register_readers(self, register: Register) -> None:
-        """Register dataset formats."""
 
 
 HOOKS: Mapping[str, str] = {
@@ -93,9 +69,22 @@ class Entry:
 
 @dataclass(frozen=True)
 class Broken:
-    """An entry point that could not be loaded, or that registered something it must not, and why."""
+    """An entry point that could not be loaded, or that registered something it must not: why, and how to mend it."""
 
     entry_point: str
+    distribution: str
+    version: str
+    reason: str
+    cure: str = ""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A plugin, or an entry point that was not even imported, because somebody asked for that."""
+
+    kind: str | None
+    """None for an entry point"""
+    name: str
     distribution: str
     version: str
     reason: str
@@ -108,6 +97,7 @@ class Registry:
     entries: tuple[Entry, ...]
     broken: tuple[Broken, ...] = ()
     disabled: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
     def of_kind(self, kind: str) -> list[Entry]:
         return sorted((entry for entry in self.entries if entry.kind == kind), key=lambda e: (e.name, e.distribution))
@@ -136,7 +126,9 @@ class Registry:
         if self.disabled:
             message += f" (disabled: {', '.join(self.disabled)})"
         for failure in self.broken:
-            message += f"\n  {failure.distribution} {failure.version} could not be loaded: {failure.reason}"
+            message += (
+                f"\n  {failure.distribution} {failure.version} could not be loaded: {failure.reason}; {failure.cure}"
+            )
         raise UnknownPluginError(message)
 
     def load(self, entry: Entry) -> type[Plugin]:
@@ -147,7 +139,9 @@ class Registry:
             module, _, attribute = target.partition(":")
             try:
                 target = getattr(importlib.import_module(module), attribute)
-            except (Exception, SystemExit) as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # SystemExit and what a stranger may derive from BaseException
                 raise PluginError(f"{who} could not be imported from '{target}': {_describe(error)}") from error
         if not (isinstance(target, type) and issubclass(target, KINDS[entry.kind])):
             raise PluginError(f"{who}: {target!r} is not a subclass of moalign.api.{KINDS[entry.kind].__name__}")
@@ -177,47 +171,73 @@ def discover(no_plugin: Iterable[str] = (), entry_points: Iterable[metadata.Entr
     ``distribution:name``. No exception of a plugin leaves this function; a name in ``no_plugin`` that
     nobody has raises UnknownPluginError.
     """
-    only = _names(os.environ.get(LOAD_VARIABLE, ""))
-    disabled = _names(os.environ.get(DISABLE_VARIABLE, "")) | set(no_plugin)
+    disabled = {name: f"--no-plugin {name}" for name in no_plugin}
+    disabled |= {name: f"{DISABLE_VARIABLE} names it" for name in _names(os.environ.get(DISABLE_VARIABLE, ""))}
     points = list(metadata.entry_points(group=ENTRY_POINT_GROUP) if entry_points is None else entry_points)
     entries: list[Entry] = []
     broken: list[Broken] = []
+    left_out: list[LeftOut] = []
     for point in sorted(points, key=lambda p: (p.value, p.name)):
-        distribution, version = _origin(point)
-        if distribution in disabled or (only and distribution not in only | {"moalign"}):
+        distribution, version = origin(point)
+        reason = disabled.get(distribution) or reason_to_leave_out(distribution)
+        if reason:
+            left_out.append(LeftOut(None, point.name, distribution, version, reason))
             continue
         try:
             entries += _collect(point, distribution, version)
-        except (Exception, SystemExit) as error:
-            broken.append(Broken(point.name, distribution, version, _describe(error)))
-    known = {entry.name for entry in entries} | {entry.full_name for entry in entries} | {_origin(p)[0] for p in points}
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit and what a stranger may derive from BaseException
+            broken.append(Broken(point.name, distribution, version, _describe(error), _cure(error, distribution)))
+    known = {entry.name for entry in entries} | {entry.full_name for entry in entries} | {origin(p)[0] for p in points}
     for name in sorted(set(no_plugin) - known):
         raise UnknownPluginError(f"--no-plugin {name}: there is no such plugin or distribution{nearest(name, known)}")
-    kept = tuple(entry for entry in entries if entry.name not in disabled and entry.full_name not in disabled)
-    return Registry(kept, tuple(broken), tuple(sorted(disabled)))
+    kept: list[Entry] = []
+    for entry in entries:
+        reason = disabled.get(entry.name) or disabled.get(entry.full_name)
+        if reason:
+            left_out.append(LeftOut(entry.kind, entry.name, entry.distribution, entry.version, reason))
+        else:
+            kept.append(entry)
+    return Registry(tuple(kept), tuple(broken), tuple(sorted(disabled)), tuple(left_out))
 
 
 def _collect(point: metadata.EntryPoint, distribution: str, version: str) -> list[Entry]:
     """The entries of one entry point, through a plugin manager of its own. All of them or, by exception, none."""
+    plugin = point.load()
+    check(plugin)
     manager = pluggy.PluginManager("moalign")
     manager.add_hookspecs(HookSpecifications)
-    manager.register(point.load(), name=point.name)
-    manager.check_pending()
+    manager.register(plugin, name=point.name)
     entries: list[Entry] = []
     for kind, hook in HOOKS.items():
 
         def register(name: str, target: str | type[Plugin], *, summary: str, paper: str = "", kind: str = kind) -> None:
-            if not name or ":" in name or name != name.strip():
+            if not isinstance(name, str) or not name or ":" in name or name != name.strip():
                 raise PluginError(f"{kind} name {name!r} is empty or has a colon or space at its edge")
             if any(entry.kind == kind and entry.name == name for entry in entries):
                 raise PluginError(f"{kind} '{name}' is registered twice")
+            if not isinstance(summary, str) or not summary.strip() or "\n" in summary:
+                raise PluginError(f"the summary of {kind} '{name}' is {summary!r}; write one line of text")
             entries.append(Entry(kind, name, target, summary, paper, distribution, version))
 
-        getattr(manager.hook, hook)(register=register)
+        try:
+            getattr(manager.hook, hook)(register=register)
+        except Exception as error:
+            raise PluginError(f"its hook `{hook}` raised {_describe(error)}") from error
     return entries
 
 
-def _origin(point: metadata.EntryPoint) -> tuple[str, str]:
+def reason_to_leave_out(distribution: str) -> str | None:
+    """Why the environment's variables keep a whole distribution from being imported; None where they do not."""
+    if distribution in _names(os.environ.get(DISABLE_VARIABLE, "")):
+        return f"{DISABLE_VARIABLE} names it"
+    only = _names(os.environ.get(LOAD_VARIABLE, ""))
+    return f"{LOAD_VARIABLE} does not name it" if only and distribution not in only | {"moalign"} else None
+
+
+def origin(point: metadata.EntryPoint) -> tuple[str, str]:
+    """Name and version of the distribution that an entry point came with."""
     dist = point.dist
     return (dist.name, dist.version) if dist is not None else (point.value.partition(":")[0], "unknown")
 
@@ -228,3 +248,15 @@ def _names(text: str) -> set[str]:
 
 def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _cure(error: BaseException, distribution: str) -> str:
+    """What whoever installed the distribution can do about it."""
+    module = error.name if isinstance(error, ImportError) and error.name else ""
+    if isinstance(error, NewerAPIError) or module.partition(".")[0] == "moalign":
+        return f"upgrade moalign (its plugin API is {API_VERSION}), or install another version of {distribution}"
+    if module and isinstance(error, ModuleNotFoundError):
+        return (
+            f"install the missing module '{module}', or everything anew: pip install --force-reinstall {distribution}"
+        )
+    return f"tell its author; until then {DISABLE_VARIABLE}={distribution} leaves it out"

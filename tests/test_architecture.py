@@ -18,12 +18,12 @@ PLUGINS = ROOT / "plugins"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "types", "seeds"),
     ("api", "validation"),
-    ("preference", "pareto", "storage", "ops"),
+    ("hooks", "preference", "pareto", "storage", "ops"),
     ("registry", "config", "data", "lora", "recipes"),
     ("engine",),
     ("sweeps",),
-    ("report", "demo", "progress"),
-    ("testing", "commands", "python"),
+    ("report", "demo", "progress", "testing"),
+    ("commands", "python"),
     ("cli", "__init__"),
     ("__main__",),
 )

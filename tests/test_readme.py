@@ -7,10 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import yaml
+from distributions import register
 from sweeps import write_pairs
 
 from moalign import config
@@ -93,6 +95,24 @@ def test_the_plugin_is_twenty_lines_and_works(tmp_path):
     done = shell(command, tmp_path, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     assert '"objective moalign-hinge:hinge": "0.1.0"' in (tmp_path / "runs" / "sweep" / "run.json").read_text()
+
+
+def test_the_commands_for_authors_work(tmp_path):
+    """As they stand, but for pip, which would ask the network: its part is done as an editable installation does it."""
+    new, install, run_tests, doctor = blocks("bash")[2].splitlines()
+    done = shell(new, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert install == "pip install --editable './moalign-hinge[test]'"
+    package = tmp_path / "moalign-hinge"
+    assert 'test = ["pytest"]' in (package / "pyproject.toml").read_text()
+    register(package, "moalign-hinge", "moalign_hinge", "0.1.0")
+    search = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH", "")]))
+    if find_spec("moalign.testing"):
+        done = shell(run_tests, tmp_path, PYTHONPATH=search)
+        assert done.returncode == 0, done.stdout + done.stderr
+    done = shell(doctor, tmp_path, PYTHONPATH=search)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "moalign-hinge 0.1.0: 1 plugin" in done.stdout and "nothing is broken" in done.stdout
 
 
 def test_the_tree_names_what_is_there():

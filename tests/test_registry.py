@@ -178,7 +178,13 @@ def test_a_target_that_is_no_plugin_is_refused():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["plugins", "list"], ["plugins", "show", "dpo"], ["plugins", "show", "qa-feedback"]]
+    "arguments",
+    [
+        ["plugins", "list"],
+        ["plugins", "list", "--all"],
+        ["plugins", "show", "dpo"],
+        ["plugins", "show", "qa-feedback", "--json"],
+    ],
 )
 def test_listing_and_showing_import_no_torch(arguments):
     code = (

@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 from rich.console import Console
 
-from moalign import config as configuration
 from moalign import registry
-from moalign.config import PluginChoice
 from moalign.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True)
@@ -37,6 +34,8 @@ def check(
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Counts per objective, ties, conflicts between objectives, lengths, and what was refused with file and line."""
+    from moalign import config as configuration  # YAML and all settings, which only this group of commands needs
+    from moalign.config import PluginChoice
     from moalign.data import check as checking
     from moalign.data.loading import read_file
     from moalign.sweeps.plan import readers_for
@@ -66,6 +65,8 @@ def check(
 
 
 def _options(pairs: list[str]) -> dict[str, object]:
+    import yaml
+
     options: dict[str, object] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")

@@ -1,0 +1,51 @@
+"""Distributions as pip leaves them: a module, and a dist-info folder with the entry point."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+GOOD = '''
+from moalign.api import Objective, hookimpl
+
+class Good(Objective):
+    """A loss of ones."""
+    beta: float = 0.1
+    """how strong"""
+    def loss(self, batch, terms):
+        return terms.weight * 0 + 1
+
+@hookimpl
+def register_objectives(register):
+    register("{name}", "{module}:Good", summary="a loss of ones", paper="arXiv:0000.00000")
+'''
+
+
+def install(folder: Path, name: str, source: str, version: str = "1.0", group: str = "moalign") -> None:
+    """``source`` is the text of the module; {name} and {module} in it stand for the two."""
+    module = name.replace("-", "_")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{module}.py").write_text(source.replace("{name}", name).replace("{module}", module))
+    register(folder, name, module, version, group)
+
+
+def register(folder: Path, name: str, module: str, version: str = "1.0", group: str = "moalign") -> None:
+    """The dist-info folder alone."""
+    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (info / "entry_points.txt").write_text(f"[{group}]\n{name} = {module}\n")
+
+
+def moalign(*arguments: object, path: tuple[Path, ...] = (), **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command line with folders in front of the path."""
+    search = os.pathsep.join(filter(None, [*map(str, path), os.environ.get("PYTHONPATH", "")]))
+    return subprocess.run(
+        [sys.executable, "-m", "moalign", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": search} | environment,
+    )

@@ -22,8 +22,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("registry", "config", "data", "lora", "recipes"),
     ("engine",),
     ("sweeps",),
-    ("report", "demo", "progress"),
-    ("testing", "commands", "python"),
+    ("report", "demo", "progress", "testing"),
+    ("commands", "python"),
     ("cli", "__init__"),
     ("__main__",),
 )

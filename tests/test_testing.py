@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import random
+import re
 import subprocess
 import sys
 
@@ -21,6 +23,11 @@ from moalign.testing import (
     check_reader,
     check_reward,
     check_search,
+    combiner,
+    objective,
+    reader,
+    reward,
+    search,
 )
 
 REGISTRY = discover()
@@ -101,15 +108,22 @@ CHECKS = {
     rewards: check_about_primes,
     readers: check_answers,
 }
+PARTS = {objectives: objective, combiners: combiner, searches: search, rewards: reward, readers: reader}
 WRONG = [(check, plugin, words) for folder, check in CHECKS.items() for plugin, words in folder.WRONG.items()]
 UNUSUAL = [(check, plugin) for folder, check in CHECKS.items() for plugin in folder.UNUSUAL]
 
 
+@functools.cache
+def review_of(check, plugin):
+    with pytest.raises(ConformanceError) as caught:
+        check(plugin())
+    return str(caught.value)
+
+
 @pytest.mark.parametrize(("check", "plugin", "words"), WRONG, ids=lambda each: getattr(each, "__name__", ""))
 def test_what_is_wrong_in_one_way_is_caught_and_named(check, plugin, words):
-    with pytest.raises(ConformanceError, match=words) as caught:
-        check(plugin())
-    message = str(caught.value)
+    message = review_of(check, plugin)
+    assert re.search(words, message), message
     assert plugin.__name__ in message
     assert all(f"\n  {part}" in message for part in ("tried:", "got:", "change:", "check:"))
 
@@ -117,6 +131,13 @@ def test_what_is_wrong_in_one_way_is_caught_and_named(check, plugin, words):
 @pytest.mark.parametrize(("check", "plugin"), UNUSUAL, ids=lambda each: getattr(each, "__name__", ""))
 def test_what_is_unusual_and_right_conforms(check, plugin):
     check(plugin())
+
+
+@pytest.mark.parametrize("folder", CHECKS, ids=lambda folder: folder.__name__)
+def test_every_check_of_the_kit_catches_something(folder):
+    reviews = [review_of(CHECKS[folder], plugin) for plugin in folder.WRONG]
+    names = {check.__name__ for check in PARTS[folder].CHECKS}
+    assert {review.rpartition("check:  ")[2] for review in reviews} == names
 
 
 @pytest.mark.parametrize("folder", CHECKS, ids=lambda folder: folder.__name__)

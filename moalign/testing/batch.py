@@ -87,8 +87,8 @@ def padded(batch: Batch, columns: int) -> Batch:
     from torch.nn.functional import pad
 
     tensors: dict[str, Any] = {name: getattr(batch, name) for name in OF_TOKENS}
-    padded = {name: value if value is None else pad(value, (0, columns)) for name, value in tensors.items()}
-    return replace(batch, **padded)
+    wider = {name: pad(value, (0, columns)) for name, value in tensors.items() if value is not None}
+    return replace(batch, **wider)
 
 
 def swapped(batch: Batch) -> Batch:

@@ -174,6 +174,12 @@ class TwoObjectivesOnly(Weighted):
             raise PreferenceError("two objectives are wanted")
 
 
+class UnknownPairs(Weighted):
+    """Accepts pairs of a kind that nobody supplies."""
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"ranked"})
+
+
 class Seeds(Weighted):
     """Seeds torch's global generator."""
 
@@ -200,6 +206,7 @@ WRONG = {
     WritesIntoTheBatch: "strength changed during the call",
     RefusesByValueError: "raise PreferenceError",
     TwoObjectivesOnly: "equal weights of any number of objectives",
+    UnknownPairs: 'accepts holds "labelled", "scored" or both',
     Seeds: "global random state of torch",
 }
 

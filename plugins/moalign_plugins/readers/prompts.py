@@ -21,7 +21,7 @@ class Prompts(Reader):
         for file, line, row in rows:
             prompt = row.get(self.column)
             if isinstance(prompt, list) and prompt and all(isinstance(message, dict) for message in prompt):
-                group = json.dumps(prompt, sort_keys=True)
+                group = json.dumps(prompt, sort_keys=True, default=str)
                 yield Record(prompt=tuple(prompt), responses=(), group=group, file=file, line=line)
             elif isinstance(prompt, str) and prompt:
                 yield Record(prompt=prompt, responses=(), group=prompt, file=file, line=line)

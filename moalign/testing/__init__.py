@@ -1,0 +1,26 @@
+"""The conformance kit for authors of plugins: one check per kind, each for a plugin that is built already.
+
+    from moalign.testing import check_objective
+
+    def test_hinge_conforms():
+        check_objective(Hinge(beta=0.2))
+
+A check returns nothing, or raises ConformanceError, which reads like a review: what was tried, what came back, what to
+change. ``exempt`` leaves out a check by the name that stands in the error, for a plugin that means it.
+"""
+
+from moalign.testing.combiner import check_combiner
+from moalign.testing.objective import check_objective
+from moalign.testing.reader import check_reader
+from moalign.testing.review import ConformanceError
+from moalign.testing.reward import check_reward
+from moalign.testing.search import check_search
+
+__all__ = [
+    "ConformanceError",
+    "check_combiner",
+    "check_objective",
+    "check_reader",
+    "check_reward",
+    "check_search",
+]

@@ -1,0 +1,120 @@
+"""Made-up batches as the engine hands them to losses and combiners, and the same ones padded, cut or rearranged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
+
+from moalign.api import Batch, PairTerms
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RESPONSES = 3  # to each prompt
+ORDER = ((0, 1), (0, 2), (2, 1))  # the pairs of a prompt: they share rows
+OF_ROWS = ("logps", "mask", "ref_logps", "rewards", "preference", "groups")
+OF_TOKENS = ("logps", "mask", "ref_logps")
+OF_PAIRS = ("pair_objective", "strength", "margins")
+
+
+def made_up(
+    *,
+    prompts: int,
+    tokens: int,
+    preference: Sequence[float],
+    needs: frozenset[str],
+    scored: bool,
+    seed: int,
+    dtype: Any,
+) -> Batch:
+    """3 responses and 3 pairs per prompt, and one row more, without response tokens, that no pair names.
+
+    ``needs``: "reference" and "margins" are supplied where they are in it, and only there. ``scored``: pairs that no
+    single objective judged. The numbers are the same for every dtype, to its rounding.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    rows, objectives = prompts * RESPONSES, len(preference)
+    lengths = torch.randint(1, tokens + 1, (rows + 1,), generator=generator)
+    lengths[0], lengths[-1] = tokens, 0
+    mask = (torch.arange(tokens) < lengths[:, None]).to(dtype)
+    shape = (rows + 1, tokens)
+    logps = (-2 * torch.rand(shape, generator=generator, dtype=torch.float64)).to(dtype) * mask
+    reference = (-2 * torch.rand(shape, generator=generator, dtype=torch.float64)).to(dtype) * mask
+    rewards = torch.randn((rows + 1, objectives), generator=generator, dtype=torch.float64).to(dtype)
+    pairs = torch.tensor([(g * RESPONSES + a, g * RESPONSES + b) for g in range(prompts) for a, b in ORDER])
+    strength = 1 + torch.rand(len(pairs), generator=generator, dtype=torch.float64)
+    return Batch(
+        logps=logps,
+        mask=mask,
+        pairs=pairs,
+        pair_objective=torch.full((len(pairs),), -1) if scored else torch.arange(len(pairs)) % objectives,
+        preference=torch.tensor(preference, dtype=dtype).repeat(rows + 1, 1),
+        strength=strength.to(dtype),
+        groups=torch.arange(rows + 1) // RESPONSES,
+        ref_logps=reference if "reference" in needs else None,
+        rewards=rewards if "margins" in needs else None,
+        margins=rewards[pairs[:, 0]] - rewards[pairs[:, 1]] if "margins" in needs else None,
+    )
+
+
+def plain_terms(batch: Batch) -> PairTerms:
+    """Scale 1, margin 0, weight 1, and the difference of the weighted rewards where the batch has margins."""
+    import torch
+
+    ones = torch.ones_like(batch.strength)
+    difference = None
+    if batch.margins is not None:
+        difference = (batch.margins * batch.preference[batch.pairs[:, 0]]).sum(-1)
+    return PairTerms(ones, torch.zeros_like(ones), ones.clone(), difference)
+
+
+def rearranged(batch: Batch, rows: Tensor, pairs: Tensor) -> Batch:
+    """These rows and pairs in this order; the pairs' rows must be among the rows."""
+    import torch
+
+    place = torch.full((len(batch.logps),), -1)
+    place[rows] = torch.arange(len(rows))
+    changed: dict[str, Any] = {name: _at(getattr(batch, name), rows) for name in OF_ROWS}
+    changed |= {name: _at(getattr(batch, name), pairs) for name in OF_PAIRS}
+    return replace(batch, pairs=place[batch.pairs[pairs]], **changed)
+
+
+def padded(batch: Batch, columns: int) -> Batch:
+    """More columns without response tokens."""
+    from torch.nn.functional import pad
+
+    tensors: dict[str, Any] = {name: getattr(batch, name) for name in OF_TOKENS}
+    wider = {name: pad(value, (0, columns)) for name, value in tensors.items() if value is not None}
+    return replace(batch, **wider)
+
+
+def swapped(batch: Batch) -> Batch:
+    """Chosen and rejected change places, and with them the sign of the margins."""
+    return replace(batch, pairs=batch.pairs.flip(1), margins=None if batch.margins is None else -batch.margins)
+
+
+def copied(value: Any) -> Any:
+    """A batch or terms with tensors of its own, the graph kept."""
+    tensors = {field.name: getattr(value, field.name) for field in fields(value)}
+    return replace(value, **{name: None if tensor is None else tensor.clone() for name, tensor in tensors.items()})
+
+
+def changed_fields(before: Any, after: Any) -> list[str]:
+    """Names of the tensors of two batches or terms that differ."""
+    names = [field.name for field in fields(before)]
+    return [name for name in names if not _same(getattr(before, name), getattr(after, name))]
+
+
+def _same(first: Tensor | None, second: Tensor | None) -> bool:
+    import torch
+
+    if first is None or second is None:
+        return first is second
+    return first.shape == second.shape and bool(torch.isclose(first, second, rtol=0, atol=0, equal_nan=True).all())
+
+
+def _at(value: Tensor | None, index: Tensor) -> Tensor | None:
+    return None if value is None else value[index]

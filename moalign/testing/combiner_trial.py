@@ -1,0 +1,135 @@
+"""What the checks of combiners work with: preferences that the rule accepts, batches, and watched calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from moalign.api import Batch, Combiner, MoalignError, PairTerms, Preference, PreferenceError
+from moalign.testing.batch import changed_fields, copied, made_up
+from moalign.testing.review import Review, described
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NAMES = ("concise", "harmless", "helpful", "truthful", "fluent", "polite", "terse", "witty")
+
+
+@dataclass(frozen=True)
+class Trial:
+    review: Review
+    plugin: Combiner
+    objectives: int
+    prompts: int
+    tokens: int
+    seed: int
+
+    def accepts(self, preference: Preference) -> bool:
+        tried = f"check() with {shown(preference)}"
+        change = "raise PreferenceError, with the reason, for a preference that the rule has no meaning for"
+        try:
+            self.review.call(tried, change, self.plugin.check, preference)
+        except PreferenceError:
+            return False
+        except MoalignError as error:
+            self.review.fail(tried, described(error), change, error)
+        return True
+
+    def preferences(self) -> Iterator[tuple[Preference, list[float]]]:
+        """Those that the rule accepts, with their vector; nothing trains on thresholds, they are only asked about."""
+        for preference in _preferences(self.objectives):
+            if self.accepts(preference) and preference.kind != "thresholds":
+                yield preference, list(preference.values.values())
+
+    def kinds(self, preference: Preference) -> list[bool]:
+        """Whether pairs are scored, for each kind that can occur: negative components go with scored pairs only."""
+        negative = any(value < 0 for value in preference.values.values())
+        return [kind == "scored" for kind in sorted(self.plugin.accepts) if kind == "scored" or not negative]
+
+    def batch(self, preference: Preference, scored: bool, *, margins: bool = False, dtype: Any = None) -> Batch:
+        """What the engine supplies: scored pairs have margins, labelled ones where the rule needs them."""
+        import torch
+
+        wanted = self.plugin.needs(preference) | ({"margins"} if scored or margins else set())
+        return made_up(
+            prompts=self.prompts,
+            tokens=self.tokens,
+            preference=list(preference.values.values()),
+            needs=frozenset(wanted),
+            scored=scored,
+            seed=self.seed,
+            dtype=dtype or torch.float64,
+        )
+
+    def terms(self, tried: str, batch: Batch) -> PairTerms:
+        """Checked for shape and finiteness, with the inputs watched."""
+        given = copied(batch)
+        change = "pair_terms must take every batch of the pairs that the rule `accepts`"
+        try:
+            terms = self.review.call(tried, change, self.plugin.pair_terms, given)
+        except MoalignError as error:
+            self.review.fail(tried, described(error), change, error)
+        written = changed_fields(batch, given)
+        change = "compute new tensors; write into none that was handed over"
+        self.review.require(not written, tried, f"{', '.join(written)} changed during the call", change)
+        scored = bool((batch.pair_objective < 0).all())
+        for name in ("scale", "margin", "weight", *(["difference"] if scored else [])):
+            self._check_term(tried, name, getattr(terms, name, None), batch)
+        return terms
+
+    def _check_term(self, tried: str, name: str, value: Any, batch: Batch) -> None:
+        import torch
+
+        found = f"{value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+        good = isinstance(value, torch.Tensor) and value.shape == (len(batch.pairs),) and value.is_floating_point()
+        change = f"return one floating-point number per pair in {name}: a tensor [P]"
+        self.review.require(good, f"{tried}, {len(batch.pairs)} pairs", f"{name} is {found}", change)
+        bad = (~value.isfinite()).nonzero().flatten().tolist()
+        change = (
+            "guard divisions by weights that can be 0, and leave out what carries no weight before multiplying: "
+            "0 * NaN is NaN"
+        )
+        self.review.require(not bad, tried, f"{name} of pair {bad[:1]} is not finite", change)
+
+    def scalar(self, tried: str, rewards: Tensor, preference: Tensor) -> Tensor:
+        """Checked for its shape, with the inputs watched."""
+        import torch
+
+        given = rewards.clone(), preference.clone()
+        change = "scalarise must take rewards [..., M] and a preference [..., M] of any leading dimensions"
+        try:
+            value = self.review.call(tried, change, self.plugin.scalarise, *given)
+        except MoalignError as error:
+            self.review.fail(tried, described(error), change, error)
+        for name, before, after in zip(("rewards", "preference"), (rewards, preference), given, strict=True):
+            same = bool(torch.isclose(before, after, rtol=0, atol=0, equal_nan=True).all())
+            self.review.require(same, tried, f"{name} changed during the call", "compute new tensors; write into none")
+        wanted = torch.broadcast_shapes(rewards.shape, preference.shape)[:-1]
+        found = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+        good = isinstance(value, torch.Tensor) and value.shape == wanted
+        change = "reduce over the last dimension, the objectives, and over no other: [..., M] -> [...]"
+        self.review.require(good, tried, f"a result of {found} where {list(wanted)} was due", change)
+        return value
+
+
+def _preferences(objectives: int) -> Iterator[Preference]:
+    """Weights for every number of objectives: equal, uneven, with a 0, one-hot; directions and thresholds."""
+    for count in range(1, objectives + 1):
+        names, total = NAMES[:count], count * (count + 1) / 2
+        weights: list[Sequence[float]] = [[1 / count] * count]
+        if count > 1:
+            weights += [[(index + 1) / total for index in range(count)], *_one_hot(count)]
+            yield Preference("direction", dict(zip(names, [0.8, -0.6, *[0.0] * (count - 2)], strict=True)))
+            yield Preference("thresholds", {names[0]: 0.5})
+        if count > 2:
+            weights.append([0.25, 0.0, 0.75, *[0.0] * (count - 3)])
+        yield from (Preference("weights", dict(zip(names, each, strict=True))) for each in weights)
+
+
+def _one_hot(count: int) -> list[list[float]]:
+    return [[float(index == each) for index in range(count)] for each in (0, count - 1)]
+
+
+def shown(preference: Preference) -> str:
+    return f"{preference.kind} ({', '.join(f'{value:.3g}' for value in preference.values.values())})"

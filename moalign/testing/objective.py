@@ -1,0 +1,317 @@
+"""Whether a loss on token log-probabilities keeps to the contract of ``moalign.api.Objective``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from moalign.api import Batch, MoalignError, Objective, PairTerms
+from moalign.testing.batch import changed_fields, copied, made_up, padded, plain_terms, rearranged, swapped
+from moalign.testing.review import Review, described, run
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SUPPLIED = ("margins", "reference")
+TOLERANCE = 1e-9  # of float64 sums in another order, relative
+
+
+def check_objective(
+    plugin: Objective,
+    *,
+    prompts: int = 3,
+    tokens: int = 6,
+    objectives: int = 3,
+    seed: int = 0,
+    exempt: Collection[str] = (),
+) -> None:
+    """Check a loss on made-up batches of ``prompts`` prompts with 3 responses of up to ``tokens`` tokens each.
+
+    ``exempt``: names of checks to leave out; "gradient_is_the_derivative" for a loss that detaches a part on purpose.
+    Raises ConformanceError.
+    """
+    import torch  # noqa: F401  (so that the watch over random states sees torch's)
+
+    run(CHECKS, Trial(Review("objective", plugin), plugin, prompts, tokens, objectives, seed), exempt)
+
+
+@dataclass(frozen=True)
+class Trial:
+    review: Review
+    plugin: Objective
+    prompts: int
+    tokens: int
+    objectives: int
+    seed: int
+
+    def batch(self, dtype: Any = None, extra: Collection[str] = (), seed: int = 0) -> Batch:
+        """What the engine supplies: what is declared in ``needs``, and ``extra``."""
+        import torch
+
+        return made_up(
+            prompts=self.prompts,
+            tokens=self.tokens,
+            preference=[(index + 1) / sum(range(self.objectives + 1)) for index in range(self.objectives)],
+            needs=self.plugin.needs | set(extra),
+            scored="margins" in self.plugin.needs,
+            seed=self.seed + seed,
+            dtype=dtype or torch.float64,
+        )
+
+    def loss(self, tried: str, batch: Batch, terms: PairTerms | None = None) -> Tensor:
+        """The losses [P], with their shape and finiteness checked and the inputs watched."""
+        import torch
+
+        terms = plain_terms(batch) if terms is None else terms
+        given, given_terms = copied(batch), copied(terms)
+        change = "a loss must take every batch that the engine can hand it"
+        try:
+            losses = self.review.call(tried, change, self.plugin.loss, given, given_terms)
+        except MoalignError as error:
+            self.review.fail(tried, described(error), change, error)
+        written = changed_fields(batch, given) + [f"terms.{name}" for name in changed_fields(terms, given_terms)]
+        change = "compute new tensors; write into none that was handed over (no in-place operations)"
+        self.review.require(not written, tried, f"{', '.join(written)} changed during the call", change)
+        found = f"{losses.dtype} {list(losses.shape)}" if isinstance(losses, torch.Tensor) else type(losses).__name__
+        change = "return one loss per pair, [P]: reduce over tokens, never over pairs, and squeeze nothing away"
+        good = isinstance(losses, torch.Tensor) and losses.shape == (len(batch.pairs),)
+        self.review.require(good, f"{tried}, {len(batch.pairs)} pairs", found, change)
+        change = f"compute in the dtype of batch.logps, here {batch.logps.dtype}"
+        self.review.require(losses.dtype == batch.logps.dtype, tried, f"losses of {losses.dtype}", change)
+        bad = (~losses.isfinite()).nonzero().flatten().tolist()
+        change = "guard divisions by counts of tokens that can be 0, logarithms and exponentials"
+        self.review.require(not bad, tried, f"the loss of pair {bad[:1]} is not finite: {losses.tolist()}", change)
+        return losses
+
+
+def declarations_are_known(t: Trial) -> None:
+    """``needs`` names what the engine knows, and says which pairs the loss learns from."""
+    tried, needs = "reading the class attributes", t.plugin.needs
+    unknown = sorted(set(needs) - {"pairs", *SUPPLIED})
+    t.review.require(not unknown, tried, f"needs has {unknown}", 'the engine knows "pairs", "margins", "reference"')
+    change = 'declare "pairs" (labelled, chosen before rejected) or "margins" (in any order, with reward differences)'
+    t.review.require(bool(needs & {"pairs", "margins"}), tried, f"needs is {set(needs)}", change)
+    t.review.require(
+        isinstance(t.plugin.shiftable, bool), tried, f"shiftable is {t.plugin.shiftable!r}", "True or False"
+    )
+
+
+def needs_are_enough(t: Trial) -> None:
+    """What is not declared is not there."""
+    tried = f"a batch with what `needs` declares and nothing else: {sorted(t.plugin.needs)}"
+    plain = t.batch()
+    try:
+        t.plugin.loss(copied(plain), plain_terms(plain))
+    except Exception as error:
+        lacking = next((each for each in _more(t.plugin.needs) if _works(t, each)), ())
+        names = " and ".join(f'"{name}"' for name in lacking)
+        change = f"declare {names} in `needs`: with it the same call succeeds" if lacking else "find out why it raises"
+        t.review.fail(tried, described(error), change, error)
+
+
+def nothing_else_is_read(t: Trial) -> None:
+    """Where something undeclared happens to be there, because a combiner needs it, it changes nothing."""
+    before = t.loss("a batch", t.batch())
+    for name in sorted(set(SUPPLIED) - t.plugin.needs):
+        tried = f'the same batch with "{name}", which `needs` lacks'
+        change = f'declare "{name}" in `needs`, or do not read it: whether it is there depends on the combiner'
+        t.review.require(_agrees(before, t.loss(tried, t.batch(extra=[name]))), tried, "other losses", change)
+
+
+def one_finite_value_per_pair(t: Trial) -> None:
+    """In float32, for many pairs that share rows and for a single one, and where the policy is the reference."""
+    import torch
+
+    t.loss("a batch in float64 beside a row without response tokens", t.batch())
+    batch = t.batch(torch.float32)
+    t.loss("a batch in float32", batch)
+    t.loss("a single pair", rearranged(batch, batch.pairs[0], torch.tensor([0])))
+    if batch.ref_logps is not None:
+        t.loss("a policy that is its reference, as at step 0", replace(batch, logps=batch.ref_logps))
+
+
+def same_twice(t: Trial) -> None:
+    tried = "the same batch and terms twice"
+    change = "make the loss a function of its arguments: no state of its own, no unseeded generator"
+    batch = t.batch()
+    first, second = t.loss(tried, batch), t.loss(tried, batch)
+    t.review.require(bool((first == second).all()), tried, f"{first.tolist()}, then {second.tolist()}", change)
+
+
+def padding_changes_nothing(t: Trial) -> None:
+    tried = "three more columns of padding"
+    change = "sum over batch.mask; a mean over tokens divides by batch.mask.sum(-1), never by the width of the batch"
+    _compare(t, tried, t.batch(), padded(t.batch(), 3), change)
+
+
+def order_changes_nothing(t: Trial) -> None:
+    """Rows and pairs in another order give the same losses in that order."""
+    import torch
+
+    batch, generator = t.batch(), torch.Generator().manual_seed(t.seed + 1)
+    rows = torch.randperm(len(batch.logps), generator=generator)
+    same = torch.arange(len(batch.pairs))
+    change = "find the rows of a pair through batch.pairs, never by their position"
+    _compare(t, "the rows of the batch in another order", batch, rearranged(batch, rows, same), change)
+    order = torch.randperm(len(batch.pairs), generator=generator)
+    change = "let the loss of a pair depend on the pair, not on its place in the batch"
+    shuffled = rearranged(batch, torch.arange(len(batch.logps)), order)
+    _compare(t, "the pairs of the batch in another order", batch, shuffled, change, order)
+
+
+def other_prompts_change_nothing(t: Trial) -> None:
+    """The engine cuts a step into passes as memory has it; only the pairs of one prompt stay together."""
+
+    batch = t.batch()
+    one = (batch.groups == batch.groups[0]).nonzero().flatten()
+    pairs = (batch.groups[batch.pairs[:, 0]] == batch.groups[0]).nonzero().flatten()
+    change = "take no statistics over the batch; which prompts share it depends on the memory of the machine"
+    _compare(t, "the pairs of one prompt alone", batch, rearranged(batch, one, pairs), change, pairs)
+
+
+def gradient_reaches_the_tokens(t: Trial) -> None:
+    """Every loss has a finite gradient with respect to logps, and none outside the mask."""
+    import torch
+
+    batch = t.batch(torch.float32)
+    cases = [("the gradient of the summed losses", batch)]
+    if batch.ref_logps is not None:
+        cases.append(
+            ("the same where the policy is its reference, as at step 0", replace(batch, logps=batch.ref_logps))
+        )
+    for tried, each in cases:
+        leaf = each.logps.clone().requires_grad_()
+        losses = t.loss(tried, replace(each, logps=leaf))
+        change = "do not detach batch.logps, and use torch operations on it throughout"
+        t.review.require(losses.requires_grad, tried, "losses without a graph", change)
+        (gradient,) = torch.autograd.grad(losses.sum(), leaf, allow_unused=True)
+        t.review.require(gradient is not None, tried, "no path from the losses to batch.logps", change)
+        bad = (~gradient.isfinite()).any(1).nonzero().flatten().tolist()
+        empty = (each.mask.sum(-1) == 0).nonzero().flatten().tolist()
+        hint = "; that row has no response tokens, so clamp its count to 1" if set(bad) & set(empty) else ""
+        change = f"keep roots, logarithms and divisions away from points where their slope is infinite{hint}"
+        t.review.require(not bad, tried, f"a gradient that is not finite in row {bad[:1]}", change)
+        outside = (gradient * (1 - each.mask)).abs().max().item()
+        change = "multiply by batch.mask before summing over tokens; a token outside it is none of the response"
+        t.review.require(outside == 0, tried, f"a gradient outside the mask, up to {outside:g}", change)
+        if each is batch:
+            t.review.require(bool(gradient.any()), tried, "a gradient of 0 everywhere", "let the loss read batch.logps")
+
+
+def gradient_is_the_derivative(t: Trial) -> None:
+    """autograd against central differences, in float64."""
+    import torch
+
+    batch, tried = t.batch(), "torch.autograd.gradcheck in float64, through batch.logps"
+    terms = plain_terms(batch)
+
+    def losses(logps: Tensor) -> Tensor:
+        return t.plugin.loss(replace(copied(batch), logps=logps * 1), copied(terms))
+
+    change = (
+        "let the backward pass be that of the value: no detach, no `.data`, no rounding in between. Where a part is "
+        'detached on purpose, exempt "gradient_is_the_derivative"'
+    )
+    try:
+        torch.autograd.gradcheck(losses, (batch.logps.clone().requires_grad_(),))
+    except Exception as error:
+        t.review.fail(tried, described(error).partition(" numerical:")[0], change, error)
+
+
+def no_need_is_unused(t: Trial) -> None:
+    """What is declared must matter: other values in its place give other losses."""
+    batch, other = t.batch(), t.batch(seed=1)
+    changed = {
+        "reference": ("other log-probabilities under the reference", replace(batch, ref_logps=_masked(other, batch))),
+        "margins": ("other margins and rewards", replace(batch, margins=other.margins, rewards=other.rewards)),
+        "pairs": ("chosen and rejected the other way round", swapped(batch)),
+    }
+    before = t.loss("a batch", batch)
+    for name in sorted(t.plugin.needs):
+        tried, given = changed[name]
+        change = f'take "{name}" out of `needs`: the engine pays for it (or use it)'
+        same = _agrees(before, t.loss(tried, given))
+        t.review.require(not same, tried, f'the same losses, though `needs` has "{name}"', change)
+
+
+def shiftable_is_honest(t: Trial) -> None:
+    """Whether a combiner reaches the loss through scale and margin, as ``shiftable`` says."""
+    batch = t.batch()
+    terms = plain_terms(batch)
+    before = t.loss("a batch", batch, terms)
+    shifts = {"scale": replace(terms, scale=terms.scale * 1.5), "margin": replace(terms, margin=terms.margin + 0.25)}
+    for name, shifted in shifts.items():
+        tried = f"another terms.{name}"
+        if t.plugin.shiftable:
+            change = f"let the loss read terms.{name} (moalign.api.pair_logits does), or declare shiftable = False"
+            same = _agrees(before, t.loss(tried, batch, shifted))
+            t.review.require(not same, tried, "the same losses, though shiftable is True", change)
+            continue
+        try:
+            after = t.plugin.loss(copied(batch), copied(shifted))
+        except MoalignError:
+            continue  # refused with a reason, which is an answer
+        except Exception as error:
+            t.review.fail(tried, described(error), "refuse such terms with a PluginError, or ignore them", error)
+        change = "declare shiftable = True"
+        t.review.require(_agrees(before, after), tried, "other losses, though shiftable is False", change)
+
+
+def weight_is_left_to_the_engine(t: Trial) -> None:
+    tried, batch = "another terms.weight", t.batch()
+    terms = plain_terms(batch)
+    after = t.loss(tried, batch, replace(terms, weight=terms.weight * 0.5))
+    change = "leave terms.weight alone: the engine multiplies by it, and it would count twice"
+    t.review.require(_agrees(t.loss(tried, batch, terms), after), tried, "other losses", change)
+
+
+CHECKS: tuple[Callable[[Trial], None], ...] = (
+    declarations_are_known,
+    needs_are_enough,
+    one_finite_value_per_pair,
+    same_twice,
+    nothing_else_is_read,
+    gradient_reaches_the_tokens,
+    gradient_is_the_derivative,
+    padding_changes_nothing,
+    order_changes_nothing,
+    other_prompts_change_nothing,
+    no_need_is_unused,
+    shiftable_is_honest,
+    weight_is_left_to_the_engine,
+)
+
+
+def _compare(t: Trial, tried: str, batch: Batch, other: Batch, change: str, pairs: Tensor | None = None) -> None:
+    before, after = t.loss("a batch", batch), t.loss(tried, other)
+    expected = before if pairs is None else before[pairs]
+    if not _agrees(expected, after):
+        furthest = (expected - after).abs().max().item()
+        t.review.fail(tried, f"losses that differ by up to {furthest:.3g}", change)
+
+
+def _agrees(first: Tensor, second: Tensor) -> bool:
+    import torch
+
+    return first.shape == second.shape and bool(torch.isclose(first, second, rtol=TOLERANCE, atol=TOLERANCE).all())
+
+
+def _masked(other: Batch, batch: Batch) -> Tensor | None:
+    """The other batch's reference on this one's tokens."""
+    return None if batch.ref_logps is None else (other.logps - 1) * batch.mask
+
+
+def _more(needs: frozenset[str]) -> list[tuple[str, ...]]:
+    """What could be declared beside: each alone, then all."""
+    missing = tuple(sorted(set(SUPPLIED) - needs))
+    return [*((name,) for name in missing), *([missing] if len(missing) > 1 else [])]
+
+
+def _works(t: Trial, extra: tuple[str, ...]) -> bool:
+    batch = t.batch(extra=extra)
+    try:
+        t.plugin.loss(copied(batch), plain_terms(batch))
+    except Exception:
+        return False
+    return True

@@ -1,0 +1,181 @@
+"""The conformance kit: what ships passes it, what is wrong in one way does not, and the message says in which."""
+
+from __future__ import annotations
+
+import functools
+import random
+import re
+import subprocess
+import sys
+
+import numpy
+import pytest
+import torch
+from wrong_plugins import combiners, objectives, readers, rewards, searches
+
+from moalign import testing
+from moalign.api import Sample
+from moalign.registry import KINDS, discover
+from moalign.testing import (
+    ConformanceError,
+    check_combiner,
+    check_objective,
+    check_reader,
+    check_reward,
+    check_search,
+    combiner,
+    objective,
+    reader,
+    reward,
+    search,
+)
+
+REGISTRY = discover()
+PROMPT = "Advise me about fear."
+PAIR = {"prompt": "Why?", "chosen": "Because.", "rejected": "No.", "objective": "kind", "score_chosen": 2}
+SPEECH = [{"role": "user", "content": "Why?"}]
+REPLY = {"role": "assistant", "content": "Because."}
+QUESTION = {
+    "question": "Why?",
+    "passages": [["Title", "A sentence.", "Another one."]],
+    **{f"prediction {number}": f"Answer {number}." for number in range(1, 5)},
+    "preference": [0, 1, 2, 0, 1, 2],
+    "feedback": {"errors": [{"error type": "Irrelevant"}], "missing-info": [], "corrected-prediction": "Better."},
+}
+ROWS = {
+    "preference": [
+        PAIR,
+        {"objective": "kind", "prompt": SPEECH, "chosen": [REPLY], "rejected": [{**REPLY, "content": "No."}]},
+        {"objective": "kind", "chosen": "Why? Because.", "rejected": "Why? No."},
+    ],
+    "columns": [{"prompt": "Why?", "a": "Because.", "b": "No.", "score": [1, None], "better": "tie", "by": -2}],
+    "prompts": [{"prompt": "Why?"}, {"prompt": SPEECH}],
+    "qa-feedback": [QUESTION],
+}
+OPTIONS = {
+    "columns": {
+        "responses": ["a", "b"],
+        "scores": {"kind": "score"},
+        "better": {"kind": "better"},
+        "strength": {"kind": "by"},
+    },
+    "tiny-assistant": {"objective": "helpful"},
+}
+OTHERWISE = [
+    ("objective", "dpo", {"label_smoothing": 0.1}),
+    ("objective", "ipo", {"average": True}),
+    ("objective", "rpo", {"average": True, "eta": 0.2}),
+    ("objective", "sft", {"average": False}),
+    ("search", "grid", {"warm_start": "neighbour"}),
+    ("search", "grid", {"partitions": 4}),
+]
+
+
+def shipped():
+    every = [(entry.kind, entry.name, OPTIONS.get(entry.name, {})) for entry in REGISTRY.entries]
+    return [pytest.param(*each, id=f"{each[0]}-{each[1]}-{number}") for number, each in enumerate(every + OTHERWISE)]
+
+
+@pytest.mark.parametrize(("kind", "name", "options"), shipped())
+def test_what_ships_conforms(kind, name, options):
+    plugin = REGISTRY.build(kind, name, options, kind)
+    if kind == "reader":
+        check_reader(plugin, ROWS[name])
+    elif name == "tiny-assistant":
+        from moalign.demo.grammar import PROMPTS, replies
+
+        check_reward(plugin, samples=[Sample(PROMPTS[0], reply) for reply in replies(PROMPTS[0])[:5]])
+    else:
+        getattr(testing, f"check_{kind}")(plugin)
+
+
+def test_there_is_a_check_for_every_kind():
+    assert {f"check_{kind}" for kind in KINDS} == {name for name in testing.__all__ if name.startswith("check_")}
+
+
+def check_answers(plugin):
+    check_reader(plugin, readers.ROWS)
+
+
+def check_about_primes(plugin):
+    check_reward(plugin, samples=[Sample("Name a prime.", " 7"), Sample("Another prime?", " No.")])
+
+
+CHECKS = {
+    objectives: check_objective,
+    combiners: check_combiner,
+    searches: check_search,
+    rewards: check_about_primes,
+    readers: check_answers,
+}
+PARTS = {objectives: objective, combiners: combiner, searches: search, rewards: reward, readers: reader}
+WRONG = [(check, plugin, words) for folder, check in CHECKS.items() for plugin, words in folder.WRONG.items()]
+UNUSUAL = [(check, plugin) for folder, check in CHECKS.items() for plugin in folder.UNUSUAL]
+
+
+@functools.cache
+def review_of(check, plugin):
+    with pytest.raises(ConformanceError) as caught:
+        check(plugin())
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("check", "plugin", "words"), WRONG, ids=lambda each: getattr(each, "__name__", ""))
+def test_what_is_wrong_in_one_way_is_caught_and_named(check, plugin, words):
+    message = review_of(check, plugin)
+    assert re.search(words, message), message
+    assert plugin.__name__ in message
+    assert all(f"\n  {part}" in message for part in ("tried:", "got:", "change:", "check:"))
+
+
+@pytest.mark.parametrize(("check", "plugin"), UNUSUAL, ids=lambda each: getattr(each, "__name__", ""))
+def test_what_is_unusual_and_right_conforms(check, plugin):
+    check(plugin())
+
+
+@pytest.mark.parametrize("folder", CHECKS, ids=lambda folder: folder.__name__)
+def test_every_check_of_the_kit_catches_something(folder):
+    reviews = [review_of(CHECKS[folder], plugin) for plugin in folder.WRONG]
+    names = {check.__name__ for check in PARTS[folder].CHECKS}
+    assert {review.rpartition("check:  ")[2] for review in reviews} == names
+
+
+@pytest.mark.parametrize("folder", CHECKS, ids=lambda folder: folder.__name__)
+def test_every_class_of_the_folder_is_tried(folder):
+    own = {
+        each
+        for each in vars(folder).values()
+        if isinstance(each, type) and issubclass(each, tuple(KINDS.values())) and each.__module__ == folder.__name__
+    }
+    assert own == {*folder.WRONG, *folder.UNUSUAL}
+
+
+def test_an_exempt_check_is_left_out_and_an_unknown_one_refused():
+    check_objective(objectives.WrongSlope(), exempt={"gradient_is_the_derivative"})
+    with pytest.raises(ValueError, match="no check 'gradcheck'"):
+        check_objective(objectives.WrongSlope(), exempt={"gradcheck"})
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"prompts": 2, "tokens": 1, "objectives": 1}, {"prompts": 5, "tokens": 9, "seed": 7}]
+)
+def test_sizes_and_seeds_are_free(sizes):
+    check_objective(objectives.Logistic(), **sizes)
+
+
+def test_global_random_state_is_given_back():
+    def states():
+        return random.getstate(), bytes(numpy.random.get_state()[1]), bytes(torch.get_rng_state().numpy())
+
+    before = states()
+    check_objective(objectives.Logistic())
+    with pytest.raises(ConformanceError):
+        check_objective(objectives.SeedsTheWorld())
+    assert states() == before
+
+
+def test_the_kit_is_imported_without_torch():
+    code = "import sys, moalign.testing; print(*sorted({'torch', 'transformers', 'pymoo'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == []

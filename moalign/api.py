@@ -11,7 +11,7 @@ A hook that may be missing in an older moalign is marked ``@hookimpl(optionalhoo
 
 The hooks, by the version that brought them:
 1  ``register_objectives(register)``, ``register_combiners(register)``, ``register_rewards(register)``,
-   ``register_searches(register)``, ``register_readers(register)``
+   ``register_searches(register)``, ``register_readers(register)``, ``register_observers(register)``
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from moalign.types import (
     Preference,
     Record,
     Refusal,
+    RunInfo,
     Sample,
     Space,
 )
@@ -68,6 +69,10 @@ class Plugin(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    requires: ClassVar[Mapping[str, str]] = {}
+    """modules that the methods import, and what to install for each: {"wandb": "moalign[wandb]"}; one that is missing
+    is reported before a model is loaded"""
 
 
 class Objective(Plugin):
@@ -151,6 +156,42 @@ class Reader(Plugin):
         raise NotImplementedError
 
 
+class Watcher:
+    """Hears what happens in a run; made by an Observer, and free to hold state such as an open file.
+
+    It is told in plain data that is its own copy. What it raises is reported once, it is then closed and hears no more,
+    and the run goes on as if it had never been there. After a resume the steps of candidates that were under way come
+    again, with the same numbers.
+    """
+
+    def on_step(self, candidate: Candidate, step: int, metrics: Mapping[str, Any]) -> None:
+        """A step was taken; ``step`` counts from 0 for each candidate, and several may be under way in turn.
+
+        ``metrics``: ``loss``, ``gradient_norm``, ``kl_estimate``, ``tokens``, ``OBJECTIVE/loss`` and so on; a number
+        that is not finite is text, as in JSON. See ``numbers``.
+        """
+
+    def on_candidate_end(self, outcome: Outcome) -> None:
+        """A candidate is done, and on disk, or has failed. See ``figures``."""
+
+    def on_run_end(self, front: Mapping[str, Any]) -> None:
+        """All candidates have ended; ``front`` is the content of ``front.json``."""
+
+    def close(self) -> None:
+        """Always the last call, also when the run was interrupted."""
+
+
+class Observer(Plugin):
+    """Watches runs, for trackers and tools. Its fields are options; the state of one run is in the Watcher.
+
+    It cannot change a result, so a run may be resumed with other observers.
+    """
+
+    def on_run_start(self, run: RunInfo) -> Watcher:
+        """Model and data are ready; open what is written to, and return who writes. Called again at a resume."""
+        raise NotImplementedError
+
+
 class Register(Protocol):
     """Given to a ``register_*`` hook; call it once per plugin.
 
@@ -194,6 +235,27 @@ def pair_preference(batch: Batch) -> Tensor:
     return batch.preference[batch.pairs[:, 0]]
 
 
+# --- what observers share --------------------------------------------------------------------------------------------
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """What of a step's metrics a curve can show; "nan" and "inf", for which JSON has no numbers, are numbers again."""
+    found: dict[str, float] = {}
+    for name, value in metrics.items():
+        if isinstance(value, int | float) or value in ("nan", "inf", "-inf"):
+            found[name] = float(value)
+    return found
+
+
+def figures(outcome: Outcome) -> dict[str, float]:
+    """The numbers of an outcome: ``scores/NAME`` and ``stderr/NAME`` per objective, ``kl``, ``tokens``, the details."""
+    found = {f"scores/{name}": score for name, score in outcome.scores.items()}
+    found |= {f"stderr/{name}": error for name, error in outcome.stderr.items()}
+    if outcome.kl is not None:
+        found["kl"] = outcome.kl
+    return found | {"tokens": float(outcome.tokens)} | dict(outcome.details)
+
+
 __all__ = [
     "API_VERSION",
     "ENTRY_POINT_GROUP",
@@ -206,6 +268,7 @@ __all__ = [
     "MoalignError",
     "ModelError",
     "Objective",
+    "Observer",
     "Outcome",
     "Pair",
     "PairTerms",
@@ -220,15 +283,19 @@ __all__ = [
     "Reward",
     "Row",
     "RunError",
+    "RunInfo",
     "Sample",
     "Search",
     "Space",
     "TrainingError",
     "UserError",
+    "Watcher",
     "chosen_logps",
+    "figures",
     "hookimpl",
     "hookspec",
     "log_ratios",
+    "numbers",
     "pair_log_ratios",
     "pair_logits",
     "pair_preference",

@@ -98,14 +98,21 @@ def sweep(
 
 
 @app.command()
-def resume(run_directory: Run, no_plugin: NoPlugin = None) -> None:
+def resume(
+    run_directory: Run,
+    accept_plugin_change: Annotated[
+        bool, typer.Option("--accept-plugin-change", help="Go on although plugins are of another version or file.")
+    ] = False,
+    no_plugin: NoPlugin = None,
+) -> None:
     """Go on with an interrupted run; ends with the same front as an unbroken one."""
     from moalign import registry
     from moalign.python import finish
     from moalign.sweeps import run
 
     with _watching() as (console, observer), _resumable(run_directory):
-        run.resume(run_directory, registry.discover(no_plugin or ()), observer)
+        installed = registry.discover(no_plugin or ())
+        run.resume(run_directory, installed, observer, accept_plugin_change=accept_plugin_change)
         front = finish(run_directory, observer)
     _show(console, front, run_directory)
 

@@ -156,6 +156,8 @@ class Config(Section):
     search: Choice = PluginChoice(name="grid")
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    observers: tuple[Choice, ...] = ()
+    """who watches, such as trackers; they change no result, and a resume does not compare them"""
     seed: int = Field(default=0, ge=0, lt=2**32)
 
     @model_validator(mode="before")

@@ -44,6 +44,10 @@ class HookSpecifications:
     def register_readers(self, register: Register) -> None:
         """Register dataset formats."""
 
+    @hookspec
+    def register_observers(self, register: Register) -> None:
+        """Register trackers and whatever else watches a run."""
+
 
 def specifications() -> dict[str, tuple[str, ...]]:
     """Every hook with the names of its arguments."""

@@ -39,11 +39,14 @@ class ConsoleObserver(Observer):
     def on_phase(self, what: str) -> None:
         self.console.print(f"[dim]{what} …[/]", highlight=False)
 
+    def on_warning(self, what: str) -> None:
+        self.console.print(f"[yellow]warning[/] {escape(what)}", highlight=False)
+
     def on_run_start(self, plan: Plan, material: Material, finished: int) -> None:
         for reason, count in sorted(material.counts.items()):
             self.console.print(f"  {reason}: {count}", highlight=False, markup=False)
         for warning in material.warnings:
-            self.console.print(f"[yellow]warning[/] {escape(warning)}", highlight=False)
+            self.on_warning(warning)
         self._steps = plan.config.train.steps
         self._finished = finished
         self._expected = max(len(plan.propose(())), finished)

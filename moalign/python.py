@@ -74,6 +74,20 @@ def sweep(
     return Run(Path(out))
 
 
+def resume(directory: str | Path, accept_plugin_change: bool = False, observer: Observer | None = None) -> Run:
+    """Go on with an interrupted run, as ``moalign resume`` does; returns the run.
+
+    Raises RunError where something that decides the result has changed; plugins of another version or file are let
+    through with ``accept_plugin_change``.
+    """
+    from moalign.sweeps import run
+
+    watching = observer or Observer()
+    run.resume(Path(directory), registry.discover(), watching, accept_plugin_change=accept_plugin_change)
+    finish(Path(directory), watching)
+    return Run(Path(directory))
+
+
 def finish(directory: Path, observer: Observer) -> dict[str, Any]:
     """What follows every sweep: exact figures where the world is known, then picture and page; returns the front."""
     from moalign.demo import job

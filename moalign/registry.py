@@ -7,6 +7,7 @@ target is imported when a configuration names it or somebody asks to see it.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from moalign.api import (
     ENTRY_POINT_GROUP,
     Combiner,
     Objective,
+    Observer,
     Plugin,
     Reader,
     Reward,
@@ -36,6 +38,7 @@ KINDS: Mapping[str, type[Plugin]] = {
     "reward": Reward,
     "search": Search,
     "reader": Reader,
+    "observer": Observer,
 }
 LOAD_VARIABLE = "MOALIGN_LOAD_PLUGINS"
 DISABLE_VARIABLE = "MOALIGN_DISABLE_PLUGINS"
@@ -47,6 +50,7 @@ HOOKS: Mapping[str, str] = {
     "reward": "register_rewards",
     "search": "register_searches",
     "reader": "register_readers",
+    "observer": "register_observers",
 }
 
 
@@ -150,13 +154,17 @@ class Registry:
     def build(self, kind: str, name: str, options: Mapping[str, Any], key: str) -> Any:
         """The plugin with its options validated; ``key`` is where the configuration names it, for messages.
 
-        Raises UnknownPluginError, ConfigError (bad options, each key named) or PluginError.
+        Raises UnknownPluginError, ConfigError (bad options, each key named; a library that it requires is not
+        installed) or PluginError.
         """
         try:
             entry = self.find(kind, name)
         except UnknownPluginError as error:
             raise UnknownPluginError(f"{key}.name: {error}") from None
         plugin = self.load(entry)
+        for module, install in plugin.requires.items():
+            if importlib.util.find_spec(module) is None:
+                raise ConfigError(f"{key}: {kind} '{name}' needs {module}, not installed; pip install '{install}'")
         try:
             return plugin(**options)
         except ValidationError as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -88,6 +89,21 @@ class Outcome:
     kind: Literal["trained", "mixed"] = "trained"
     parents: Mapping[str, float] = field(default_factory=dict)
     changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """What an observer is told of the run that it watches.
+
+    ``id``: 16 hexadecimal digits, the run's own and the same after a resume. ``directory`` is absolute. ``config``:
+    the configuration as plain data. ``finished``: candidates that are in the journal already.
+    """
+
+    id: str
+    directory: Path
+    config: Mapping[str, Any]
+    objectives: tuple[str, ...]
+    finished: int = 0
 
 
 # --- data -----------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ CONFIGURATION_KEYS = {
     "reward": ("objectives", "varied", "reward"),
     "search": ("search",),
     "reader": ("data", "reader"),
+    "observer": ("observers", 0),
 }
 
 
@@ -157,13 +158,13 @@ def test_an_example_is_at_most_twenty_lines_of_logic(packages):
 
     for kind in KINDS:
         (file,) = package(packages, kind).glob("*.py")
-        (found,) = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef)]
-        for node in ast.walk(found):
+        found = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef)]
+        for node in (inner for each in found for inner in ast.walk(each)):
             if isinstance(node, ast.ClassDef | ast.FunctionDef):
                 documentation = [s for s in node.body if isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)]
                 node.body = [statement for statement in node.body if statement not in documentation] or [ast.Pass()]
         lines = [line for line in file.read_text().splitlines() if line.strip()]
-        assert len(ast.unparse(found).split("\n")) <= 22 and len(lines) < 60, kind
+        assert sum(len(ast.unparse(each).strip().split("\n")) for each in found) <= 22 and len(lines) < 60, kind
 
 
 @pytest.mark.skipif(importlib.util.find_spec("hatchling") is None, reason="hatchling is not there")

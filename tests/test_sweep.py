@@ -158,16 +158,6 @@ def test_changed_data_is_refused_at_resume(tiny_model_path, tmp_path):
         run.resume(tmp_path / "run", registry.discover(), Observer())
 
 
-def test_a_changed_plugin_version_is_refused_at_resume(settings, unbroken, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        run.start(settings, tmp_path / "run", registry.discover(), Stop(1))
-    record = storage.read_json(tmp_path / "run" / "run.json")
-    record["plugins"]["combiner moalign:modpo"] = "0.0.9"
-    storage.write_json(tmp_path / "run" / "run.json", record)
-    with pytest.raises(RunError, match=r"the version of a plugin changed.*combiner moalign:modpo was 0\.0\.9"):
-        run.resume(tmp_path / "run", registry.discover(), Observer())
-
-
 def test_a_damaged_candidate_is_named(settings, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run.start(settings, tmp_path / "run", registry.discover(), StopAtEnd())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import os
 import sys
@@ -60,6 +61,9 @@ def _kit() -> ModuleType | None:
 
 def _check(kit: ModuleType | None, kind: str, plugin: type[Plugin]) -> dict[str, str]:
     """Run the conformance kit where it can be run without knowing options or data."""
+    for module, install in plugin.requires.items():
+        if importlib.util.find_spec(module) is None:
+            return {"event": "unchecked", "reason": f"needs {module}, not installed; pip install '{install}'"}
     try:
         built = plugin()
     except ValidationError as error:

@@ -34,14 +34,7 @@ def read_file(path: str, readers: Mapping[str, Reader], objectives: Sequence[str
 
     ``malformed`` "error": raises DataError at the first refused row; "skip": the refusals are returned, to be reported.
     """
-    if len(readers) == 1:
-        reader = next(iter(readers.values()))
-    else:
-        first = next(iter(read_rows(path)), None)
-        if first is None:
-            raise DataError("the file holds no rows", file=path)
-        reader = readers[choose_reader(first, readers)]
-    loaded = load_records(path, reader, objectives)
+    loaded = load_records(path, reader_of(path, readers), objectives)
     if loaded.refusals and malformed == "error":
         first_refusal = loaded.refusals[0]
         more = f" ({len(loaded.refusals)} rows in all)" if len(loaded.refusals) > 1 else ""
@@ -51,6 +44,16 @@ def read_file(path: str, readers: Mapping[str, Reader], objectives: Sequence[str
             line=first_refusal.line,
         )
     return loaded
+
+
+def reader_of(path: str, readers: Mapping[str, Reader]) -> Reader:
+    """The one reader, or, of several, the one that recognises the first row of the file."""
+    if len(readers) == 1:
+        return next(iter(readers.values()))
+    first = next(iter(read_rows(path)), None)
+    if first is None:
+        raise DataError("the file holds no rows", file=path)
+    return readers[choose_reader(first, readers)]
 
 
 def load_records(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from moalign.types import Candidate, Outcome
@@ -10,12 +11,18 @@ if TYPE_CHECKING:
     from moalign.sweeps.material import Material
     from moalign.sweeps.plan import Plan
 
+log = logging.getLogger(__name__)
+
 
 class Observer:
-    """Watches in silence; subclasses override what they are interested in."""
+    """Watches in silence; subclasses override what they are interested in. Plugins watch through ``watchers``."""
 
     def on_phase(self, what: str) -> None:
         """Something that takes a moment begins."""
+
+    def on_warning(self, what: str) -> None:
+        """Something went wrong that does not stop the run; nobody else says it."""
+        log.warning("%s", what)
 
     def on_run_start(self, plan: Plan, material: Material, finished: int) -> None:
         """Model and data are ready; ``finished`` candidates are already in the journal."""

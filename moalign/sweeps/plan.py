@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 from moalign import preference
-from moalign.api import Combiner, Objective, Reader, Reward, Search
+from moalign.api import Combiner, Objective, Observer, Reader, Reward, Search
 from moalign.config import BUILT_IN_MODEL, Config, PluginChoice
 from moalign.errors import ConfigError, MoalignError, ModelError, PluginError, PreferenceError
 from moalign.registry import Entry, Registry
@@ -32,6 +32,7 @@ class Plan:
     readers: Mapping[str, Reader]
     space: Space
     plugins: tuple[Entry, ...]
+    observers: tuple[tuple[Entry, Observer], ...] = ()
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -126,6 +127,7 @@ def prepare(config: Config, registry: Registry) -> Plan:
         readers=readers_for(config.data.reader, registry),
         space=Space(names, _preferences(config), config.train.steps),
         plugins=_entries(config, registry),
+        observers=_observers(config, registry),
     )
     _check_files(config)
     _check_reference_point(config)
@@ -142,6 +144,14 @@ def _rewards(config: Config, registry: Registry) -> dict[str, Reward]:
         for name, spec in sorted(config.objectives.items())
         if spec.reward is not None
     }
+
+
+def _observers(config: Config, registry: Registry) -> tuple[tuple[Entry, Observer], ...]:
+    built = []
+    for place, choice in enumerate(config.observers):
+        observer = registry.build("observer", choice.name, choice.options, f"observers.{place}")
+        built.append((registry.find("observer", choice.name), observer))
+    return tuple(built)
 
 
 def readers_for(choice: PluginChoice, registry: Registry) -> dict[str, Reader]:
@@ -173,6 +183,7 @@ def _entries(config: Config, registry: Registry) -> tuple[Entry, ...]:
     choices += [("reward", spec.reward) for _, spec in sorted(config.objectives.items()) if spec.reward is not None]
     if config.data.reader.name != "auto":
         choices.append(("reader", config.data.reader))
+    choices += [("observer", choice) for choice in config.observers]
     return tuple(registry.find(kind, choice.name) for kind, choice in choices)
 
 

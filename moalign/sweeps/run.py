@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import platform
+import secrets
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,12 @@ from moalign.engine.lower_cache import LowerCache
 from moalign.engine.lower_worth import worth
 from moalign.errors import RunError, TrainingError
 from moalign.registry import Registry
-from moalign.sweeps import front, journal, outcomes, together
+from moalign.sweeps import front, journal, outcomes, provenance, together
 from moalign.sweeps.candidate import train_candidates
 from moalign.sweeps.mixed import mix_candidate
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import Plan, prepare
+from moalign.sweeps.watchers import watched
 from moalign.sweeps.workshop import Workshop, open_workshop
 from moalign.types import Candidate, Outcome, Preference
 
@@ -43,7 +45,8 @@ def start(config: Config, directory: Path, registry: Registry, observer: Observe
         raise RunError(f"{directory} is a file; choose another --out")
     if directory.exists() and any(not _ours(entry.name) for entry in directory.iterdir()):
         raise RunError(f"{directory} exists and is not empty; choose another --out")
-    return _execute(plan, directory, observer)
+    with watched(plan, directory, observer) as watching:
+        return _execute(plan, directory, provenance.used(plan, registry), watching)
 
 
 def _ours(name: str) -> bool:
@@ -51,16 +54,32 @@ def _ours(name: str) -> bool:
     return name == storage.LOCK or name.startswith(storage.TEMPORARY) or name == "cache"
 
 
-def resume(directory: Path, registry: Registry, observer: Observer) -> dict[str, Any]:
-    """Go on with a run: what is in the journal stands, what was under way is trained again from its start."""
+def resume(
+    directory: Path, registry: Registry, observer: Observer, *, accept_plugin_change: bool = False
+) -> dict[str, Any]:
+    """Go on with a run: what is in the journal stands, what was under way is trained again from its start.
+
+    Raises RunError where the run does not belong to what is there now. Plugins of another version or file are let
+    through with ``accept_plugin_change``; the journal then tells of it.
+    """
     config = Config.model_validate(front.read_record(directory)["config"])
-    return _execute(prepare(config, registry), directory, observer)
+    plan = prepare(config, registry)
+    with watched(plan, directory, observer) as watching:
+        return _execute(plan, directory, provenance.used(plan, registry), watching, accept_plugin_change)
 
 
-def _execute(plan: Plan, directory: Path, observer: Observer) -> dict[str, Any]:
+def _execute(
+    plan: Plan, directory: Path, plugins: provenance.Used, observer: Observer, accept_plugin_change: bool = False
+) -> dict[str, Any]:
     with storage.lock(directory):
         storage.leftovers(directory)
-        workshop = _open(plan, directory, observer)
+        changed = _changed_plugins(directory, plugins)
+        if changed and not accept_plugin_change:
+            raise provenance.refuse(directory, changed)
+        workshop = open_workshop(plan, directory, observer, keep_cache=True)
+        _record(plan, directory, workshop, plugins)
+        if changed:
+            journal.append(directory / journal.FILE, {"event": provenance.EVENT, "plugins": changed})
         history = _settled(plan, directory, workshop)
         observer.on_run_start(plan, workshop.material, len(history))
         while proposed := _pending(plan, directory, workshop, history):
@@ -94,17 +113,18 @@ def _outcomes(
             yield mix_candidate(candidate, workshop, history)
 
 
-def _open(plan: Plan, directory: Path, observer: Observer) -> Workshop:
-    """The workshop of a run directory, once it is certain that the directory belongs to this model and data."""
-    workshop = open_workshop(plan, directory, observer, keep_cache=True)
-    _record(plan, directory, workshop)
-    return workshop
+def _changed_plugins(directory: Path, plugins: provenance.Used) -> provenance.Changes:
+    if not (directory / "run.json").exists():
+        return {}
+    recorded = front.read_record(directory).get("plugins", {})
+    return provenance.changes(recorded, journal.read(directory / journal.FILE), plugins)
 
 
-def _record(plan: Plan, directory: Path, workshop: Workshop) -> None:
+def _record(plan: Plan, directory: Path, workshop: Workshop, plugins: provenance.Used) -> None:
     """Write ``run.json`` once; later starts must agree with it in everything that decides the result."""
     record = {
         "format": 1,
+        "id": secrets.token_hex(8),
         "config": plan.config.model_dump(mode="json"),
         "evaluation": plan.evaluation_kind,
         "base": workshop.model.fingerprint,
@@ -115,7 +135,7 @@ def _record(plan: Plan, directory: Path, workshop: Workshop) -> None:
         "device": str(workshop.model.device),
         "threads": torch.get_num_threads(),
         "prompts": workshop.model.unshared or "computed once for all responses to them",
-        "plugins": {f"{entry.kind} {entry.full_name}": entry.version for entry in plan.plugins},
+        "plugins": plugins,
         "libraries": {name: metadata.version(name) for name in LIBRARIES},
         "python": platform.python_version(),
     }
@@ -129,17 +149,24 @@ def _record(plan: Plan, directory: Path, workshop: Workshop) -> None:
         ("base", "the base model's weights"),
         ("tokenizer", "the tokenizer"),
         ("data", "the data"),
-        ("plugins", "the version of a plugin"),
         ("libraries", "the version of a library"),
     ):
-        if before.get(key) != record[key]:
+        if _compared(before, key) != _compared(record, key):
             raise RunError(
                 f"{directory}: {meaning} changed since this run was started; {_difference(before, record, key)}"
             )
 
 
+def _compared(record: Mapping[str, Any], key: str) -> Any:
+    """What of a record decides the result: all of it but who watches."""
+    value = record.get(key)
+    if key == "config" and isinstance(value, dict):
+        return {name: item for name, item in value.items() if name != "observers"}
+    return value
+
+
 def _difference(before: dict[str, Any], now: dict[str, Any], key: str) -> str:
-    old, new = before.get(key), now[key]
+    old, new = _compared(before, key), _compared(now, key)
     if isinstance(old, dict) and isinstance(new, dict):
         changed = [name for name in sorted(set(old) | set(new)) if old.get(name) != new.get(name)]
         return f"{changed[0]} was {old.get(changed[0])}, is {new.get(changed[0])}. Start a new run, or restore it"

@@ -92,3 +92,13 @@ def register_readers(register: Register) -> None:
         summary="QA-FEEDBACK: four answers per question, human pairs and fine-grained errors",
         paper="arXiv:2306.01693",
     )
+
+
+@hookimpl
+def register_observers(register: Register) -> None:
+    package = "moalign_plugins.observers"
+    register("jsonl", f"{package}.jsonl:JSONL", summary="every event as a line of JSON, in the run directory")
+    register("tensorboard", f"{package}.tensorboard:TensorBoard", summary="event files for TensorBoard")
+    register("wandb", f"{package}.wandb:WeightsAndBiases", summary="Weights & Biases, online or offline")
+    register("mlflow", f"{package}.mlflow:MLflow", summary="MLflow, one nested run per candidate")
+    register("trackio", f"{package}.trackio:Trackio", summary="trackio, on this machine or in a Space")

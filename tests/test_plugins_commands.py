@@ -237,11 +237,11 @@ def test_show_says_everything(tmp_path):
     assert done.returncode == 0, done.stderr
     for part in ("good: objective of good 1.0", "a squared loss", "arXiv:0000.00000", str(tmp_path / "good.py")):
         assert part in done.stdout
-    assert "needs:         pairs, reference" in done.stdout and "A loss of ones." in done.stdout
+    assert "needs:         pairs, reference" in done.stdout and "A squared loss." in done.stdout
     (row,) = [line for line in done.stdout.splitlines() if line.startswith("beta")]
     assert row.split() == ["beta", "number", "0.1", "how", "strong"]
     content = json.loads(moalign("plugins", "show", "good:good", "--json", path=(tmp_path,)).stdout)
-    assert content[0]["declares"] == {"needs": ["pairs"], "shiftable": True}
+    assert content[0]["declares"] == {"needs": ["pairs", "reference"], "shiftable": True}
     assert content[0]["schema"]["properties"]["beta"]["description"] == "how strong"
 
 

@@ -239,11 +239,26 @@ def test_how_many_together_is_measured_once_and_kept(tiny_model_path, pairs, tmp
     monkeypatch.setattr(together, "seconds_per_candidate", lambda candidates, _: 1 / len(candidates))
     run.start(settings, tmp_path / "run", registry.discover(), Observer())
     events = [event for event in journal.read(tmp_path / "run" / "journal.jsonl") if event["event"] == "together"]
-    assert events == [{"event": "together", "size": 3}]
+    assert events == [{"event": "together", "size": 3, "of": 3}]
     monkeypatch.setattr(together, "seconds_per_candidate", lambda candidates, _: float(len(candidates)))
     run.start(settings, tmp_path / "slow", registry.discover(), Observer())
     events = journal.read(tmp_path / "slow" / "journal.jsonl")
-    assert {"event": "together", "size": 1} in events
+    assert {"event": "together", "size": 1, "of": 3} in events
+
+
+def test_a_larger_proposal_is_measured_again_where_all_of_the_first_went_together(
+    tiny_model_path, pairs, tmp_path, monkeypatch
+):
+    """Three from fresh weights, then eight that start from them."""
+    search = {"name": "grid", "points": 11, "warm_start": "neighbour"}
+    settings = small_config(tiny_model_path, pairs, search=search, train={"steps": 2, "pairs_per_step": 4})
+    monkeypatch.setattr(together, "MEASURED_FROM", 2)
+    for cost, expected in ((lambda size: 1 / size, [(3, 3), (8, 8)]), (float, [(1, 3)])):
+        monkeypatch.setattr(together, "seconds_per_candidate", lambda candidates, _, cost=cost: cost(len(candidates)))
+        directory = tmp_path / str(len(expected))
+        run.start(settings, directory, registry.discover(), Observer())
+        events = [event for event in journal.read(directory / "journal.jsonl") if event["event"] == "together"]
+        assert [(event["size"], event["of"]) for event in events] == expected
 
 
 def test_sizes_are_tried_again_where_no_one_is_clearly_faster(workshop, monkeypatch):

@@ -219,19 +219,27 @@ def _pending(plan: Plan, directory: Path, workshop: Workshop, history: Sequence[
 
 
 def _size(proposed: Sequence[Candidate], directory: Path, workshop: Workshop, observer: Observer) -> int:
-    """How many candidates are trained together: as the journal says, or as chosen now."""
-    for event in journal.read(directory / journal.FILE):
+    """How many candidates are trained together: as the journal says, or as chosen now.
+
+    Where all of an earlier proposal went together, and there are more this time, it is chosen again.
+    """
+    for event in reversed(journal.read(directory / journal.FILE)):
         if event["event"] == "together":
-            return event["size"]
+            of = event.get("of", math.inf)  # runs of the first version measured once
+            if event["size"] < of or len(proposed) <= of:
+                return event["size"]
+            break
     if workshop.plan.config.train.together == "auto":
         observer.on_phase("finding how many candidates to train together")
     size, seconds = together.chosen_size(proposed, workshop)
     if workshop.plan.config.train.together == "auto":
-        journal.append(directory / journal.FILE, {"event": "together", "size": size})
+        journal.append(directory / journal.FILE, {"event": "together", "size": size, "of": len(proposed)})
     if len(seconds) > 1 and math.isfinite(seconds[1]):
         steps = sum(workshop.plan.variant(candidate.changes).train.steps for candidate in proposed)
         expected, alone = seconds[size] * steps, seconds[1] * steps
         observer.on_phase(f"{size} together: {expected:.0f} s of training expected, one by one {alone:.0f} s")
+    elif len(proposed) > 1:
+        observer.on_phase(f"{min(size, len(proposed))} together")
     return size
 
 

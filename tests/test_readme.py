@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -94,7 +96,11 @@ def test_the_plugin_is_twenty_lines_and_works(tmp_path):
     command = f"moalign sweep sweep.yaml --set loss.name=hinge --set loss.beta=0.2 {fast}"
     done = shell(command, tmp_path, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert '"objective moalign-hinge:hinge": "0.1.0"' in (tmp_path / "runs" / "sweep" / "run.json").read_text()
+    used = json.loads((tmp_path / "runs" / "sweep" / "run.json").read_text())["plugins"][
+        "objective moalign-hinge:hinge"
+    ]
+    assert (used["distribution"], used["version"]) == ("moalign-hinge", "0.1.0")
+    assert used["sha256"] == hashlib.sha256((tmp_path / "moalign_hinge.py").read_bytes()).hexdigest()
 
 
 def test_the_commands_for_authors_work(tmp_path):

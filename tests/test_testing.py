@@ -11,7 +11,7 @@ import sys
 import numpy
 import pytest
 import torch
-from wrong_plugins import combiners, objectives, readers, rewards, searches
+from wrong_plugins import combiners, objectives, observers, readers, rewards, searches
 
 from moalign import testing
 from moalign.api import Sample
@@ -20,11 +20,13 @@ from moalign.testing import (
     ConformanceError,
     check_combiner,
     check_objective,
+    check_observer,
     check_reader,
     check_reward,
     check_search,
     combiner,
     objective,
+    observer,
     reader,
     reward,
     search,
@@ -78,6 +80,9 @@ def shipped():
 
 @pytest.mark.parametrize(("kind", "name", "options"), shipped())
 def test_what_ships_conforms(kind, name, options):
+    for module in REGISTRY.load(REGISTRY.find(kind, name)).requires:
+        pytest.importorskip(module)
+        pytest.skip("trackers are checked offline in test_trackers.py")
     plugin = REGISTRY.build(kind, name, options, kind)
     if kind == "reader":
         check_reader(plugin, ROWS[name])
@@ -107,8 +112,16 @@ CHECKS = {
     searches: check_search,
     rewards: check_about_primes,
     readers: check_answers,
+    observers: check_observer,
 }
-PARTS = {objectives: objective, combiners: combiner, searches: search, rewards: reward, readers: reader}
+PARTS = {
+    objectives: objective,
+    combiners: combiner,
+    searches: search,
+    rewards: reward,
+    readers: reader,
+    observers: observer,
+}
 WRONG = [(check, plugin, words) for folder, check in CHECKS.items() for plugin, words in folder.WRONG.items()]
 UNUSUAL = [(check, plugin) for folder, check in CHECKS.items() for plugin in folder.UNUSUAL]
 

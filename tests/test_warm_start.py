@@ -142,7 +142,7 @@ def test_candidates_that_differ_are_trained_in_one_pass_as_alone(tiny_model_path
     found = {}
     for together in (1, 3):
         plan = plan_of(tiny_model_path, pairs, *CHANGES, together=together)
-        front = run._execute(plan, tmp_path / str(together), Observer())
+        front = run._execute(plan, tmp_path / str(together), {}, Observer())
         assert [point["changes"] for point in front["points"]] == list(CHANGES)
         folders = [tmp_path / str(together) / "candidates" / f"c{n}" for n in range(3)]
         found[together] = [storage.read_tensors(folder / lora.WEIGHTS_FILE) for folder in folders]
@@ -156,7 +156,7 @@ def test_candidates_that_differ_are_trained_in_one_pass_as_alone(tiny_model_path
 
 
 def test_plain_peft_loads_a_smaller_rank_and_so_does_a_slot_with_room(tiny_model_path, pairs, tmp_path):
-    run._execute(plan_of(tiny_model_path, pairs, *CHANGES), tmp_path / "run", Observer())
+    run._execute(plan_of(tiny_model_path, pairs, *CHANGES), tmp_path / "run", {}, Observer())
     workshop = open_workshop(plan_of(tiny_model_path, pairs, *CHANGES), Path(), Observer(), keep_cache=False)
     folder = tmp_path / "run/candidates/c1"
     lora.read(workshop.model.policy, TRAINED, folder, workshop.model.fingerprint)

@@ -11,6 +11,7 @@ change. ``exempt`` leaves out a check by the name that stands in the error, for 
 
 from moalign.testing.combiner import check_combiner
 from moalign.testing.objective import check_objective
+from moalign.testing.observer import check_observer
 from moalign.testing.reader import check_reader
 from moalign.testing.review import ConformanceError
 from moalign.testing.reward import check_reward
@@ -20,6 +21,7 @@ __all__ = [
     "ConformanceError",
     "check_combiner",
     "check_objective",
+    "check_observer",
     "check_reader",
     "check_reward",
     "check_search",

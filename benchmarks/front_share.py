@@ -200,16 +200,14 @@ def _timing(title: str, ways: Mapping[str, Sequence[Mapping[str, Any]]], notes: 
 
 def text_of(report: Mapping[str, Any]) -> str:
     results = report["results"]
-    introduction = [
-        *(f"`{command}`" for command in report["commands"]),
-        measure.hardware_line(results[-1]["hardware"]),
+    about = [
         "Front share: of what the best policy gains over the base, how much the best point of the front gains; the "
         "mean over even preferences, and the least (worst served), by enumeration of every reply to the held-out "
         "prompts. "
         "± is the standard error over seeds. A seed decides the prompts, the samples and the adapters' first weights; "
         "the base is the same. Tokens: of responses, over all candidates.",
     ]
-    return tables.markdown("The front that each way of saving work reaches", introduction, tables_of(results))
+    return tables.markdown("The front that each way of saving work reaches", report, about, tables_of(results))
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)

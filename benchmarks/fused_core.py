@@ -177,15 +177,13 @@ _ERRORS = ("logps", "gradient", "sure_gradient")
 
 def text_of(report: Mapping[str, Any]) -> str:
     results = report["results"]
-    introduction = [
-        *(f"`{command}`" for command in report["commands"]),
-        measure.hardware_line(results[0]["hardware"]),
+    about = [
         f"Medians of {results[0]['rounds']} rounds in alternation. Bare GEMMs: the same products alone, in the same "
         "rounds; the floor is the fastest of their rows. Peak extra memory: of a first call in a process of its own, "
         "gradients included. Errors: against float64 on 8 tokens, of which 4 have p > 0.999.",
         "How each is called: " + "; ".join(f"{variant.name}: {variant.about}" for variant in VARIANTS) + ".",
     ]
-    return tables.markdown("The fused core beside its peers", introduction, tables_of(results))
+    return tables.markdown("The fused core beside its peers", report, about, tables_of(results))
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)

@@ -231,14 +231,12 @@ def _share(ours: float, theirs: float) -> str:
 
 def text_of(report: Mapping[str, Any]) -> str:
     results = report["results"]
-    introduction = [
-        *(f"`{command}`" for command in report["commands"]),
-        measure.hardware_line(results[0]["hardware"]),
+    about = [
         "Llamas with random weights, LoRA on all linear layers but the head, K preferences between two objectives that "
         "judge in turn. Every candidate takes the same steps on the same pairs. `in all` adds loading, the reference's "
         "log-probabilities and, for `auto`, measuring; imports are no part of it. Ratios below 1: less time.",
     ]
-    return tables.markdown("A front of K candidates", introduction, [table_of(result) for result in results])
+    return tables.markdown("A front of K candidates", report, about, [table_of(result) for result in results])
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)

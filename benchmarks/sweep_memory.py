@@ -234,14 +234,12 @@ def _ratio(predicted: int, measured: int) -> str:
 
 def text_of(report: Mapping[str, Any]) -> str:
     results = report["results"]
-    introduction = [
-        *(f"`{command}`" for command in report["commands"]),
-        measure.hardware_line(results[0]["hardware"]),
+    about = [
         "Llamas with random weights, LoRA on all linear layers but the head, K candidates in one pass, each K in a "
         "fresh process. `allocated`: the most bytes of tensors at once, as torch records its allocations, the base "
         "among them. `resident`: the process's highest resident memory above the libraries'.",
     ]
-    return tables.markdown("The memory of K together", introduction, [table_of(result) for result in results])
+    return tables.markdown("The memory of K together", report, about, [table_of(result) for result in results])
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)

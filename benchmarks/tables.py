@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from benchmarks import measure
+
 Cell = str
 
 
@@ -36,9 +38,11 @@ def show(tables: Sequence[Table], console: Console) -> None:
             console.print(note, style="dim", highlight=False)
 
 
-def markdown(heading: str, introduction: Sequence[str], tables: Sequence[Table]) -> str:
+def markdown(heading: str, report: Mapping[str, Any], about: Sequence[str], tables: Sequence[Table]) -> str:
+    """The report's commands and hardware, what it is about in paragraphs, its tables."""
+    commands = [f"`{command}`" for command in report["commands"]]
     lines = [f"# {heading}", ""]
-    for paragraph in introduction:
+    for paragraph in [*commands, measure.hardware_line(report["results"][0]["hardware"]), *about]:
         lines += [paragraph, ""]
     for table in tables:
         lines += [f"## {table.title}", ""]

@@ -202,15 +202,13 @@ def _settings(settings: Mapping[str, Any]) -> str:
 def text_of(report: Mapping[str, Any]) -> str:
     results = report["results"]
     task = Task(**results[0]["task"])
-    introduction = [
-        *(f"`{command}`" for command in report["commands"]),
-        measure.hardware_line(results[0]["hardware"]),
+    about = [
         f"A Llama with random weights (width {task.hidden}, {task.layers} layers, vocabulary {task.vocabulary:,}, "
         f"{task.dtype}), LoRA of rank {task.rank} on all linear layers but the head, {task.pairs_per_step} pairs in a "
         f"step, {task.steps} steps in turn after {task.warmup} that do not count. Tokens: prompts and responses of "
         "both sides of every pair, without padding, for all engines alike.",
     ]
-    return tables.markdown("A DPO step beside TRL's", introduction, [table_of(result) for result in results])
+    return tables.markdown("A DPO step beside TRL's", report, about, [table_of(result) for result in results])
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)

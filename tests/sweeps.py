@@ -36,3 +36,9 @@ def small_config(model_path: Path, pairs: Path, **changes: Any) -> Config:
         "evaluate": {"samples": 2, "max_new_tokens": 6},
     }
     return config.from_mapping(content | changes)
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """Front and all candidates of a run, byte for byte."""
+    files = [directory / "front.json", *sorted((directory / "candidates").rglob("*"))]
+    return {str(file.relative_to(directory)): file.read_bytes() for file in files if file.is_file()}

@@ -14,7 +14,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from rich.console import Console
-from sweeps import small_config, write_pairs
+from sweeps import contents, small_config, write_pairs
 from torch.nn.functional import logsigmoid
 
 from moalign import lora, registry, storage
@@ -270,11 +270,6 @@ def unbroken(tmp_path_factory, settings) -> Path:
     directory = tmp_path_factory.mktemp("runs") / "unbroken"
     run.start(settings, directory, registry.discover(), Observer())
     return directory
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    files = [directory / "front.json", *sorted((directory / "candidates").rglob("*"))]
-    return {str(file.relative_to(directory)): file.read_bytes() for file in files if file.is_file()}
 
 
 def test_the_front_says_where_each_candidate_ended(unbroken):

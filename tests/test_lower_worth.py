@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from sweeps import small_config, write_pairs
-from test_sweep import Stop, contents
+from sweeps import contents, small_config, write_pairs
+from test_sweep import Stop
 
 from moalign import registry, storage
 from moalign.engine import lower_worth

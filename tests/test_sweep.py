@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from sweeps import small_config, write_pairs
+from sweeps import contents, small_config, write_pairs
 
 from moalign import config, registry, storage
 from moalign.errors import ConfigError, CorruptFileError, DataError, RunError, TrainingError
@@ -35,12 +35,6 @@ def unbroken(tmp_path_factory, settings) -> Path:
     directory = tmp_path_factory.mktemp("runs") / "unbroken"
     run.start(settings, directory, registry.discover(), Observer())
     return directory
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    """Front and all candidates, byte for byte."""
-    files = [directory / "front.json", *sorted((directory / "candidates").rglob("*"))]
-    return {str(file.relative_to(directory)): file.read_bytes() for file in files if file.is_file()}
 
 
 def test_a_run_leaves_what_the_design_says(unbroken):

@@ -47,7 +47,7 @@ class OfflineSource:
 def refresh(sources: Sequence[BatchSource], step: int) -> None:
     """Rounds of rollouts that begin at this step, sampled in one call for all sources that ask the same prompts.
 
-    Where that fails nothing is kept: each source then samples for itself, and what is wrong is its own error alone.
+    Where that fails, sources that have nothing yet sample for themselves, and what is wrong is one source's error.
     """
     due: dict[Any, list[RolloutSource]] = {}
     for source in sources:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from plain_training import trainable
 from sweeps import small_config, write_pairs
 from test_layout import random_sequences
 from torch import nn
@@ -57,7 +58,7 @@ def load(path: Path, **changes: Any) -> LanguageModel:
     settings = ModelSettings(lora=LoraSettings(**adapter))
     model = models.load(str(path), settings, torch.device("cpu"))
     torch.manual_seed(1)
-    for parameter in lora.trainable(model.policy, TRAINED).values():
+    for parameter in trainable(model.policy, TRAINED).values():
         nn.init.normal_(parameter, std=0.3)
     if getattr(model.head, "bias", None) is not None:
         nn.init.normal_(model.head.bias, std=0.5)
@@ -74,7 +75,7 @@ def test_log_probabilities_and_gradients_are_those_of_peft(path):
     model = load(path)
     assert isinstance(model.head, LoraLayer)
     layout = one_by_one(SEQUENCES, 0)
-    parameters = lora.trainable(model.policy, TRAINED)
+    parameters = trainable(model.policy, TRAINED)
     assert {"lora_A", "lora_B"} == {name.split(".")[-3] for name in parameters if "lm_head" in name}
     ours, theirs = model.response_logps(layout), own_logps(model.policy, layout)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
+from plain_training import trainable
 from sweeps import small_config, write_pairs
 from transformers import AutoModelForCausalLM
 
@@ -112,7 +113,7 @@ def test_a_flipped_bit_is_found(candidate, model):
 
 def test_a_second_adapter_does_not_change_what_is_trained(candidate, model):
     policy = model.policy
-    before = lora.trainable(policy, TRAINED)
+    before = trainable(policy, TRAINED)
     policy.add_adapter("frozen0", policy.peft_config[TRAINED])
     lora.read(policy, "frozen0", candidate, model.fingerprint)
     with lora.active(policy, "frozen0"):
@@ -132,7 +133,7 @@ def test_targets_that_cannot_work_are_refused(tiny_model_path):
 def test_a_regular_expression_and_rslora_work(tiny_model_path):
     settings = ModelSettings(lora={"targets": r".*\.(q|v)_proj", "rslora": True, "r": 4, "alpha": 8})
     model = models.load(str(tiny_model_path), settings, torch.device("cpu"))
-    assert len(lora.trainable(model.policy, TRAINED)) == 2 * 2 * 2  # layers x modules x (A, B)
+    assert len(trainable(model.policy, TRAINED)) == 2 * 2 * 2  # layers x modules x (A, B)
     assert {layer.scaling[TRAINED] for layer in lora.layers(model.policy)} == {8 / 4**0.5}
 
 
@@ -143,7 +144,7 @@ def test_adapted_layers_compute_what_peft_computes(tiny_model_path, dropout, on)
     model = models.load(
         str(tiny_model_path), ModelSettings(lora={"r": 3, "alpha": 7, "dropout": dropout}), torch.device("cpu")
     )
-    for parameter in lora.trainable(model.policy, TRAINED).values():
+    for parameter in trainable(model.policy, TRAINED).values():
         torch.nn.init.normal_(parameter, std=0.3)
     layer = model.base.model.layers[0].mlp.down_proj
     layer.train(dropout > 0)

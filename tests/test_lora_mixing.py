@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
+from plain_training import trainable
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -231,7 +232,7 @@ def written(tmp_path_factory, tiny_model_path) -> list[Path]:
         model = inject(tiny_model_path, form, dtype=torch.float32)
         with torch.no_grad():
             draw = torch.Generator().manual_seed(k)
-            for parameter in lora.trainable(model, "default").values():
+            for parameter in trainable(model, "default").values():
                 parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.2)
         lora.write(model, "default", root / f"w{k}", BASE)
     return [root / f"w{k}" for k in range(len(FORMS))]

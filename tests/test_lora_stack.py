@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from peft.tuners.lora import Linear as LoraLinear
+from plain_training import trainable
 
 from moalign import lora
 from moalign.config import LoraSettings, ModelSettings
@@ -79,7 +80,7 @@ def test_gradients_of_those_in_the_batch_are_added_up_in_their_rows(model, membe
 def alone(model: LanguageModel, slot: str, rows, row: int) -> torch.Tensor:
     """The gradient by peft's own forward pass."""
     held = [(layer, layer.stacked) for layer in lora.layers(model.policy) if isinstance(layer, AdaptedLinear)]
-    parameters = list(lora.trainable(model.policy, slot).values())
+    parameters = list(trainable(model.policy, slot).values())
     for layer, _ in held:
         layer.__class__ = LoraLinear  # type: ignore[assignment]
     try:

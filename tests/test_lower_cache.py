@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from plain_training import trainable
 from sweeps import small_config, write_pairs
 from test_layout import random_sequences
 from test_shared_prefix import GPT, SHARING, SMALL, load  # noqa: F401
@@ -47,7 +48,7 @@ def llama(load) -> LanguageModel:  # noqa: F811
 def learned(model: LanguageModel) -> LanguageModel:
     """With adapters that change something."""
     generator = torch.Generator().manual_seed(0)
-    for parameter in lora.trainable(model.policy, TRAINED).values():
+    for parameter in trainable(model.policy, TRAINED).values():
         parameter.data.normal_(std=0.1, generator=generator)
     return model
 
@@ -292,7 +293,7 @@ def test_copies_get_the_known_rows_too(llama):
     names = slots(3)
     lora.add_slots(llama.policy, names)
     generator = torch.Generator().manual_seed(1)
-    for parameter in lora.trainable(llama.policy, *names).values():
+    for parameter in trainable(llama.policy, *names).values():
         parameter.data.normal_(std=0.1, generator=generator)
     sequences = random_sequences(0)
     rows = pack(sequences, replace(llama.packing, attention=0.0))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from plain_training import trainable
 from sweeps import small_config
 
 from moalign import lora, registry
@@ -48,7 +49,7 @@ def different(workshop) -> Workshop:
     """Three slots with weights so far apart that the policies say different things."""
     lora.add_slots(workshop.model.policy, NAMES)
     generator = torch.Generator().manual_seed(0)
-    for parameter in lora.trainable(workshop.model.policy, *NAMES).values():
+    for parameter in trainable(workshop.model.policy, *NAMES).values():
         parameter.data.normal_(std=0.5, generator=generator)
     return workshop
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from plain_training import trainable
 
 from moalign import lora
 from moalign.config import LoraSettings, ModelSettings
@@ -97,7 +98,7 @@ def test_another_adapter_base_or_number_of_threads_is_another_key(model, compute
     cache = LogpCache(model, tmp_path)
     lora.initialise(model.policy, TRAINED, 0)
     with torch.no_grad():
-        for parameter in lora.trainable(model.policy, TRAINED).values():
+        for parameter in trainable(model.policy, TRAINED).values():
             parameter.add_(0.1)
     base, adapted = logps(cache, FIRST), logps(cache, FIRST, adapter=TRAINED, identity="checksum")
     assert computed == [1, 1]

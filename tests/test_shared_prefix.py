@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from plain_training import trainable
 from test_layout import random_sequences
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -87,7 +88,7 @@ def test_a_shared_row_gives_what_separate_rows_give(load, kind):
     assert model.unshared is None
     assert model.packing.shares
     lora.initialise(model.policy, TRAINED, 0)
-    for parameter in lora.trainable(model.policy, TRAINED).values():
+    for parameter in trainable(model.policy, TRAINED).values():
         torch.nn.init.normal_(parameter, std=0.1)
     sequences = random_sequences(0)
     packing = replace(model.packing, attention=0.0)
@@ -99,7 +100,7 @@ def test_a_shared_row_gives_what_separate_rows_give(load, kind):
     for layout in (one_by_one(sequences, 0), lay_out(sequences, rows, 0), lay_out(sequences, rows, 0, multiple=16)):
         logps = model.response_logps(layout)
         weight = torch.linspace(-1, 1, logps.numel()).view(logps.shape)
-        gradients = torch.autograd.grad((logps * weight).sum(), list(lora.trainable(model.policy, TRAINED).values()))
+        gradients = torch.autograd.grad((logps * weight).sum(), list(trainable(model.policy, TRAINED).values()))
         results.append((logps.detach(), gradients))
     (apart, expected), *others = results
     for together, gradients in others:

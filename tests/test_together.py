@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from plain_training import trainable
 from sweeps import small_config, write_pairs
 
 from moalign import lora, registry
@@ -178,7 +179,7 @@ def test_rows_go_through_their_own_adapter(workshop):
     model, names = workshop.model, slots(3)
     lora.add_slots(model.policy, names)
     generator = torch.Generator().manual_seed(0)
-    for parameter in lora.trainable(model.policy, *names).values():
+    for parameter in trainable(model.policy, *names).values():
         parameter.data.normal_(std=0.3, generator=generator)
     assert workshop.material.train is not None
     layout = one_by_one(workshop.material.train.sequences[:6], 0)

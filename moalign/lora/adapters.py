@@ -192,27 +192,6 @@ def _is_down(name: str) -> bool:
     return "lora_A" in name or "lora_embedding_A" in name
 
 
-def trainable(model: PeftModel, *adapters: str) -> dict[str, nn.Parameter]:
-    """The adapters' parameters by name, made the only ones that require a gradient; the first one is switched on.
-
-    For training by other means than this package's own loop, which puts adapters into a ``stack``.
-    Raises ModelError if one of them is not float32: updates of lower precision round to nothing.
-    """
-    model.set_adapter(adapters[0])
-    for layer in layers(model):
-        if isinstance(layer, AdaptedLinear):
-            layer.stacked = None
-    chosen: dict[str, nn.Parameter] = {}
-    for name, parameter in model.named_parameters():
-        mine = any(_belongs(name, adapter) for adapter in adapters)
-        parameter.requires_grad_(mine)
-        if mine:
-            if parameter.dtype != torch.float32:
-                raise ModelError(f"adapter parameter {name} is {parameter.dtype}, not float32")
-            chosen[name] = parameter
-    return chosen
-
-
 def parameters(model: PeftModel, adapter: str) -> list[nn.Parameter]:
     return [parameter for _, parameter in _tensors(model, adapter)]
 
@@ -225,10 +204,6 @@ def _tensors(model: PeftModel, adapter: str) -> Iterator[tuple[str, nn.Parameter
             if adapter in held:
                 own = [held[adapter]] if isinstance(held, nn.ParameterDict) else held[adapter].parameters()
                 yield from ((kind, parameter) for parameter in own)
-
-
-def _belongs(parameter: str, adapter: str) -> bool:
-    return "lora_" in parameter and (f".{adapter}." in parameter or parameter.endswith(f".{adapter}"))
 
 
 @contextmanager

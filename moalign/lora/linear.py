@@ -122,6 +122,7 @@ class AdaptedLinear(LoraLinear):
 def take_over(layer: LoraLinear, place: int) -> None:
     """From now on the layer computes as ``AdaptedLinear``; parameters and names stay."""
     layer.__class__ = AdaptedLinear
+    # mypy does not follow the change of class
     layer.place, layer.mixture, layer.stacked = place, None, None  # type: ignore[assignment]
 
 

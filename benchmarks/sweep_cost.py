@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from enum import StrEnum
+from itertools import product
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,6 +51,9 @@ def main(
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="of every candidate; default 50 tiny, 8 small")] = None,
     longest: Annotated[int | None, typer.Option(help="tokens of every row; default 32 tiny, 128 small")] = None,
+    adapted: Annotated[
+        list[str] | None, typer.Option(help="model.lora.layers; may be repeated; other than all without TRL alone")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="in which moalign's ways take turns")] = 3,
     trl_runs: Annotated[
         int | None, typer.Option(min=0, help="at most so many; the rest is extrapolated, and marked; 0: without TRL")
@@ -62,9 +66,12 @@ def main(
     append: Annotated[bool, typer.Option(help="keep what is in the output already and add to it")] = False,
 ) -> None:
     """Time the training of a whole front on the same small model in three ways; no network."""
+    shares: list[str | float] = [_layers(share) for share in adapted or ["all"]]
+    if trl_runs != 0 and shares != ["all"]:
+        raise typer.BadParameter("TRL adapts all layers here; add --trl-runs 0", param_hint="--adapted")
     console = Console()
     report = tables.begin("sweep_cost", measure.command_line("benchmarks.sweep_cost"), output if append else None)
-    for pairs in pairs_per_step or PAIRS[model.value]:
+    for pairs, share in product(pairs_per_step or PAIRS[model.value], shares):
         changes: dict[str, Any] = {"longest": longest} if longest else {}
         task = Task(
             lengths="uniform",
@@ -72,6 +79,7 @@ def main(
             warmup=0,
             steps=steps or STEPS[model.value],
             dtype=dtype,
+            adapted=share,
             **SIZES[model.value] | changes,
         )
         for setting in ["default", "tuned"] if allocator is Allocator.both else [allocator.value]:
@@ -82,6 +90,10 @@ def main(
             if output is not None:
                 tables.write(output, report, text_of(report))
     console.print(measure.hardware_line(report["results"][-1]["hardware"]), highlight=False)
+
+
+def _layers(text: str) -> str | float:
+    return text if text in ("all", "upper-half") else float(text)
 
 
 def run(
@@ -205,9 +217,10 @@ def table_of(found: Mapping[str, Any]) -> tables.Table:
 
 
 def _pairs(task: Task) -> str:
-    return (
+    pairs = (
         f"{task.pairs_per_step} pair{'s' if task.pairs_per_step > 1 else ''} of {task.longest} tokens a row in a step"
     )
+    return pairs if task.adapted == "all" else f"{pairs}, adapters on layers: {task.adapted}"
 
 
 def _of_trl(trl: Sequence[Mapping[str, Any]], number: int) -> dict[str, float]:

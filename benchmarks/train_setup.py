@@ -55,7 +55,7 @@ def open_workshop(assignment: Assignment, objectives: Sequence[str]) -> Any:
         "model": {
             "path": str(folder / "model"),
             "dtype": task.dtype,
-            "lora": {"r": task.rank, "alpha": 2 * task.rank, "targets": "all-linear"},
+            "lora": {"r": task.rank, "alpha": 2 * task.rank, "targets": "all-linear", "layers": task.adapted},
         },
         "objectives": dict.fromkeys(objectives),
         "data": {

@@ -17,7 +17,8 @@ class Task:
     """Model and data sizes, batch, and what is optimised. Row lengths are in tokens, prompt and response together.
 
     ``lengths``: "uniform" (every row ``longest``, a quarter of it prompt) or "dialogue" (prompts are three quarters of
-    the row, lengths from a tenth of ``longest`` to ``longest``, evenly on a logarithmic scale).
+    the row, lengths from a tenth of ``longest`` to ``longest``, evenly on a logarithmic scale). ``adapted``: which of
+    the layers get adapters, as ``model.lora.layers`` has it.
     """
 
     lengths: str
@@ -33,6 +34,7 @@ class Task:
     beta: float = 0.1
     dtype: str = "float32"
     seed: int = 0
+    adapted: str | float = "all"
 
     @property
     def all_steps(self) -> int:

@@ -124,7 +124,8 @@ def resident_bytes() -> int | None:
 def allocated_bytes(call: Callable[[], object], device: torch.device) -> int:
     """The most bytes of tensors that torch's own allocator has out at once during the call, above what was before.
 
-    On a CPU from the profiler's record of every allocation, those inside of operations among them.
+    On a CPU from the profiler's record of every allocation, those inside of operations among them. What the call only
+    frees is left out: the record knows blocks of earlier records, and garbage of theirs may be collected during this one.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -139,7 +140,16 @@ def allocated_bytes(call: Callable[[], object], device: torch.device) -> int:
         trace = Path(directory) / "trace.json"
         profiler.export_chrome_trace(str(trace))
         events = [event for event in json.loads(trace.read_text())["traceEvents"] if event.get("name") == "[memory]"]
-    changes = [event["args"]["Bytes"] for event in sorted(events, key=lambda event: event["ts"])]
+    changes: list[int] = []
+    live: set[int] = set()
+    for event in sorted(events, key=lambda event: event["ts"]):
+        size, address = event["args"]["Bytes"], event["args"]["Addr"]
+        if size > 0:
+            live.add(address)
+            changes.append(size)
+        elif address in live:
+            live.remove(address)
+            changes.append(size)
     return max(accumulate(changes), default=0)
 
 

@@ -284,3 +284,14 @@ def test_the_benchmarks_record_sees_what_is_freed_again():
         small.add_(1)
 
     assert measure.allocated_bytes(call, CPU) == pytest.approx(2**22, abs=64)
+
+
+def test_what_an_earlier_record_saw_does_not_lower_this_one():
+    kept: list[Tensor] = []
+
+    def call() -> None:
+        kept.clear()
+        torch.zeros(2**20)
+
+    measure.allocated_bytes(lambda: kept.append(torch.zeros(2**20)), CPU)
+    assert measure.allocated_bytes(call, CPU) == pytest.approx(2**22, abs=64)

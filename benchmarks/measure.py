@@ -124,8 +124,8 @@ def resident_bytes() -> int | None:
 def allocated_bytes(call: Callable[[], object], device: torch.device) -> int:
     """The most bytes of tensors that torch's own allocator has out at once during the call, above what was before.
 
-    On a CPU from the profiler's record of every allocation, those inside of operations among them. What the call only
-    frees is left out: the record knows blocks of earlier records, and garbage of theirs may be collected during this one.
+    On a CPU from the profiler's record of every allocation, those inside of operations among them. What the call
+    only frees is left out: the record knows blocks of earlier records, and garbage of theirs may go during this one.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)

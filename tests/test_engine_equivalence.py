@@ -139,7 +139,7 @@ def test_a_second_epoch_and_a_second_candidate_run_no_reference_pass(workshop, m
     of_the_base: list[int] = []
     ask = LanguageModel.response_logps
 
-    def counted(self, layout, copies=1):
+    def counted(self, layout, copies=None):
         if not torch.is_grad_enabled():
             of_the_base.append(len(layout.counts))
         return ask(self, layout, copies)

@@ -19,7 +19,7 @@ from test_together import ALIKE, jobs, largest, noting, result
 from moalign import lora, registry, storage
 from moalign.engine import shards
 from moalign.engine.layout import Layout, lay_out, one_by_one
-from moalign.engine.lower import copied
+from moalign.engine.lower import Copies, copied
 from moalign.engine.lower_cache import LowerCache
 from moalign.engine.model import TRAINED, LanguageModel
 from moalign.engine.passes import pack
@@ -300,10 +300,11 @@ def test_copies_get_the_known_rows_too(llama):
     layout = lay_out(sequences * 3, [[i + n * len(sequences) for i in row] for n in range(3) for row in rows], 0)
     cache, found = LowerCache(llama, limit=LARGE), []
     mixture = Mixture(tuple(names), (len(rows),) * 3)
+    copies = Copies.repeated(len(rows), 3, llama.device)
     for known in (None, cache, cache):
-        context = nullcontext() if known is None else known.skipping(layout, 3)
-        with lora.mixed(llama.policy, mixture), context, copied(llama.upper, len(rows), 3):
-            found.append(llama.response_logps(layout, 3).detach())
+        context = nullcontext() if known is None else known.skipping(layout, copies)
+        with lora.mixed(llama.policy, mixture), context, copied(llama.upper, copies):
+            found.append(llama.response_logps(layout, copies).detach())
     assert cache.skipped == 1
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
     assert torch.equal(found[2], found[1])

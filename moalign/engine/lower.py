@@ -1,13 +1,33 @@
-"""The frozen layers below the first adapter compute the same for every candidate: they run once, for all copies."""
+"""The frozen layers below the first adapter compute the same for every candidate: each row passes them once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class Copies:
+    """Which of a pass's B rows are the same below the adapters: row b is a copy of row ``first[of[b]]``.
+
+    ``first[U]``  a row of each kind
+    ``of[B]``     the kind of each row
+    """
+
+    first: Tensor
+    of: Tensor
+
+    @classmethod
+    def repeated(cls, rows: int, times: int, device: torch.device) -> Copies:
+        """So many rows, and then all of them again."""
+        first = torch.arange(rows, device=device)
+        return cls(first, first.repeat(times))
 
 
 def split(base: nn.Module) -> tuple[tuple[nn.Module, ...], tuple[nn.Module, ...]]:
@@ -24,15 +44,16 @@ def split(base: nn.Module) -> tuple[tuple[nn.Module, ...], tuple[nn.Module, ...]
 
 
 @contextmanager
-def copied(layers: Sequence[nn.Module], rows: int, copies: int) -> Iterator[None]:
-    """Within the context the batch of ``rows`` becomes ``copies`` of itself, one after the other, at the first layer.
+def copied(layers: Sequence[nn.Module], copies: Copies) -> Iterator[None]:
+    """Within the context a batch of one row of each kind becomes the whole pass at the first of the layers.
 
     The backward pass belongs in it too: with gradient checkpointing it runs layers again.
     """
+    kinds = len(copies.first)
 
     def expand(value: Any) -> Any:
         if isinstance(value, Tensor):  # masks, positions and hidden states begin with the rows; 1 row is broadcast
-            return value.repeat(copies, *[1] * (value.ndim - 1)) if value.ndim > 1 and len(value) == rows else value
+            return value.index_select(0, copies.of) if value.ndim > 1 and len(value) == kinds else value
         if isinstance(value, tuple | list):
             return type(value)(expand(each) for each in value)
         return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from moalign.engine import shards
 from moalign.engine.layout import Layout
-from moalign.engine.lower import replaced
+from moalign.engine.lower import Copies, replaced
 
 if TYPE_CHECKING:
     from moalign.engine.model import LanguageModel
@@ -50,8 +50,8 @@ class LowerCache:
                 self._used += self._index(file)
 
     @contextmanager
-    def skipping(self, layout: Layout, copies: int = 1) -> Iterator[None]:
-        """Within the context all passes are over this layout, of which ``copies`` are one (``lower.copied``).
+    def skipping(self, layout: Layout, copies: Copies | None = None) -> Iterator[None]:
+        """Within the context all passes are over this layout, or over one row of each kind in it (``lower.copied``).
 
         Enter it before ``copied``. The backward pass belongs in it too.
         """
@@ -104,9 +104,9 @@ class LowerCache:
 class _Rows:
     """The rows of one layout: what is known of them is looked up when the first layer asks, and then stays."""
 
-    def __init__(self, cache: LowerCache, layout: Layout, copies: int):
+    def __init__(self, cache: LowerCache, layout: Layout, copies: Copies | None):
         self.cache, self.layout = cache, layout
-        self.number = len(layout.input_ids) // copies
+        self.rows = list(range(len(layout.input_ids))) if copies is None else copies.first.tolist()
         self.keys: list[bytes] = []
         self.found: list[Tensor | None] = []
         self.all_known = False
@@ -114,7 +114,7 @@ class _Rows:
 
     def known(self) -> bool:
         if not self.keys:
-            self.keys = _keys(self.layout, self.number)
+            self.keys = _keys(self.layout, self.rows)
             self.found = [self.cache.get(key) for key in self.keys]
             self.all_known = all(value is not None for value in self.found)
             self.cache.skipped += self.all_known
@@ -127,18 +127,18 @@ class _Rows:
             new: dict[bytes, Tensor] = {}
             # detached: with gradient checkpointing embeddings ask for gradients that nobody needs
             computed = placed if self.known() else hidden.detach().cpu()
-            for row, (key, value) in enumerate(zip(self.keys, self.found, strict=True)):
+            for place, (row, key, value) in enumerate(zip(self.rows, self.keys, self.found, strict=True)):
                 length = self.layout.lengths[row]
                 if value is None:
-                    value = new.setdefault(key, computed[row, :length])
-                placed[row, :length] = value
+                    value = new.setdefault(key, computed[place, :length])
+                placed[place, :length] = value
             for key, value in new.items():
                 self.cache.add(key, value)
             self.placed = placed.to(hidden.device)
         return self.placed
 
 
-def _keys(layout: Layout, number: int) -> list[bytes]:
+def _keys(layout: Layout, rows: Sequence[int]) -> list[bytes]:
     parts = [part for part in (layout.input_ids, layout.position_ids, layout.segments) if part is not None]
-    arrays = [part[:number].cpu().numpy() for part in parts]
-    return [shards.key_of(*(array[row, : layout.lengths[row]] for array in arrays)) for row in range(number)]
+    arrays = [part.cpu().numpy() for part in parts]
+    return [shards.key_of(*(array[row, : layout.lengths[row]] for array in arrays)) for row in rows]

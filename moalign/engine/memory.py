@@ -35,7 +35,7 @@ from moalign.data.dataset import PairDataset
 from moalign.data.tokenise import Sequence as TokenSequence
 from moalign.engine.allocations import counted
 from moalign.engine.layout import row_length
-from moalign.engine.lower import copied
+from moalign.engine.lower import Copies, copied
 from moalign.engine.model import TRAINED, LanguageModel
 from moalign.engine.passes import PairPass, apart_beyond_window, pair_passes
 from moalign.lora import Mixture
@@ -203,14 +203,15 @@ def _one_pass(
     model: LanguageModel, prompts: int, prompt: int, response: int, checkpointing: bool, shared: bool
 ) -> tuple[PassSize, int, int]:
     """(its size, bytes at the end of the forward pass, bytes at the height of the backward pass)."""
-    copies = 2 if model.upper else 1  # behind the lower layers masks and positions are copied as well
-    sequences = [TokenSequence((0,) * (prompt + response), prompt)] * (2 * prompts * copies)
+    times = 2 if model.upper else 1  # behind the lower layers masks and positions are copied as well
+    sequences = [TokenSequence((0,) * (prompt + response), prompt)] * (2 * prompts * times)
     members = np.arange(len(sequences)).reshape(-1, 2 if shared else 1)
     layout = model.lay_out(sequences, apart_beyond_window(sequences, members.tolist(), model.packing))
     rows, length = layout.input_ids.shape
-    seeds = (0,) * copies if model.adapter_dropout else None
-    mixture = Mixture(SLOTS[:copies], (rows // copies,) * copies, seeds)
-    once = copied(model.upper, rows // copies, copies) if copies > 1 else nullcontext()
+    seeds = (0,) * times if model.adapter_dropout else None
+    mixture = Mixture(SLOTS[:times], (rows // times,) * times, seeds)
+    copies = Copies.repeated(rows // times, times, model.device) if model.upper else None
+    once = nullcontext() if copies is None else copied(model.upper, copies)
     with lora.mixed(model.policy, mixture), once, counted(model.device) as allocations:
         with model.checkpointing(checkpointing):
             loss = model.response_logps(layout, copies).sum()

@@ -22,6 +22,7 @@ from moalign.data.tokenise import Tokeniser, check_vocabulary
 from moalign.engine import layout as layouts
 from moalign.engine import lower, probe
 from moalign.engine.layout import Layout
+from moalign.engine.lower import Copies
 from moalign.engine.passes import OPERATIONS_PER_SECOND, Packing
 from moalign.errors import ModelError
 from moalign.ops import frozen_linear, token_logps
@@ -86,13 +87,13 @@ class LanguageModel:
         """``layout.lay_out`` with this model's padding, on its device."""
         return layouts.lay_out(sequences, rows, self.pad_id, self.packing.multiple).to(self.device)
 
-    def response_logps(self, layout: Layout, copies: int = 1) -> Tensor:
+    def response_logps(self, layout: Layout, copies: Copies | None = None) -> Tensor:
         """Log-probability of every response token under the active adapter; float32 [N,T], 0 elsewhere.
 
-        Only the hidden states that predict a response token meet the output head. ``copies``: the rows are so many
-        copies of the first ones, which ``lower.copied`` makes behind the layers that compute the same for all.
+        Only the hidden states that predict a response token meet the output head. ``copies``: rows that
+        ``lower.copied`` makes behind the layers that compute the same for all of a kind.
         """
-        once = slice(len(layout.input_ids) // copies)
+        once: Any = slice(None) if copies is None else copies.first
         arguments: dict[str, Tensor | None] = {}
         if layout.segments is not None and layout.position_ids is not None:
             mask = replace(layout, segments=layout.segments[once]).attention(self.dtype)

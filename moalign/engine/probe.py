@@ -11,7 +11,7 @@ from torch import nn
 
 from moalign.data.tokenise import Sequence as TokenSequence
 from moalign.engine.layout import Layout, lay_out, one_by_one
-from moalign.engine.lower import copied
+from moalign.engine.lower import Copies, copied
 from moalign.engine.lower_cache import LowerCache
 from moalign.errors import ModelError
 
@@ -75,9 +75,10 @@ def copies_agree(model: LanguageModel, upper: Sequence[nn.Module]) -> bool:
     """Whether copying rows behind the lower layers gives what running them for every copy gives."""
     sequences = _sequences(model, salt=0)
     layout = one_by_one(sequences * 2, model.pad_id).to(model.device)
+    copies = Copies.repeated(len(sequences), 2, model.device)
     try:
-        with copied(upper, len(sequences), 2):
-            found = model.response_logps(layout, copies=2)
+        with copied(upper, copies):
+            found = model.response_logps(layout, copies)
     except (TypeError, ValueError, RuntimeError, IndexError):
         return False
     tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 5e-2

@@ -14,6 +14,7 @@ from moalign import lora
 from moalign.data.tokenise import Sequence as TokenSequence
 from moalign.engine import shards
 from moalign.engine.layout import Layout
+from moalign.engine.lower import Copies
 from moalign.engine.lower_cache import LowerCache
 from moalign.engine.model import LanguageModel
 
@@ -63,7 +64,9 @@ class LogpCache:
                     self.save()
         return layout.place(torch.cat([known[key] for key in keys]))
 
-    def skipping(self, layout: Layout, copies: int = 1, *, keep: bool = True) -> AbstractContextManager[None]:
+    def skipping(
+        self, layout: Layout, copies: Copies | None = None, *, keep: bool = True
+    ) -> AbstractContextManager[None]:
         """Within the context passes over this layout skip the layers below the adapters, where that is known."""
         return self.lower.skipping(layout, copies) if self.lower is not None and keep else nullcontext()
 

@@ -25,7 +25,7 @@ from moalign.data.tokenise import Sequence as TokenSequence
 from moalign.engine.batches import BatchSource, refresh
 from moalign.engine.layout import Layout
 from moalign.engine.losses import loss_of
-from moalign.engine.lower import copied
+from moalign.engine.lower import Copies, copied
 from moalign.engine.model import TRAINED, LanguageModel
 from moalign.engine.passes import PairPass, apart_beyond_window, pair_passes
 from moalign.engine.scoring import LogpCache
@@ -196,7 +196,6 @@ def _losses(
         frozen.append(frozen_of[id(share.part)])
         frozen[-1].prepare(share.trainee.job)
     layout = frozen[0].layout if len(members) == 1 else _joined(model, members)
-    copies = len(members) if model.upper and len(frozen_of) == 1 else 1  # all members have the same rows
     rows = tuple(len(share.part.rows) for share in members)
     lengths: tuple[int, ...] | None = tuple(own.layout.input_ids.shape[1] for own in frozen)
     if sum(rows) != len(layout.input_ids):  # beyond a window: a row for each sequence
@@ -206,8 +205,9 @@ def _losses(
         seeds = tuple(derive(s.trainee.job.seed, "dropout", s.trainee.job.candidate, *at) for s in members)
     mixture = Mixture(tuple(s.trainee.slot for s in members), rows, seeds, lengths)
     losses: list[Tensor | None] = []
-    once = copied(model.upper, len(layout.input_ids) // copies, copies) if copies > 1 else nullcontext()
-    known = cache.skipping(layout, copies, keep=frozen[0].keep and len(frozen_of) == 1)
+    copies = _copies(members, rows, model.device) if model.upper and len(members) > 1 else None
+    once = nullcontext() if copies is None else copied(model.upper, copies)
+    known = cache.skipping(layout, copies, keep=all(own.keep for own in frozen))
     wanted = any(share.trainee.job.settings.gradient_checkpointing for share in members)
     with lora.mixed(model.policy, mixture), known, once:
         with model.checkpointing(wanted and at is not None):
@@ -218,6 +218,20 @@ def _losses(
             losses.append(_loss(share, own, logps[start:end, : own.layout.width], at is not None))
             start = end
         yield losses
+
+
+def _copies(members: Sequence[_Share], rows: Sequence[int], device: torch.device) -> Copies:
+    """Which rows of the pass are the same: those of members with the same pairs. ``rows`` of each member."""
+    first: list[int] = []
+    of: list[int] = []
+    begins: dict[int, int] = {}
+    for share, number in zip(members, rows, strict=True):
+        if id(share.part) not in begins:
+            begins[id(share.part)] = len(first)
+            first += range(len(of), len(of) + number)
+        begin = begins[id(share.part)]
+        of += range(begin, begin + number)
+    return Copies(torch.tensor(first, device=device), torch.tensor(of, device=device))
 
 
 def _loss(share: _Share, frozen: _Frozen, logps: Tensor, training: bool) -> Tensor | None:

@@ -29,15 +29,13 @@ AS_GOOD = 1.05  # times the best: within the noise, and the larger size waits le
 def groups(candidates: Sequence[Candidate], workshop: Workshop, size: int) -> list[list[Candidate]]:
     """At most ``size`` together, evenly; those whose adapters are others' rewards come before the others.
 
-    Where layers below the adapters run once for all, which takes the same rows, those who train on the same pairs. A
-    function of what was proposed, never of what is finished already, so that a resumed run trains the same together.
+    A function of what was proposed, never of what is finished already, so that a resumed run trains the same together.
     """
-    stages: dict[tuple[bool, int], list[Candidate]] = {}
+    stages: dict[bool, list[Candidate]] = {}
     for candidate in candidates:
-        rows = id(workshop.pairs_for(candidate)) if workshop.model.upper and workshop.material.train else 0
-        stages.setdefault((bool(workshop.implicit([candidate])), rows), []).append(candidate)
+        stages.setdefault(bool(workshop.implicit([candidate])), []).append(candidate)
     made = []
-    for _, stage in sorted(stages.items(), key=lambda item: item[0][0]):  # stable: else in the order of proposal
+    for _, stage in sorted(stages.items()):
         number = -(-len(stage) // size)
         ends = [len(stage) * (part + 1) // number for part in range(number)]
         made += [list(stage[start:end]) for start, end in zip([0, *ends], ends, strict=False)]

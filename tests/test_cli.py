@@ -161,7 +161,10 @@ BAD = {
         ["--set", "search=listed", "--set", "preferences.bad={direction: {helpful: 0.8, harmless: -0.6}}"],
         "bad: the component of harmless is negative",
     ),
-    "a loss without a logit under modpo": (["--set", "combine=modpo", "--set", "loss=sft"], "use combine: linear"),
+    "a loss without a logit under modpo": (
+        ["--set", "combine=modpo", "--set", "loss=sft"],
+        "use another loss, or a rule",
+    ),
     "a file in place of a folder": (["--out", "pairs.jsonl"], "pairs.jsonl is a file; choose another --out"),
     "rollouts without rewards": (["--set", "rollouts.rounds=2", "--set", "loss=rebel"], "has no reward"),
     "a scored loss under modpo": (

@@ -110,7 +110,8 @@ def choose_reader(row: Row, readers: Mapping[str, Reader]) -> str:
         reason = f"several readers recognise these columns ({', '.join(names)}); set data.reader to one of them"
     else:
         known = ", ".join(readers)
-        reason = f"no reader recognises the columns {shown}; set data.reader to one of {known} (columns takes a map)"
+        more = "one that takes options (`moalign plugins list --kind reader`)"
+        reason = f"no reader recognises the columns {shown}; set data.reader to one of {known}, or to {more}"
     raise DataError(reason, file=file, line=line)
 
 

@@ -108,7 +108,7 @@ class Plan:
         if negative and not self.scored:
             raise PreferenceError(
                 f"{candidate.id}: the component of {negative[0]} is negative, and a judgement of a pair cannot count "
-                "less than nothing; use a loss on reward differences, such as rebel"
+                "less than nothing; use a loss on reward differences: `moalign plugins list --kind objective`"
             )
 
 
@@ -220,12 +220,14 @@ def _check_rewards(plan: Plan) -> None:
     if kind not in plan.combiner.accepts:
         raise ConfigError(
             f"combine: '{config.combine.name}' works on {' and '.join(sorted(plan.combiner.accepts))} pairs, "
-            f"but loss '{config.loss.name}' trains on {kind} ones; use combine: linear or another loss"
+            f"but loss '{config.loss.name}' trains on {kind} ones; use another loss or another rule: "
+            "`moalign plugins list --kind combiner`"
         )
     if not plan.objective.shiftable and plan.mixing_needs_margins:
         raise ConfigError(
             f"combine: '{config.combine.name}' works through scale and margin of a pairwise logit, and loss "
-            f"'{config.loss.name}' has none; use combine: linear"
+            f"'{config.loss.name}' has none; use another loss, or a rule that only weighs pairs: "
+            "`moalign plugins list --kind combiner`"
         )
     without = [name for name in plan.objectives if name not in plan.rewards]
     reason = None
@@ -250,4 +252,4 @@ def _check_early_stop(plan: Plan) -> None:
         name = plan.config.loss.name
         reason = f"loss '{name}' learns from reward differences of any responses, and held-out pairs are labelled ones"
     if reason and plan.config.train.early_stop is not None:
-        raise ConfigError(f"train.early_stop: {reason}; leave it out, or train on labelled pairs, such as with dpo")
+        raise ConfigError(f"train.early_stop: {reason}; leave it out, or use a loss on labelled pairs")

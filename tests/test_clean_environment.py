@@ -129,6 +129,20 @@ def test_the_run_records_the_example(environment):
     assert not any("moalign-broken" in name for name in plugins)
 
 
+def test_what_its_readme_configures_can_be_trained(environment):
+    """Every configuration in it, up to where a model would be loaded."""
+    home, readme = environment.home, (SOURCES[1] / "README.md").read_text()
+    blocks = [yaml.safe_load(block.split("```")[0]) for block in readme.split("```yaml\n")[1:]]
+    basis = {key: yaml.safe_load(environment.configuration.read_text())[key] for key in ("model", "objectives", "data")}
+    code = (
+        "import json, sys; from moalign import config, registry; from moalign.sweeps import plan\n"
+        "for block in json.loads(sys.argv[1]):\n"
+        "    print(len(plan.prepare(config.from_mapping(block), registry.discover()).propose(())))"
+    )
+    done = execute(home, "venv/bin/python", "-c", code, json.dumps([basis | block for block in blocks]))
+    assert len(blocks) == 2 and [int(line) > 0 for line in done.stdout.split()] == [True, True], done.stderr
+
+
 def test_list_shows_the_example_and_reports_the_broken_one(environment):
     done = environment.moalign("plugins", "list", "--json", "--all")
     assert done.returncode == 0, done.stderr

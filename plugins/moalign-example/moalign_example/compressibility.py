@@ -13,7 +13,7 @@ class Compressibility(Reward):
     """Bytes after deflate over bytes before, so that saying the same again costs; abstains on an empty response.
 
     The inverse of the compression ratio of arXiv:2403.00553, there of a whole set of texts. Longer texts compress
-    better: it compares responses of like length, and beside a reward for length it rewards brevity twice.
+    better, and a few words come out above 1: it compares responses of like length.
     """
 
     level: int = Field(default=9, ge=1, le=9)

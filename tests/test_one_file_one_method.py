@@ -49,6 +49,7 @@ LEGITIMATE = {
     "demo/job.py": {"rebel": "the recipe that the demo runs"},
     "demo/reward.py": {"tiny-assistant": "the demo's own entry point, which registers it"},
     "demo/ceiling.py": {"tiny-assistant": "the folder of the model"},
+    "door.py": {"random": "Python's module"},
     "engine/batches.py": {"prompts": "a purpose of randomness"},
     "engine/trainee.py": {"linear": "a schedule of the learning rate"},
     "preference.py": {"preference": "what a message calls it"},

@@ -43,6 +43,7 @@ from moalign.types import (
     Preference,
     Record,
     Refusal,
+    Round,
     RunInfo,
     Sample,
     Space,
@@ -84,6 +85,8 @@ class Objective(Plugin):
     "pairs"      labelled pairs, chosen before rejected
     "margins"    pairs in any order, with the reward difference of every objective (``terms.difference``)
     "reference"  log-probabilities under the reference
+    "groups"     responses that the policy has sampled, several for each prompt; each has an advantage (``advantages``)
+    "old_logps"  log-probabilities under the policy that sampled them
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
@@ -91,7 +94,19 @@ class Objective(Plugin):
     """whether the loss reads ``terms.scale`` and ``terms.margin``, so that every combiner can reach it"""
 
     def loss(self, batch: Batch, terms: PairTerms) -> Tensor:
-        """float32 [P], one value per pair, never reduced and without ``terms.weight``, which the engine applies."""
+        """float32 [P], one value per pair, never reduced and without ``terms.weight``, which the engine applies.
+
+        With "groups" in ``needs`` [N], one value per row, and all terms are those of a pair that nothing changes.
+        """
+        raise NotImplementedError
+
+    def advantages(self, signal: Tensor, groups: Tensor, log_ratios: Tensor | None) -> Tensor:
+        """How much each response counts, [N] like all arguments; asked only where ``needs`` has "groups".
+
+        ``signal``: the combiner's, of all responses of a round; ``groups``: those to one prompt share a number;
+        ``log_ratios``: log pi - log pi_ref of the response under the policy that sampled it, None unless ``needs`` has
+        "reference". All float64, and no gradient goes through.
+        """
         raise NotImplementedError
 
 
@@ -99,7 +114,8 @@ class Combiner(Plugin):
     """Many objectives and a preference -> one signal.
 
     ``accepts`` says which pairs the rule has a meaning for: "labelled" (one objective judged the pair) and "scored"
-    (every objective scored both responses, as regression losses use them).
+    (every objective scored both responses, as regression losses use them). "groups": the rule combines the rewards of
+    sampled responses (``signal``).
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"labelled", "scored"})
@@ -120,6 +136,22 @@ class Combiner(Plugin):
     def scalarise(self, rewards: Tensor, preference: Tensor) -> Tensor:
         """rewards [..., M], preference [..., M] -> [...]; NaN where a reward that carries weight is unknown."""
         raise NotImplementedError
+
+    def init(self, preference: Preference) -> Mapping[str, Any]:
+        """The state with which a candidate's training begins, as plain data; for rules that adapt."""
+        return {}
+
+    def observe(self, state: Mapping[str, Any], seen: Round) -> Mapping[str, Any]:
+        """The state after a round of sampled responses, before ``signal`` is asked for them; a new one."""
+        return state
+
+    def signal(self, rewards: Tensor, preference: Tensor, groups: Tensor, state: Mapping[str, Any]) -> Tensor:
+        """One number for each sampled response: rewards [N,M], preference [N,M], groups [N] -> [N], all float64."""
+        return self.scalarise(rewards, preference)
+
+    def multiplier(self, state: Mapping[str, Any]) -> float:
+        """What all advantages are multiplied by; a factor on rewards would be lost where they are standardised."""
+        return 1.0
 
 
 class Reward(Plugin):
@@ -283,6 +315,7 @@ __all__ = [
     "Refusal",
     "Register",
     "Reward",
+    "Round",
     "Row",
     "RunError",
     "RunInfo",

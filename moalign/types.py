@@ -174,6 +174,10 @@ class Batch:
     ``rewards[N,M]``      scores per row and objective, NaN where unknown; None unless needed
     ``preference[N,M]``   the preference of the candidate that the row belongs to
     ``groups[N]``         rows of one prompt share a number
+    ``advantages[N]``     how much better the response is than expected; None unless the objective needs "groups"
+    ``old_logps[N,T]``    ``logps`` under the policy that sampled the response; None unless it needs "old_logps"
+
+    Where the objective needs "groups", each row is a unit of its own: P = N and ``pairs`` names every row twice.
     """
 
     logps: Tensor
@@ -186,6 +190,22 @@ class Batch:
     ref_logps: Tensor | None = None
     margins: Tensor | None = None
     rewards: Tensor | None = None
+    advantages: Tensor | None = None
+    old_logps: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What was seen of one round of sampled responses, for rules that adapt.
+
+    ``number``: from 0. ``rewards[N,M]``: of the responses, float64, larger is better. ``groups[N]``: responses to one
+    prompt share a number. ``start[M]``: mean rewards of the first round, before any training.
+    """
+
+    number: int
+    rewards: Tensor
+    groups: Tensor
+    start: Tensor
 
 
 @dataclass(frozen=True, slots=True)

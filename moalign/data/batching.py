@@ -31,7 +31,8 @@ def group_pair_indices(dataset: PairDataset, seed: int, step: int, groups_per_st
 def collate(dataset: PairDataset, pair_indices: NDArray[np.int64], rows: NDArray[np.int64]) -> dict[str, Tensor]:
     """What is known of some pairs and of the sequences ``rows`` [N] of the dataset that they name.
 
-    ``pairs[P,2]`` indices into ``rows``, ``pair_objective[P]``, ``strength[P]``, ``rewards[N,M]``, ``groups[N]``.
+    ``pairs[P,2]`` indices into ``rows``, ``pair_objective[P]``, ``strength[P]``, ``rewards[N,M]``, ``groups[N]``, and
+    ``advantages[N]`` where the dataset has them.
     """
     import torch
 
@@ -43,6 +44,8 @@ def collate(dataset: PairDataset, pair_indices: NDArray[np.int64], rows: NDArray
         "rewards": dataset.rewards[rows].astype(np.float32),
         "groups": dataset.groups[rows],
     }
+    if dataset.advantages is not None:
+        arrays["advantages"] = dataset.advantages[rows].astype(np.float32)
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
 

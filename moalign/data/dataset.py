@@ -27,6 +27,8 @@ class PairDataset:
     ``groups[N]``          sequences of one group (prompt) share a number
     ``samples[N]``         prompt and response as text, for rewards that score them
     ``counts``             what was truncated or dropped, and why
+    ``advantages[N]``      of sampled responses that are units of their own (None: the pairs are); not part of the hash
+    ``old_logps``, ``ref_logps``  for each, of its response tokens under the policy that sampled it, and the reference
     """
 
     objectives: tuple[str, ...]
@@ -39,6 +41,9 @@ class PairDataset:
     groups: NDArray[np.int64]
     counts: Mapping[str, int]
     warnings: tuple[str, ...] = ()
+    advantages: NDArray[np.float64] | None = None
+    old_logps: tuple[NDArray[np.float32], ...] | None = None
+    ref_logps: tuple[NDArray[np.float32], ...] | None = None
 
     def __post_init__(self) -> None:
         for array in (self.pairs, self.pair_objective, self.strength, self.rewards, self.groups):

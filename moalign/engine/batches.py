@@ -14,8 +14,10 @@ from moalign import calls
 from moalign.config import RolloutSettings
 from moalign.data.batching import group_pair_indices, pair_indices
 from moalign.data.dataset import PairDataset
+from moalign.engine.advantages import Advantages
 from moalign.engine.model import LanguageModel
 from moalign.engine.rollouts import Rollout, Score, sample, sequence_of
+from moalign.engine.scoring import logps_under
 from moalign.errors import TrainingError
 from moalign.seeds import derive
 from moalign.types import Sample
@@ -67,7 +69,9 @@ class RolloutSource:
     """Pairs within groups of responses that the policy itself sampled, refreshed at even distances.
 
     ``slot`` holds the policy's adapter. A policy with fresh weights is the base in round 0, which is the same for every
-    candidate: ``first_round`` is shared between those (None: the weights are not fresh).
+    candidate: ``first_round`` is shared between those (None: the weights are not fresh). ``advantages``: each response
+    is a unit of its own and has one; None: all pairs within the groups are compared. ``figures``: of the last round,
+    for the metrics.
     """
 
     model: LanguageModel
@@ -80,7 +84,9 @@ class RolloutSource:
     seed: int
     first_round: dict[str, PairDataset] | None
     candidate: str = ""
+    advantages: Advantages | None = None
     cacheable: bool = False
+    figures: dict[str, float] = field(default_factory=dict)
     _round: int = -1
     _dataset: PairDataset | None = field(default=None, repr=False)
 
@@ -91,7 +97,7 @@ class RolloutSource:
             if known is None:
                 self.take(current, self.sample(current, [self.slot])[0])
             else:
-                self._dataset, self._round = known, current
+                self._use(known, current)
         assert self._dataset is not None
         first = -(-current * self.steps // self.settings.rounds)  # the round's first step
         pairs = group_pair_indices(
@@ -123,23 +129,42 @@ class RolloutSource:
 
     def take(self, number: int, rollouts: Sequence[Rollout]) -> None:
         """Score a round's responses and train on them from now on."""
-        self._dataset, self._round = self._dataset_of(rollouts), number
+        dataset = self._dataset_of(rollouts)
         if number == 0 and self.first_round is not None:
-            self.first_round["dataset"] = self._dataset
+            self.first_round["dataset"] = dataset
+        self._use(dataset, number)
+
+    def _use(self, dataset: PairDataset, number: int) -> None:
+        """Train on these from now on, with this candidate's own advantages."""
+        if self.advantages is not None:
+            dataset = self._weighed(dataset, number, self.advantages)
+        self._dataset, self._round = dataset, number
+
+    def _weighed(self, dataset: PairDataset, number: int, advantages: Advantages) -> PairDataset:
+        """With the advantage of every response that is a unit, and what the policy thinks of it now."""
+        rows, needs = dataset.pairs[:, 0], advantages.objective.needs
+        old = reference = None
+        if "old_logps" in needs or "reference" in needs:
+            reference, old = logps_under(self.model, dataset.sequences, dataset.groups.tolist(), (None, self.slot))
+        ratios = None
+        if "reference" in needs and old is not None and reference is not None:
+            ratios = np.array([(old[row] - reference[row]).sum(dtype=np.float64) for row in rows])
+        values = np.zeros(len(dataset.sequences))
+        values[rows], self.figures = advantages.of(number, dataset.rewards[rows], dataset.groups[rows], ratios)
+        known = {name: None if each is None else tuple(each) for name, each in (("old", old), ("ref", reference))}
+        return replace(dataset, advantages=values, old_logps=known["old"], ref_logps=known["ref"])
 
     def _round_of(self, step: int) -> int:
         return step * self.settings.rounds // self.steps
 
     def _dataset_of(self, rollouts: Sequence[Rollout]) -> PairDataset:
-        """All pairs within the groups, between responses that every reward has scored."""
+        """Of the responses that every reward has scored, all pairs within the groups; or each alone."""
         with calls.on_behalf_of(self.candidate):
             rewards = self.score(rollouts)
         known = np.asarray(np.isfinite(rewards).all(axis=1))
-        pairs = [
-            (i, j)
-            for i, j in combinations(range(len(rollouts)), 2)
-            if rollouts[i].prompt == rollouts[j].prompt and known[i] and known[j] and rollouts[i].ids != rollouts[j].ids
-        ]
+        pairs = _pairs(rollouts, known) if self.advantages is None else [(i, i) for i in np.flatnonzero(known).tolist()]
+        if not pairs and self.advantages is not None:
+            raise TrainingError(f"of {len(rollouts)} sampled responses not one has all rewards; see why they abstain")
         if not pairs:
             abstained = int((~known).sum())
             raise TrainingError(
@@ -158,3 +183,12 @@ class RolloutSource:
             groups=np.array([rollout.prompt for rollout in rollouts], dtype=np.int64),
             counts={"sampled responses without a reward": int((~known).sum())},
         )
+
+
+def _pairs(rollouts: Sequence[Rollout], known: np.ndarray) -> list[tuple[int, int]]:
+    """Of different responses to the same prompt, both known."""
+    return [
+        (i, j)
+        for i, j in combinations(range(len(rollouts)), 2)
+        if rollouts[i].prompt == rollouts[j].prompt and known[i] and known[j] and rollouts[i].ids != rollouts[j].ids
+    ]

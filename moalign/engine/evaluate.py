@@ -11,9 +11,9 @@ from moalign import lora
 from moalign.config import EvaluateSettings
 from moalign.data.dataset import PairDataset
 from moalign.engine.model import LanguageModel
-from moalign.engine.passes import arrange, pair_passes
+from moalign.engine.passes import pair_passes
 from moalign.engine.rollouts import Rollout, Score, sample, sequence_of
-from moalign.engine.scoring import LogpCache
+from moalign.engine.scoring import LogpCache, logps_under
 from moalign.errors import TrainingError
 from moalign.pareto import standard_error_clustered
 from moalign.seeds import derive
@@ -156,19 +156,9 @@ def _kl(
 ) -> float:
     """Mean over the policy's own samples of log pi - log pi_ref, in nats per response."""
     sequences = [sequence_of(rollout, prompts) for rollout in rollouts]
-    of_prompt: dict[int, list[int]] = {}
-    for index, rollout in enumerate(rollouts):
-        of_prompt.setdefault(rollout.prompt, []).append(index)
-    units = list(of_prompt.values())
-    ratios = np.empty(len(sequences))
-    for part in arrange([[sequences[index] for index in unit] for unit in units], model.packing):
-        chosen = [index for unit in part.units for index in units[unit]]
-        members = [sequences[index] for index in chosen]
-        layout = model.lay_out(members, part.rows)
-        with lora.active(model.policy, None):
-            reference = model.response_logps(layout)
-        with lora.active(model.policy, adapter):
-            ratios[chosen] = (model.response_logps(layout) - reference).double().sum(-1).cpu().numpy()
+    groups = [rollout.prompt for rollout in rollouts]
+    reference, own = logps_under(model, sequences, groups, (None, adapter))
+    ratios = np.array([(mine - base).sum(dtype=np.float64) for mine, base in zip(own, reference, strict=True)])
     mean, error = _mean_and_error(ratios, np.array([r.prompt for r in rollouts]))
     if error is not None:
         details["kl_stderr"] = error

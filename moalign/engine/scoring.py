@@ -7,7 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from moalign import lora
@@ -17,8 +19,37 @@ from moalign.engine.layout import Layout
 from moalign.engine.lower import Copies
 from moalign.engine.lower_cache import LowerCache
 from moalign.engine.model import LanguageModel
+from moalign.engine.passes import arrange
 
 SHARD_TOKENS = 2**20  # so many new values become a file: 4 MiB
+
+
+@torch.no_grad()
+def logps_under(
+    model: LanguageModel,
+    sequences: Sequence[TokenSequence],
+    groups: Sequence[int],
+    adapters: Sequence[str | None],
+) -> list[list[NDArray[np.float32]]]:
+    """Log-probabilities of the response tokens of each sequence, under each adapter (None: the base); a list for each.
+
+    ``groups``: sequences with the same number begin with the same prompt and share a pass. All adapters meet the same
+    passes, so that two with the same weights agree to the last bit.
+    """
+    of_group: dict[int, list[int]] = {}
+    for index, group in enumerate(groups):
+        of_group.setdefault(group, []).append(index)
+    units = list(of_group.values())
+    found: list[list[NDArray[np.float32]]] = [[np.empty(0, np.float32)] * len(sequences) for _ in adapters]
+    for part in arrange([[sequences[index] for index in unit] for unit in units], model.packing):
+        chosen = [index for unit in part.units for index in units[unit]]
+        layout = model.lay_out([sequences[index] for index in chosen], part.rows)
+        for values, adapter in zip(found, adapters, strict=True):
+            with lora.active(model.policy, adapter):
+                scored = model.response_logps(layout).flatten().index_select(0, layout.target)
+            for index, own in zip(chosen, scored.float().cpu().split(layout.counts), strict=True):
+                values[index] = own.numpy()
+    return found
 
 
 @dataclass

@@ -263,6 +263,15 @@ class _Frozen:
         collated = collate(share.dataset, share.part.pairs, share.part.sequences)
         self.known = {name: tensor.to(model.device) for name, tensor in collated.items()}
         self._logps: dict[str, Tensor] = {}
+        if share.dataset.ref_logps is not None:
+            self._logps[""] = self._placed(share.dataset.ref_logps, share)
+        old = share.dataset.old_logps
+        self.old_logps = None if old is None else self._placed(old, share)
+
+    def _placed(self, values: Sequence[np.ndarray], share: _Share) -> Tensor:
+        """What is known of the response tokens of each sequence of the dataset, for those of this pass; [N,T]."""
+        own = np.concatenate([values[index] for index in share.part.sequences])
+        return self.layout.place(torch.from_numpy(own).to(self.layout.input_ids.device))
 
     def prepare(self, job: Job) -> None:
         """Run the frozen policies that the job needs, before the trained ones run."""
@@ -294,6 +303,8 @@ class _Frozen:
             ref_logps=reference,
             rewards=rewards,
             margins=None if rewards is None else rewards[pairs[:, 0]] - rewards[pairs[:, 1]],
+            advantages=self.known["advantages"].clone() if "advantages" in self.known else None,
+            old_logps=None if self.old_logps is None else self.old_logps.clone(),
         )
 
     def _rewards(self, job: Job, reference: Tensor | None) -> Tensor | None:

@@ -177,7 +177,8 @@ class Trainee:
         told: dict[str, Any] = {"skipped": self.problem} if self.problem else {}
         if self.held_out_loss is not None:
             told["held_out_loss"] = number(self.held_out_loss)
-        self.on_step(step, self.metrics.summary() | {"lr": self.optimizer.param_groups[0]["lr"]} | told)
+        figures = {name: number(value) for name, value in getattr(self.source, "figures", {}).items()}
+        self.on_step(step, self.metrics.summary() | figures | {"lr": self.optimizer.param_groups[0]["lr"]} | told)
 
 
 def schedule(settings: TrainSettings, step: int) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from moalign import calls, lora, preference, storage
+from moalign.engine.advantages import Advantages
 from moalign.engine.batches import BatchSource, OfflineSource, RolloutSource
 from moalign.engine.evaluate import Evaluation
 from moalign.engine.model import TRAINED
@@ -256,7 +257,17 @@ def batch_source(candidate: Candidate, workshop: Workshop, slot: str = TRAINED) 
         seed=config.seed,
         first_round=None if candidate.parents else workshop.first_round,
         candidate=candidate.id,
+        advantages=_advantages(candidate, workshop),
     )
+
+
+def _advantages(candidate: Candidate, workshop: Workshop) -> Advantages | None:
+    """The rule of a candidate whose loss takes sampled responses one by one; None where it compares pairs of them."""
+    plan = workshop.plan
+    objective = plan.variant(candidate.changes).objective
+    if "groups" not in objective.needs:
+        return None
+    return Advantages(objective, plan.combiner, candidate.preference, plan.objectives, candidate.id)
 
 
 def _samples(workshop: Workshop, measured: Evaluation) -> str:

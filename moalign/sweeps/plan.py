@@ -20,6 +20,8 @@ from moalign.storage import safe_name
 from moalign.sweeps.changes import Variant, variant
 from moalign.types import Candidate, Outcome, Preference, Space
 
+UNITS = {"labelled": "labelled pairs", "scored": "scored pairs", "groups": "groups of sampled responses"}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -45,6 +47,11 @@ class Plan:
         return "margins" in self.objective.needs
 
     @property
+    def grouped(self) -> bool:
+        """Whether the loss learns from sampled responses one by one, each with an advantage over its group."""
+        return "groups" in self.objective.needs
+
+    @property
     def evaluation_kind(self) -> str:
         kind = self.config.evaluate.kind
         if kind != "auto":
@@ -62,6 +69,8 @@ class Plan:
         return bool(door.call(self.combiner, "needs", Preference("weights", dict.fromkeys(self.objectives, share))))
 
     def needs(self, candidate: Candidate) -> frozenset[str]:
+        if self.grouped:  # the combiner works on rewards, not on pairs
+            return self.objective.needs
         return self.objective.needs | door.call(self.combiner, "needs", candidate.preference)
 
     def propose(self, history: Sequence[Outcome]) -> list[Candidate]:
@@ -218,14 +227,21 @@ def _check_reference_point(config: Config) -> None:
 
 def _check_rewards(plan: Plan) -> None:
     config = plan.config
-    kind = "scored" if plan.scored else "labelled"
-    if kind not in plan.combiner.accepts:
+    kind = "groups" if plan.grouped else "scored" if plan.scored else "labelled"
+    if plan.grouped and config.rollouts is None:
+        raise ConfigError(f"loss: '{config.loss.name}' learns from responses that the policy samples; add rollouts")
+    if plan.grouped and config.rollouts is not None and config.rollouts.temperature != 1.0:
         raise ConfigError(
-            f"combine: '{config.combine.name}' works on {' and '.join(sorted(plan.combiner.accepts))} pairs, "
-            f"but loss '{config.loss.name}' trains on {kind} ones; use another loss or another rule: "
+            f"rollouts.temperature: loss '{config.loss.name}' follows the policy's own distribution, so it must be 1"
+        )
+    accepted = sorted(plan.combiner.accepts)
+    if kind not in accepted:
+        raise ConfigError(
+            f"combine: '{config.combine.name}' works on {' and '.join(UNITS[each] for each in accepted)}, "
+            f"but loss '{config.loss.name}' trains on {UNITS[kind]}; use another loss or another rule: "
             "`moalign plugins list --kind combiner`"
         )
-    if not plan.objective.shiftable and plan.mixing_needs_margins:
+    if not plan.grouped and not plan.objective.shiftable and plan.mixing_needs_margins:
         raise ConfigError(
             f"combine: '{config.combine.name}' works through scale and margin of a pairwise logit, and loss "
             f"'{config.loss.name}' has none; use another loss, or a rule that only weighs pairs: "

@@ -24,6 +24,7 @@ class Linear(Combiner):
     difference. Directions work too; with a negative component only where no pair is labelled by that objective.
     """
 
+    accepts: ClassVar[frozenset[str]] = frozenset({"labelled", "scored", "groups"})
     weighs_judges: ClassVar[bool] = True
 
     def check(self, preference: Preference) -> None:

@@ -1,0 +1,81 @@
+"""From the rewards of a round of sampled responses to what each of them counts: combiner first, then objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from moalign import door
+from moalign.api import Combiner, Objective, Plugin
+from moalign.errors import PluginError
+from moalign.types import Preference, Round
+
+
+@dataclass
+class Advantages:
+    """One candidate's rule, with the state of a combiner that adapts. Begin anew to train anew."""
+
+    objective: Objective
+    combiner: Combiner
+    preference: Preference
+    objectives: tuple[str, ...]
+    candidate: str
+    state: Mapping[str, Any] = field(init=False)
+    start: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.state = self._call(self.combiner, "init", self.preference)
+
+    def of(
+        self,
+        number: int,
+        rewards: NDArray[np.float64],
+        groups: NDArray[np.int64],
+        log_ratios: NDArray[np.float64] | None,
+    ) -> tuple[NDArray[np.float64], dict[str, float]]:
+        """The advantages [N] of round ``number``, and figures for the metrics. Rewards [N,M] are all known.
+
+        Raises PluginError where the combiner or the objective returns what it must not.
+        """
+        values, rows = torch.from_numpy(rewards), torch.from_numpy(groups)
+        ratios = None if log_ratios is None else torch.from_numpy(log_ratios)
+        if self.start is None:
+            self.start = values.mean(0)
+        self.state = self._call(self.combiner, "observe", self.state, Round(number, values, rows, self.start))
+        weights = torch.tensor(self.preference.vector(self.objectives), dtype=torch.float64).expand_as(values)
+        signal = self._numbers(self.combiner, "signal", values, weights, rows, self.state)
+        multiplier = self._call(self.combiner, "multiplier", self.state)
+        if not (isinstance(multiplier, int | float) and np.isfinite(multiplier)):
+            who = door.origin(self.combiner).who
+            raise PluginError(f"{who}, in multiplier: it must return a finite number, not {multiplier!r}")
+        advantages = self._numbers(self.objective, "advantages", signal, rows, ratios) * multiplier
+        figures = {f"{name}/reward": mean for name, mean in zip(self.objectives, rewards.mean(0).tolist(), strict=True)}
+        figures |= {"signal": float(signal.mean()), "advantage": float(advantages.abs().mean())}
+        if ratios is not None:
+            figures["kl_sampled"] = float(ratios.mean())
+        figures |= {f"combine/{name}": float(value) for name, value in self.state.items() if _is_number(value)}
+        return advantages.numpy(), figures
+
+    def _call(self, plugin: Plugin, hook: str, *arguments: Any) -> Any:
+        return door.call(plugin, hook, *arguments, candidate=self.candidate)
+
+    def _numbers(self, plugin: Plugin, hook: str, first: Tensor, *others: Any) -> Tensor:
+        """What the hook returns, checked to be one finite float64 for each row of its first argument."""
+        found = self._call(plugin, hook, first, *others)
+        who = f"{door.origin(plugin).who}, in {hook}"
+        if not isinstance(found, Tensor) or found.shape != first.shape[:1] or found.dtype != torch.float64:
+            what = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            raise PluginError(f"{who}: it must return float64 [{len(first)}], one number per response, not {what}")
+        if not bool(torch.isfinite(found).all()):
+            raise PluginError(f"{who}: it returned {float(found[~torch.isfinite(found)][0])}; numbers must be finite")
+        return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from moalign.api import Combiner, Objective, Plugin, Search
+from moalign.api import Combiner, Objective, Plugin, Search, Transform
 from moalign.calls import Call, under_way
 from moalign.errors import MoalignError, PluginError
 
-PURE = (Objective, Combiner, Search)  # their methods are functions of their arguments, by contract
+PURE = (Objective, Combiner, Search, Transform)  # their methods are functions of their arguments, by contract
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from moalign.api import (
     Reader,
     Reward,
     Search,
+    Transform,
 )
 from moalign.calls import IMPORT, IMPORT_DEADLINE, Call, deaths, under_way
 from moalign.door import Origin
@@ -39,6 +40,7 @@ KINDS: Mapping[str, type[Plugin]] = {
     "objective": Objective,
     "combiner": Combiner,
     "reward": Reward,
+    "transform": Transform,
     "search": Search,
     "reader": Reader,
     "observer": Observer,
@@ -51,6 +53,7 @@ HOOKS: Mapping[str, str] = {
     "objective": "register_objectives",
     "combiner": "register_combiners",
     "reward": "register_rewards",
+    "transform": "register_transforms",
     "search": "register_searches",
     "reader": "register_readers",
     "observer": "register_observers",

@@ -29,6 +29,12 @@ DELETED = [
     ("objectives/ipo.py", "objective ipo", {"loss": "ipo"}, {"loss": "rpo"}),
     ("objectives/dpo.py", "objective dpo", {"loss": "dpo"}, {"loss": {"name": "ipo", "beta": 0.2}}),
     ("combiners/modpo.py", "combiner modpo", {"combine": "modpo"}, {"combine": "linear"}),
+    (
+        "transforms/clip.py",
+        "transform clip",
+        {"objectives": {"helpful": {"reward": "length", "transform": "clip"}}, "rollouts": {}, "loss": "rebel"},
+        {"objectives": {"helpful": {"reward": "length", "transform": "par"}}, "rollouts": {}, "loss": "rebel"},
+    ),
     ("searches/random.py", "search random", {"search": "random"}, {"search": "grid"}),
     ("readers/qa_feedback.py", "reader qa-feedback", {"data": {"reader": "qa-feedback"}}, {}),
     ("observers/jsonl.py", "observer jsonl", {"observers": ["jsonl"]}, {"observers": []}),
@@ -36,7 +42,8 @@ DELETED = [
 
 # Strings in moalign's code that are the name of a method, and why. A name inside a longer string counts as well, unless
 # it is an ordinary word.
-ORDINARY_WORDS = {"columns", "grid", "jsonl", "length", "linear", "listed", "preference", "prompts", "random"}
+ORDINARY_WORDS = {"columns", "grid", "jsonl", "length", "linear", "listed", "preference", "prompts", "random", "scale"}
+TERMS = "a field of PairTerms"
 SCORE_KINDS = "a kind of evaluation, scores of pairs against those of samples"
 LEGITIMATE = {
     "config.py": {
@@ -50,7 +57,9 @@ LEGITIMATE = {
     "demo/reward.py": {"tiny-assistant": "the demo's own entry point, which registers it"},
     "demo/ceiling.py": {"tiny-assistant": "the folder of the model"},
     "door.py": {"random": "Python's module"},
-    "engine/batches.py": {"prompts": "a purpose of randomness"},
+    "demo/grammar.py": {"whiten": "what an assistant is asked about"},
+    "engine/losses.py": {"scale": TERMS},
+    "engine/rollouts.py": {"prompts": "a purpose of randomness"},
     "engine/trainee.py": {"linear": "a schedule of the learning rate"},
     "preference.py": {"preference": "what a message calls it"},
     "report/page.py": {"preference": "a key of front.json"},
@@ -62,7 +71,9 @@ LEGITIMATE = {
     "sweeps/plan.py": {"preference": SCORE_KINDS},
     "sweeps/run.py": {"prompts": "a key of run.json"},
     "testing/batch.py": {"preference": "a field of Batch"},
-    "testing/combiner_trial.py": {"preference": "an argument's name"},
+    "testing/combiner.py": {"scale": TERMS},
+    "testing/combiner_trial.py": {"preference": "an argument's name", "scale": TERMS},
+    "testing/objective.py": {"scale": TERMS},
     "testing/review.py": {"random": "Python's module"},
 }
 

@@ -11,7 +11,7 @@ import sys
 import numpy
 import pytest
 import torch
-from wrong_plugins import combiners, objectives, observers, readers, rewards, searches
+from wrong_plugins import combiners, objectives, observers, readers, rewards, searches, transforms
 
 from moalign import testing
 from moalign.api import Sample
@@ -24,12 +24,14 @@ from moalign.testing import (
     check_reader,
     check_reward,
     check_search,
+    check_transform,
     combiner,
     objective,
     observer,
     reader,
     reward,
     search,
+    transform,
 )
 
 REGISTRY = discover()
@@ -68,6 +70,11 @@ OTHERWISE = [
     ("objective", "ipo", {"average": True}),
     ("objective", "rpo", {"average": True, "eta": 0.2}),
     ("objective", "sft", {"average": False}),
+    ("transform", "whiten", {"over": "batch"}),
+    ("transform", "whiten", {"over": "running"}),
+    ("transform", "log-sigmoid", {"reference": 0.4}),
+    ("transform", "par", {"samples": 1, "k": 3}),
+    ("transform", "length-penalty", {"limit": 5, "truncated": 1}),
     ("search", "grid", {"warm_start": "neighbour"}),
     ("search", "grid", {"partitions": 4}),
 ]
@@ -113,6 +120,7 @@ CHECKS = {
     rewards: check_about_primes,
     readers: check_answers,
     observers: check_observer,
+    transforms: check_transform,
 }
 PARTS = {
     objectives: objective,
@@ -121,6 +129,7 @@ PARTS = {
     rewards: reward,
     readers: reader,
     observers: observer,
+    transforms: transform,
 }
 WRONG = [(check, plugin, words) for folder, check in CHECKS.items() for plugin, words in folder.WRONG.items()]
 UNUSUAL = [(check, plugin) for folder, check in CHECKS.items() for plugin in folder.UNUSUAL]

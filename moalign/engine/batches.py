@@ -16,8 +16,9 @@ from moalign.data.batching import group_pair_indices, pair_indices
 from moalign.data.dataset import PairDataset
 from moalign.engine.advantages import Advantages
 from moalign.engine.model import LanguageModel
-from moalign.engine.rollouts import Rollout, Score, sample, sequence_of
+from moalign.engine.rollouts import Rollout, Score, prompts_of_round, sample, sequence_of
 from moalign.engine.scoring import logps_under
+from moalign.engine.shaping import Shaping
 from moalign.errors import TrainingError
 from moalign.seeds import derive
 from moalign.types import Sample
@@ -70,8 +71,8 @@ class RolloutSource:
 
     ``slot`` holds the policy's adapter. A policy with fresh weights is the base in round 0, which is the same for every
     candidate: ``first_round`` is shared between those (None: the weights are not fresh). ``advantages``: each response
-    is a unit of its own and has one; None: all pairs within the groups are compared. ``figures``: of the last round,
-    for the metrics.
+    is a unit of its own and has one; None: all pairs within the groups are compared. ``shaping``: what transforms make
+    of the rewards; None: nothing. ``figures``: of the last round, for the metrics.
     """
 
     model: LanguageModel
@@ -85,6 +86,7 @@ class RolloutSource:
     first_round: dict[str, PairDataset] | None
     candidate: str = ""
     advantages: Advantages | None = None
+    shaping: Shaping | None = None
     cacheable: bool = False
     figures: dict[str, float] = field(default_factory=dict)
     _round: int = -1
@@ -113,9 +115,7 @@ class RolloutSource:
 
     def sample(self, number: int, slots: Sequence[str]) -> list[list[Rollout]]:
         """A round's responses of the policies in these slots, to the prompts of that round."""
-        rng = np.random.default_rng(derive(self.seed, "prompts", number))
-        count = min(self.settings.prompts, len(self.prompts))
-        chosen = sorted(rng.choice(len(self.prompts), size=count, replace=False).tolist())
+        chosen = prompts_of_round(len(self.prompts), self.settings.prompts, self.seed, number)
         sampled = sample(
             self.model,
             slots,
@@ -135,12 +135,16 @@ class RolloutSource:
         self._use(dataset, number)
 
     def _use(self, dataset: PairDataset, number: int) -> None:
-        """Train on these from now on, with this candidate's own advantages."""
+        """Train on these from now on, with this candidate's own transforms and advantages."""
+        raw, self.figures = dataset.rewards, {}
+        if self.shaping is not None:
+            shaped, self.figures = self.shaping.of(number, dataset)
+            dataset = replace(dataset, rewards=shaped)
         if self.advantages is not None:
-            dataset = self._weighed(dataset, number, self.advantages)
+            dataset = self._weighed(dataset, raw, number, self.advantages)
         self._dataset, self._round = dataset, number
 
-    def _weighed(self, dataset: PairDataset, number: int, advantages: Advantages) -> PairDataset:
+    def _weighed(self, dataset: PairDataset, raw: np.ndarray, number: int, advantages: Advantages) -> PairDataset:
         """With the advantage of every response that is a unit, and what the policy thinks of it now."""
         rows, needs = dataset.pairs[:, 0], advantages.objective.needs
         old = reference = None
@@ -150,7 +154,8 @@ class RolloutSource:
         if "reference" in needs and old is not None and reference is not None:
             ratios = np.array([(old[row] - reference[row]).sum(dtype=np.float64) for row in rows])
         values = np.zeros(len(dataset.sequences))
-        values[rows], self.figures = advantages.of(number, dataset.rewards[rows], dataset.groups[rows], ratios)
+        values[rows], figures = advantages.of(number, raw[rows], dataset.groups[rows], ratios, dataset.rewards[rows])
+        self.figures |= figures
         known = {name: None if each is None else tuple(each) for name, each in (("old", old), ("ref", reference))}
         return replace(dataset, advantages=values, old_logps=known["old"], ref_logps=known["ref"])
 
@@ -161,6 +166,9 @@ class RolloutSource:
         """Of the responses that every reward has scored, all pairs within the groups; or each alone."""
         with calls.on_behalf_of(self.candidate):
             rewards = self.score(rollouts)
+        groups = np.array([rollout.prompt for rollout in rollouts], dtype=np.int64)
+        if self.shaping is not None:
+            rewards = self.shaping.comparable(rewards, groups)
         known = np.asarray(np.isfinite(rewards).all(axis=1))
         pairs = _pairs(rollouts, known) if self.advantages is None else [(i, i) for i in np.flatnonzero(known).tolist()]
         if not pairs and self.advantages is not None:
@@ -180,7 +188,7 @@ class RolloutSource:
             pair_objective=np.full(len(pairs), -1, dtype=np.int64),
             strength=np.ones(len(pairs)),
             rewards=rewards,
-            groups=np.array([rollout.prompt for rollout in rollouts], dtype=np.int64),
+            groups=groups,
             counts={"sampled responses without a reward": int((~known).sum())},
         )
 

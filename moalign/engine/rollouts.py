@@ -36,6 +36,12 @@ class Rollout:
 Score = Callable[[Sequence[Rollout]], np.ndarray]  # -> rewards [N, M], larger is better, NaN where a reward abstains
 
 
+def prompts_of_round(available: int, wanted: int, seed: int, number: int) -> list[int]:
+    """Which prompts are asked in round ``number``, in order; all of them where no more are there than wanted."""
+    rng = np.random.default_rng(derive(seed, "prompts", number))
+    return sorted(rng.choice(available, size=min(wanted, available), replace=False).tolist())
+
+
 @torch.no_grad()
 def sample(
     model: LanguageModel,

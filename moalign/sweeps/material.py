@@ -30,6 +30,7 @@ Asked = tuple[Prompt, tuple[int, ...]]
 class Material:
     """``train`` is None where the policy samples its own responses to ``prompts``, scored by ``score``.
 
+    ``score_references``: the same for the base's responses that transforms compare with, of the plan's ``references``.
     ``looked_at``: held-out pairs with all that the training loss reads, where train.early_stop asks for them.
     ``margins`` tells per objective where reward differences come from: scores, reward or implicit.
     ``counts`` is what was read, dropped and truncated, by reason; ``digest`` a hash over all that decides the result.
@@ -44,6 +45,7 @@ class Material:
     counts: Mapping[str, int]
     warnings: tuple[str, ...]
     digest: str
+    score_references: Score | None = None
 
 
 def gather(plan: Plan, model: LanguageModel) -> Material:
@@ -88,6 +90,7 @@ def gather(plan: Plan, model: LanguageModel) -> Material:
         counts={reason: number for reason, number in counts.items() if number or reason.startswith("held-out")},
         warnings=() if train is None else train.warnings,
         digest=hashlib.sha256("/".join(hashes).encode()).hexdigest(),
+        score_references=_scorer(plan, asked, tuple(plan.references)) if plan.references else None,
     )
 
 
@@ -238,12 +241,16 @@ def _check_pairs(names: Sequence[str], plan: Plan, pairs: PairDataset | None, ke
             )
 
 
-def _scorer(plan: Plan, asked: Sequence[Asked]) -> Callable[[Sequence[Rollout]], np.ndarray]:
-    """Rewards [N,M] of rollouts to these prompts, larger is better, NaN where a reward abstains."""
+def _scorer(
+    plan: Plan, asked: Sequence[Asked], names: Sequence[str] | None = None
+) -> Callable[[Sequence[Rollout]], np.ndarray]:
+    """Rewards [N,M] of rollouts to these prompts, larger is better, NaN where a reward abstains; of all objectives, or
+    of those named."""
+    scored_by = plan.objectives if names is None else names
 
     def rewards(rollouts: Sequence[Rollout]) -> np.ndarray:
         samples = [Sample(asked[rollout.prompt][0], rollout.text) for rollout in rollouts]
-        return np.stack([score(plan, name, samples) for name in plan.objectives], axis=1)
+        return np.stack([score(plan, name, samples) for name in scored_by], axis=1)
 
     return rewards
 

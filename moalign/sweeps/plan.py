@@ -137,11 +137,11 @@ def prepare(config: Config, registry: Registry) -> Plan:
         combiner=registry.build("combiner", config.combine.name, config.combine.options, "combine", deadline),
         search=registry.build("search", config.search.name, config.search.options, "search", deadline),
         rewards=_rewards(config, registry),
+        transforms=_transforms(config, registry),
         readers=readers_for(config.data.reader, registry, deadline),
         space=Space(names, _preferences(config), config.train.steps),
         plugins=_entries(config, registry),
         observers=_observers(config, registry),
-        transforms=_transforms(config, registry),
     )
     _check_files(config)
     _check_reference_point(config)

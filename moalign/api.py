@@ -148,7 +148,10 @@ class Combiner(Plugin):
         return state
 
     def signal(self, rewards: Tensor, preference: Tensor, groups: Tensor, state: Mapping[str, Any]) -> Tensor:
-        """One number for each sampled response: rewards [N,M], preference [N,M], groups [N] -> [N], all float64."""
+        """One number for each sampled response: rewards [N,M], preference [N,M], groups [N] -> [N], all float64.
+
+        The rewards are as the objectives' transforms left them.
+        """
         return self.scalarise(rewards, preference)
 
     def multiplier(self, state: Mapping[str, Any]) -> float:

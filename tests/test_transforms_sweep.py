@@ -110,6 +110,19 @@ def test_killed_and_resumed_a_run_is_the_same_to_the_bit(unbroken, settings, tmp
     assert shipped == {f"transform moalign:{name}" for name in ("clip", "length-penalty", "log-sigmoid", "whiten")}
 
 
+def test_a_state_is_the_candidates_own_whoever_is_trained_beside_it(tiny_model_path, prompts, tmp_path):
+    found = []
+    for together in (1, 3):
+        settings = settings_of(tiny_model_path, prompts, CHAINS, train={"steps": 6, "lr": 1e-2, "together": together})
+        run.start(settings, tmp_path / str(together), REGISTRY, Observer())
+        files = sorted((tmp_path / str(together)).glob("candidates/*/metrics.jsonl"))
+        found.append([json.loads(line) for file in files for line in file.read_text().splitlines()])
+    for alone, beside in zip(*found, strict=True):
+        for name in ("late/transform/0/mean", "late/transform/0/squares", "short/shaped", "late/shaped", "loss"):
+            assert beside[name] == pytest.approx(alone[name], rel=1e-5, abs=1e-5)
+    assert len({alone["late/transform/0/mean"] for alone in found[0]}) > 3  # they are not all in the same state
+
+
 def test_what_is_evaluated_is_raw_and_a_chain_that_does_nothing_changes_nothing(tiny_model_path, prompts, tmp_path):
     idle = {
         name: spec | {"transform": ["scale", {"name": "clip", "low": -1e9, "high": None}]}

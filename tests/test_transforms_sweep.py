@@ -14,6 +14,7 @@ from sweeps import contents, small_config
 from moalign import registry
 from moalign.config import Config
 from moalign.engine import shaping as shaping_module
+from moalign.engine.batches import RolloutSource
 from moalign.engine.shaping import References
 from moalign.errors import ConfigError, PluginError
 from moalign.sweeps import front, run
@@ -201,6 +202,17 @@ def test_combiners_that_adapt_see_rewards_as_they_are(settings, monkeypatch):
     assert np.array_equal(combined[0], shaped.rewards)
     assert bool((seen[0][:, 0] > 0).all()) and bool((seen[0][:, 1] < 0).all())  # neither whitened nor a logarithm
     assert not torch.equal(seen[0], combined[0])
+
+
+def test_a_round_that_fails_half_way_is_not_seen_twice(settings, monkeypatch):
+    source = batch_source(BALANCED, workshop_of(settings))
+    assert isinstance(source, RolloutSource) and source.advantages is not None
+    with monkeypatch.context() as failing:
+        failing.setattr(type(source.advantages), "of", lambda self, *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            source.at(0)
+    source.at(0)
+    assert source.figures["late/transform/0/count"] == 15
 
 
 def test_one_candidates_transform_that_fails_leaves_the_others_alone(tiny_model_path, prompts, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any, Protocol
@@ -137,11 +138,13 @@ class RolloutSource:
     def _use(self, dataset: PairDataset, number: int) -> None:
         """Train on these from now on, with this candidate's own transforms and advantages."""
         raw, self.figures = dataset.rewards, {}
-        if self.shaping is not None:
-            shaped, self.figures = self.shaping.of(number, dataset)
+        shaping = copy(self.shaping)  # a round that fails half-way and is tried again must not be seen twice
+        if shaping is not None:
+            shaped, self.figures = shaping.of(number, dataset)
             dataset = replace(dataset, rewards=shaped)
         if self.advantages is not None:
             dataset = self._weighed(dataset, raw, number, self.advantages)
+        self.shaping = shaping
         self._dataset, self._round = dataset, number
 
     def _weighed(self, dataset: PairDataset, raw: np.ndarray, number: int, advantages: Advantages) -> PairDataset:

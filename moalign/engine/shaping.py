@@ -91,12 +91,9 @@ class Shaping:
     candidate: str
     references: References | None = None
     states: dict[str, list[Mapping[str, Any]]] = field(init=False)
-    _round: int = -1
 
     def __post_init__(self) -> None:
-        self._before = self.states = {
-            name: [self._start(each) for each in chain] for name, chain in self.chains.items()
-        }
+        self.states = {name: [self._start(each) for each in chain] for name, chain in self.chains.items()}
 
     def comparable(self, rewards: Floats, groups: NDArray[np.int64]) -> Floats:
         """The rewards [N,M], unknown where the base's responses to the prompt, to be compared with, have none."""
@@ -111,12 +108,9 @@ class Shaping:
     def of(self, number: int, dataset: PairDataset) -> tuple[Floats, dict[str, float]]:
         """What the rewards [N,M] of round ``number`` are to count, and figures for the metrics: means and states.
 
-        A round that comes again, because something failed after this, starts from the states that it had at first.
         Raises PluginError where a transform returns what it must not.
         """
-        if number != self._round:
-            self._before, self._round = self.states, number
-        self.states = {name: list(states) for name, states in self._before.items()}
+        self.states = {name: list(states) for name, states in self.states.items()}  # a copy of this keeps the others
         shaped = np.array(dataset.rewards)
         figures: dict[str, float] = {}
         for column, name in enumerate(self.objectives):

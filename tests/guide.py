@@ -122,7 +122,7 @@ def assert_said(said: str, quoted: str, where: str, *, whole: bool = False) -> N
         if line.strip() == "...":
             gap = True
             continue
-        pattern = _pattern(line)
+        pattern = pattern_of(line)
         found = next((number for number, each in enumerate(rest) if re.fullmatch(pattern, each)), None)
         assert found is not None, f"{where}: {line!r} is not, or not here, in what was said:\n{said}"
         assert gap or found == 0, f"{where}: {rest[0]!r} is left out without ..."
@@ -130,9 +130,7 @@ def assert_said(said: str, quoted: str, where: str, *, whole: bool = False) -> N
     assert gap or not rest, f"{where}: {rest[0]!r} is left out without ..."
 
 
-def _pattern(line: str) -> str:
-    """``...`` stands for anything, a number with a decimal point for any other, white space for white space."""
-    plain = re.escape(" ".join(line.split())).replace(r"\ ", " ")
-    return re.sub(
-        r"(?<![\w.])[-−]?\d+\\\.\d+(?:e[-+]?\d+)?(?![\w.])", r"[-−]?[\\d.e+-]+", plain.replace(r"\.\.\.", ".*")
-    )
+def pattern_of(line: str) -> str:
+    """``...`` stands for anything, a number with a decimal point for any number, white space for white space."""
+    plain = re.escape(" ".join(line.split())).replace(r"\ ", " ").replace(r"\.\.\.", ".*")
+    return re.sub(r"(?<![\w.])\d+\\\.\d+(?:e(?:\\[-+])?\d+)?(?![\w]|\\\.\d)", r"[\\d.e+-]+", plain)

@@ -124,9 +124,8 @@ def right_rows_are_taken(t: Trial) -> None:
     records = [item for item in items if isinstance(item, Record)]
     refused = [item.reason for item in items if isinstance(item, Refusal)]
     change = "take rows of the format; or mend the rows given to this check"
-    t.review.require(
-        bool(records), tried, f"no record; refused because: {refused[0] if refused else 'nothing was yielded'}", change
-    )
+    reason = refused[0] if refused else "nothing was yielded"
+    t.review.require(bool(records), tried, f"no record; refused because: {reason}", change)
     for record in records:
         fault = fault_of(record, t.objectives)
         change = "yield records as moalign.api.Record describes them"

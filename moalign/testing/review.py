@@ -15,8 +15,8 @@ from moalign.errors import UserError
 
 T = TypeVar("T")
 FROZEN = (
-    "write nothing into the plugin: its fields are its options, and it has no other state (an observer's belongs into the "
-    "Watcher that it returns)"
+    "write nothing into the plugin: its fields are its options, and it has no other state (that of a run belongs into "
+    "the Watcher which an observer returns)"
 )
 
 

@@ -43,7 +43,7 @@ class Reader:
 
     def follow(self, page: Path) -> None:
         """Raises AssertionError, with page and line, where something is not as the page says."""
-        said = None
+        said: tuple[str, Exception | None] | None = None
         for block in blocks_of(page):
             where = f"{page.name}:{block.line}"
             if block.language in SILENT:
@@ -133,4 +133,4 @@ def assert_said(said: str, quoted: str, where: str, *, whole: bool = False) -> N
 def pattern_of(line: str) -> str:
     """``...`` stands for anything, a number with a decimal point for any number, white space for white space."""
     plain = re.escape(" ".join(line.split())).replace(r"\ ", " ").replace(r"\.\.\.", ".*")
-    return re.sub(r"(?<![\w.])\d+\\\.\d+(?:e(?:\\[-+])?\d+)?(?![\w]|\\\.\d)", r"[\\d.e+-]+", plain)
+    return re.sub(r"(?<![\w.])(?:\\-)?\d+\\\.\d+(?:e(?:\\[-+])?\d+)?(?![\w]|\\\.\d)", r"[\\d.e+-]+", plain)

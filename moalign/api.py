@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import pluggy
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from moalign.errors import (
     ConfigError,
@@ -69,6 +69,8 @@ class Plugin(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    _origin: Any = PrivateAttr(default=None)  # where the registry found it, for messages
 
     requires: ClassVar[Mapping[str, str]] = {}
     """modules that the methods import, and what to install for each: {"wandb": "moalign[wandb]"}; one that is missing

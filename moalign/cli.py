@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from moalign import calls, supervisor
 from moalign.commands import data as data_commands
 from moalign.commands import plugins as plugin_commands
 from moalign.errors import MoalignError
@@ -92,7 +93,10 @@ def sweep(
         from moalign.sweeps import run
 
         with _resumable(directory):
-            run.start(settings, directory, installed, observer)
+            if calls.deaths() and (directory / "run.json").exists():  # an earlier process of this command began it
+                run.resume(directory, installed, observer)
+            else:
+                run.start(settings, directory, installed, observer)
             front = finish(directory, observer)
     _show(console, front, directory)
 
@@ -194,6 +198,9 @@ def _terminate(signum: int, frame: Any) -> None:
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 2 the input was wrong, 1 it failed, 130 it was interrupted."""
+    code = supervisor.stand_by()
+    if code is not None:
+        sys.exit(code)
     signal.signal(signal.SIGTERM, _terminate)
     try:
         app()

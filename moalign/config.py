@@ -158,6 +158,8 @@ class Config(Section):
     evaluate: EvaluateSettings = EvaluateSettings()
     observers: tuple[Choice, ...] = ()
     """who watches, such as trackers; they change no result, and a resume does not compare them"""
+    plugin_deadline: float | None = Field(default=600.0, gt=0)
+    """seconds that one call into a plugin may take before the command line cuts it off; null: any time"""
     seed: int = Field(default=0, ge=0, lt=2**32)
 
     @model_validator(mode="before")

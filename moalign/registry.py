@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -28,7 +29,9 @@ from moalign.api import (
     Reward,
     Search,
 )
-from moalign.errors import ConfigError, PluginError, UnknownPluginError
+from moalign.calls import IMPORT, IMPORT_DEADLINE, Call, deaths, under_way
+from moalign.door import Origin
+from moalign.errors import ConfigError, MoalignError, PluginError, UnknownPluginError
 from moalign.hooks import HookSpecifications, NewerAPIError, check
 from moalign.validation import explain, nearest
 
@@ -142,7 +145,8 @@ class Registry:
         if isinstance(target, str):
             module, _, attribute = target.partition(":")
             try:
-                target = getattr(importlib.import_module(module), attribute)
+                with _importing(who, entry.distribution):
+                    target = getattr(importlib.import_module(module), attribute)
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # SystemExit and what a stranger may derive from BaseException
@@ -151,8 +155,10 @@ class Registry:
             raise PluginError(f"{who}: {target!r} is not a subclass of moalign.api.{KINDS[entry.kind].__name__}")
         return target
 
-    def build(self, kind: str, name: str, options: Mapping[str, Any], key: str) -> Any:
+    def build(self, kind: str, name: str, options: Mapping[str, Any], key: str, deadline: float | None = None) -> Any:
         """The plugin with its options validated; ``key`` is where the configuration names it, for messages.
+
+        ``deadline``: seconds that a call into it may take.
 
         Raises UnknownPluginError, ConfigError (bad options, each key named; a library that it requires is not
         installed) or PluginError.
@@ -165,10 +171,18 @@ class Registry:
         for module, install in plugin.requires.items():
             if importlib.util.find_spec(module) is None:
                 raise ConfigError(f"{key}: {kind} '{name}' needs {module}, not installed; pip install '{install}'")
+        origin = Origin(kind, name, entry.distribution, entry.version, deadline)
         try:
-            return plugin(**options)
+            with under_way(origin.call("its constructor")):
+                built = plugin(**options)
         except ValidationError as error:
             raise ConfigError(explain(error, plugin, key)) from None
+        except MoalignError:
+            raise
+        except Exception as error:
+            raise PluginError(f"{origin.who} could not be built: {_describe(error)}") from error
+        built._origin = origin
+        return built
 
 
 def discover(no_plugin: Iterable[str] = (), entry_points: Iterable[metadata.EntryPoint] | None = None) -> Registry:
@@ -185,14 +199,19 @@ def discover(no_plugin: Iterable[str] = (), entry_points: Iterable[metadata.Entr
     entries: list[Entry] = []
     broken: list[Broken] = []
     left_out: list[LeftOut] = []
+    deadly = {each.call.dispensable: PluginError(each.reason) for each in deaths()}
     for point in sorted(points, key=lambda p: (p.value, p.name)):
         distribution, version = origin(point)
         reason = disabled.get(distribution) or reason_to_leave_out(distribution)
         if reason:
             left_out.append(LeftOut(None, point.name, distribution, version, reason))
             continue
+        if death := deadly.get(("distribution", distribution)):
+            broken.append(Broken(point.name, distribution, version, str(death), _cure(death, distribution)))
+            continue
         try:
-            entries += _collect(point, distribution, version)
+            with _importing(f"entry point '{point.name}' of {distribution} {version}", distribution):
+                entries += _collect(point, distribution, version)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # SystemExit and what a stranger may derive from BaseException
@@ -234,6 +253,10 @@ def _collect(point: metadata.EntryPoint, distribution: str, version: str) -> lis
         except Exception as error:
             raise PluginError(f"its hook `{hook}` raised {_describe(error)}") from error
     return entries
+
+
+def _importing(who: str, distribution: str) -> AbstractContextManager[None]:
+    return under_way(Call(who, distribution, IMPORT, deadline=IMPORT_DEADLINE))
 
 
 def reason_to_leave_out(distribution: str) -> str | None:

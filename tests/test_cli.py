@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -161,7 +162,10 @@ BAD = {
         ["--set", "search=listed", "--set", "preferences.bad={direction: {helpful: 0.8, harmless: -0.6}}"],
         "bad: the component of harmless is negative",
     ),
-    "a loss without a logit under modpo": (["--set", "combine=modpo", "--set", "loss=sft"], "use combine: linear"),
+    "a loss without a logit under modpo": (
+        ["--set", "combine=modpo", "--set", "loss=sft"],
+        "use another loss, or a rule",
+    ),
     "a file in place of a folder": (["--out", "pairs.jsonl"], "pairs.jsonl is a file; choose another --out"),
     "rollouts without rewards": (["--set", "rollouts.rounds=2", "--set", "loss=rebel"], "has no reward"),
     "a scored loss under modpo": (
@@ -193,7 +197,13 @@ def test_refusal_does_not_wait_for_torch(workplace):
         "assert not {'torch', 'transformers'} & set(sys.modules)\n"
     )
     begin = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=workplace)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=workplace,
+        env=os.environ | {"MOALIGN_IN_PROCESS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - begin < 10  # two seconds by design; the margin is for a machine that tests in parallel
 

@@ -173,6 +173,14 @@ def test_reward_warnings():
     assert reward_warnings(np.array([[1.0, 3.0], [2.0, np.nan]]), OBJECTIVES) == ()
 
 
+def test_the_smallest_and_the_largest_numbers_are_scales_too():
+    smallest, largest = 5e-324, 1e308
+    for one, other in ((1.0, smallest), (largest, 1.0), (largest, smallest)):
+        (warning,) = reward_warnings(np.array([[0.0, 0.0], [one, other]]), OBJECTIVES)
+        assert f"{OBJECTIVES[0]} varies" in warning and f"as much as {OBJECTIVES[1]}" in warning
+    assert reward_warnings(np.array([[-largest, -largest], [largest, largest]]), OBJECTIVES) == ()
+
+
 # --- split ----------------------------------------------------------------------------------------------------------
 
 GROUPS = st.lists(st.integers(0, 30), min_size=2, max_size=60).filter(lambda groups: len(set(groups)) > 1)

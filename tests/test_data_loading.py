@@ -42,7 +42,9 @@ def test_a_failing_reader_is_named_with_the_row():
             for _file, line, _ in rows:
                 yield 1 / (2 - line)
 
-    with pytest.raises(PluginError, match=r"Failing failed at rows\.jsonl:1: TypeError: it yielded float"):
+    with pytest.raises(
+        PluginError, match=r"'Failing' of test_data_loading, in read at rows\.jsonl:1: TypeError: it yielded float"
+    ):
         read(Failing(), [{}, {}])
 
     class Dividing(Failing):
@@ -50,7 +52,9 @@ def test_a_failing_reader_is_named_with_the_row():
             for _file, line, _ in rows:
                 yield Refusal("f", line, str(1 / (2 - line)))
 
-    with pytest.raises(PluginError, match=r"Dividing failed at rows\.jsonl:2: ZeroDivisionError"):
+    with pytest.raises(
+        PluginError, match=r"'Dividing' of test_data_loading, in read at rows\.jsonl:2: ZeroDivisionError"
+    ):
         read(Dividing(), [{}, {}])
 
 

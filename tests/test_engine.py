@@ -164,10 +164,13 @@ def test_non_finite_losses_never_reach_the_optimizer(workshop, way):
 @pytest.mark.parametrize(
     ("way", "message"),
     [
-        ("reduced", r"Broken must return one loss per pair, \[8\], not torch.float32 \[\]"),
+        (
+            "reduced",
+            r"'Broken' of .*, in loss: it must return one loss per pair, float32 \[8\] on cpu, not float32 \[\]",
+        ),
         ("detached", "returned a loss without a gradient"),
         ("none", "not NoneType"),
-        ("raises", "Broken raised KeyError: 'missing'"),
+        ("raises", "'Broken' of test_engine, in loss: KeyError: 'missing'"),
     ],
 )
 def test_what_a_loss_may_not_do_is_reported_by_name(workshop, way, message):

@@ -60,12 +60,12 @@ def prompts(tmp_path) -> Path:
         (Odd.model_construct(values=(1.0,), fails=False), "returned 1 scores for 2 samples"),
         (Odd.model_construct(values=(1.0, float("nan")), fails=False), "returned nan; a score is finite, or None"),
         (Odd.model_construct(values=(1.0, float("inf")), fails=False), "returned inf"),
-        (Odd(fails=True), "raised RuntimeError: no connection"),
+        (Odd(fails=True), "in score: RuntimeError: no connection"),
     ],
 )
 def test_what_a_reward_may_not_return(tiny_model_path, prompts, reward, message):
     plan = plan_with(tiny_model_path, prompts, reward, loss="rebel", rollouts=ROLLOUTS)
-    with pytest.raises(PluginError, match="reward 'length' of objective short") as caught:
+    with pytest.raises(PluginError, match="reward 'Odd' of test_material, in score") as caught:
         score(plan, "short", [Sample("q", "a"), Sample("q", "b")])
     assert message in str(caught.value)
 

@@ -18,6 +18,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
+from moalign.supervisor import first_place, how_it_ended
+
 CHILD = "from moalign.commands.plugin_examination import main; main()"
 SECONDS_TO_LEAVE = 2.0
 
@@ -93,13 +95,7 @@ def _death(
     errors: IO[bytes],
 ) -> dict[str, Any]:
     doing = next((event["what"] for event in reversed(events) if event["event"] == "doing"), "starting Python")
-    if silent:
-        how = f"did not finish within {deadline:g} seconds"
-    elif child.returncode < 0:
-        how = f"died of {signal.Signals(-child.returncode).name}"
-    else:
-        how = f"ended the process with exit code {child.returncode}"
+    how = f"did not finish within {deadline:g} seconds" if silent else how_it_ended(child.returncode)
     errors.seek(0)
-    text = errors.read().decode(errors="replace").splitlines()
-    where = next((line.strip() for line in text if line.startswith('  File "')), "")
+    where = first_place(errors.read().decode(errors="replace"))
     return {"event": "died", "doing": doing, "how": how, "where": where}

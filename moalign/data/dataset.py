@@ -122,7 +122,8 @@ def reward_warnings(rewards: NDArray[np.float64], objectives: tuple[str, ...]) -
         if len(known) > 1 and (known == known[0]).all():
             warnings.append(f"{name}: all {len(known)} rewards are {known[0]:g}; it cannot tell responses apart")
         elif len(known) > 1:
-            spread[name] = float(known.std())
+            # above 0 even for the smallest numbers, whose squares, and so the standard deviation, are 0
+            spread[name] = float(known.max()) - float(known.min())
     if spread:
         least, most = min(spread, key=spread.__getitem__), max(spread, key=spread.__getitem__)
         if spread[most] > 1e6 * spread[least]:

@@ -5,20 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from moalign import door
+from moalign.api import Reader
 from moalign.data.records import fault_of, prompt_key
 from moalign.data.rows import Row, read_rows
 from moalign.errors import DataError, MoalignError, PluginError
 from moalign.types import Record, Refusal
-
-
-class Reader(Protocol):
-    """What of ``moalign.api.Reader`` is used here."""
-
-    def recognises(self, row: Mapping[str, Any]) -> bool: ...
-
-    def read(self, rows: Iterable[Row], objectives: Sequence[str]) -> Iterable[Record | Refusal]: ...
 
 
 @dataclass(frozen=True)
@@ -90,19 +84,25 @@ def read_records(rows: Iterable[Row], reader: Reader, objectives: Sequence[str])
             yield row
 
     try:
-        for item in reader.read(followed(), objectives):
+        for item in door.iterate(reader, "read", followed(), objectives):
             yield item if isinstance(item, Refusal) else _sound(item, objectives)
     except MoalignError:
         raise
-    except Exception as error:
-        reason = f"the reader {_name(reader)} failed at {place[0]}:{place[1]}: {type(error).__name__}: {error}"
+    except (Exception, SystemExit) as error:
+        reason = f"{door.origin(reader).who}, in read at {place[0]}:{place[1]}: {type(error).__name__}: {error}"
         raise PluginError(reason) from error
 
 
 def choose_reader(row: Row, readers: Mapping[str, Reader]) -> str:
     """The name of the one reader that recognises the first row of a file. Raises DataError where none or several do."""
     file, line, columns = row
-    names = [name for name, reader in readers.items() if reader.recognises(columns)]
+    names, failures = [], []
+    for name, reader in readers.items():
+        try:
+            if door.call(reader, "recognises", columns):
+                names.append(name)
+        except PluginError as error:  # one that nobody asked for must not keep the others from their work
+            failures.append(f"; {error}")
     if len(names) == 1:
         return names[0]
     shown = ", ".join(map(repr, list(columns)[:20]))
@@ -110,7 +110,9 @@ def choose_reader(row: Row, readers: Mapping[str, Reader]) -> str:
         reason = f"several readers recognise these columns ({', '.join(names)}); set data.reader to one of them"
     else:
         known = ", ".join(readers)
-        reason = f"no reader recognises the columns {shown}; set data.reader to one of {known} (columns takes a map)"
+        more = "one that takes options (`moalign plugins list --kind reader`)"
+        reason = f"no reader recognises the columns {shown}; set data.reader to one of {known}, or to {more}"
+        reason += "".join(failures)
     raise DataError(reason, file=file, line=line)
 
 

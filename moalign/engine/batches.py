@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from moalign import calls
 from moalign.config import RolloutSettings
 from moalign.data.batching import group_pair_indices, pair_indices
 from moalign.data.dataset import PairDataset
@@ -78,6 +79,7 @@ class RolloutSource:
     steps: int
     seed: int
     first_round: dict[str, PairDataset] | None
+    candidate: str = ""
     cacheable: bool = False
     _round: int = -1
     _dataset: PairDataset | None = field(default=None, repr=False)
@@ -130,7 +132,8 @@ class RolloutSource:
 
     def _dataset_of(self, rollouts: Sequence[Rollout]) -> PairDataset:
         """All pairs within the groups, between responses that every reward has scored."""
-        rewards = self.score(rollouts)
+        with calls.on_behalf_of(self.candidate):
+            rewards = self.score(rollouts)
         known = np.asarray(np.isfinite(rewards).all(axis=1))
         pairs = [
             (i, j)

@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from moalign import lora
+from moalign import door, lora
 from moalign.data.batching import collate
 from moalign.data.dataset import PairDataset
 from moalign.data.tokenise import Sequence as TokenSequence
@@ -173,8 +173,6 @@ def _pass(
         for share, loss in zip(members, losses, strict=True):
             if loss is not None and torch.isfinite(loss):
                 kept.append(loss / share.pairs_in_step)
-            elif loss is not None:
-                share.trainee.problem = f"loss is {loss.item()}"
         if kept:
             accelerator.backward(torch.stack(kept).sum())
 
@@ -235,10 +233,20 @@ def _copies(members: Sequence[_Share], rows: Sequence[int], device: torch.device
 
 
 def _loss(share: _Share, frozen: _Frozen, logps: Tensor, training: bool) -> Tensor | None:
-    """The candidate's loss, a sum over its pairs; None, and its ``error`` set, where a plugin failed."""
+    """The candidate's loss, a sum over its pairs; None, and its ``error`` set, where a plugin failed.
+
+    Where it is not finite it is the ``problem`` of the step.
+    """
     trainee = share.trainee
     with _own_errors(trainee):
-        return loss_of(frozen.batch(share, logps), trainee.job, trainee.metrics if training else None)
+        batch, metrics = frozen.batch(share, logps), trainee.metrics if training else None
+        loss = loss_of(batch, trainee.job, metrics, trainee.looks_closely)
+        if training and not torch.isfinite(loss):
+            sound = bool(torch.isfinite(batch.logps).all())
+            who = door.origin(trainee.job.objective).who
+            blame = f", which {who} made of finite log-probabilities" if sound else ""
+            trainee.problem = f"loss is {loss.item()}{blame}"
+        return loss
     return None
 
 

@@ -22,6 +22,7 @@ from moalign.engine.model import LanguageModel
 from moalign.errors import ConfigError, MoalignError, TrainingError
 from moalign.seeds import derive
 
+LOOKS_CLOSELY_EVERY = 50  # steps; a close look takes 0.1 ms of each call into a plugin
 SKIPS_IN_A_ROW = 3  # so many steps without finite numbers end a candidate
 
 
@@ -91,6 +92,7 @@ class Trainee:
     early_stop: EarlyStop | None = field(init=False, default=None)
     held_out_loss: float | None = None
     over: bool = False
+    looks_closely: bool = True  # at what plugins do to the process, in the step under way
 
     def __post_init__(self) -> None:
         settings = self.job.settings
@@ -132,6 +134,7 @@ class Trainee:
 
     def begin(self, step: int) -> None:
         self.problem, self.held_out_loss = None, None
+        self.looks_closely = step % LOOKS_CLOSELY_EVERY == 0
         self.metrics = StepMetrics(self.job.objectives)
         for group in self.optimizer.param_groups:
             group["lr"] = self.job.settings.lr * schedule(self.job.settings, step)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from moalign import lora, preference, storage
+from moalign import calls, lora, preference, storage
 from moalign.engine.batches import BatchSource, OfflineSource, RolloutSource
 from moalign.engine.evaluate import Evaluation
 from moalign.engine.model import TRAINED
@@ -155,7 +155,7 @@ def settle(
     ``fill`` writes the adapter into the folder; ``sampled``: its responses to the held-out prompts, if there are.
     """
     try:
-        with storage.new_directory(_folder(candidate.id, workshop)) as folder:
+        with calls.on_behalf_of(candidate.id), storage.new_directory(_folder(candidate.id, workshop)) as folder:
             content = fill(folder)
             measured = workshop.evaluate(slot, workshop.plan.variant(candidate.changes).beta, sampled)
             storage.write_text(folder / "samples.jsonl", _samples(workshop, measured))
@@ -255,6 +255,7 @@ def batch_source(candidate: Candidate, workshop: Workshop, slot: str = TRAINED) 
         steps=train.steps,
         seed=config.seed,
         first_round=None if candidate.parents else workshop.first_round,
+        candidate=candidate.id,
     )
 
 

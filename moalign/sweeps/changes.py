@@ -49,7 +49,9 @@ def variant(config: Config, objective: Objective, changes: Mapping[str, Any]) ->
     if options:
         kind = type(objective)
         try:
-            objective = kind(**objective.model_dump() | options)
+            changed = kind(**objective.model_dump() | options)
         except ValidationError as error:
             raise ConfigError(explain(error, kind, "loss")) from None
+        changed._origin = objective._origin
+        objective = changed
     return Variant(objective, config.train, config.model.lora)

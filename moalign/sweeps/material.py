@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moalign import storage
+from moalign import door, storage
 from moalign.data.dataset import PairDataset, drop_unrewarded, with_rewards
 from moalign.data.loading import read_file
 from moalign.data.pairing import labelled, scored
@@ -18,7 +18,7 @@ from moalign.data.tokenise import Tokeniser
 from moalign.engine.evaluate import HeldOut
 from moalign.engine.model import LanguageModel
 from moalign.engine.rollouts import Rollout, Score
-from moalign.errors import ConfigError, DataError, MoalignError, PluginError
+from moalign.errors import ConfigError, DataError, PluginError
 from moalign.sweeps.plan import Plan
 from moalign.types import Message, Record, Sample
 
@@ -253,18 +253,15 @@ def score(plan: Plan, name: str, samples: Sequence[Sample]) -> np.ndarray:
 
     Raises PluginError naming the plugin where it raises or returns the wrong number of scores or one not finite.
     """
-    choice = plan.config.objectives[name].reward
-    who = f"reward '{choice.name if choice else name}' of objective {name}"
-    try:
-        values = list(plan.rewards[name].score(samples))
-    except MoalignError:
-        raise
-    except Exception as error:
-        raise PluginError(f"{who} raised {type(error).__name__}: {error}") from error
+    who = f"{door.origin(plan.rewards[name]).who}, in score for {name}:"
+    values = list(door.call(plan.rewards[name], "score", tuple(samples)))
     if len(values) != len(samples):
-        raise PluginError(f"{who} returned {len(values)} scores for {len(samples)} samples")
-    result = np.array([np.nan if value is None else float(value) for value in values])
+        raise PluginError(f"{who} it returned {len(values)} scores for {len(samples)} samples")
+    try:
+        result = np.array([np.nan if value is None else float(value) for value in values])
+    except (TypeError, ValueError) as error:
+        raise PluginError(f"{who} a score is a number, or None where it abstains: {error}") from None
     wrong = [index for index, value in enumerate(values) if value is not None and not np.isfinite(result[index])]
     if wrong:
-        raise PluginError(f"{who} returned {values[wrong[0]]!r}; a score is finite, or None where it abstains")
+        raise PluginError(f"{who} it returned {values[wrong[0]]!r}; a score is finite, or None where it abstains")
     return -result if plan.config.objectives[name].direction == "min" else result

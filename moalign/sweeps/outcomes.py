@@ -8,6 +8,8 @@ from typing import Any
 from moalign import preference
 from moalign.types import Candidate, Outcome
 
+GIVEN_UP = {"given_up": True}  # in the event of an outcome
+
 
 def to_event(outcome: Outcome) -> dict[str, Any]:
     return {
@@ -49,6 +51,11 @@ def from_event(event: Mapping[str, Any], objectives: tuple[str, ...]) -> Outcome
 def history(events: list[dict[str, Any]], objectives: tuple[str, ...]) -> list[Outcome]:
     """All outcomes in the order in which they were reached."""
     return [from_event(event, objectives) for event in events if event["event"] == "outcome"]
+
+
+def given_up(events: list[dict[str, Any]]) -> set[str]:
+    """Candidates that took the process with them."""
+    return {event["id"] for event in events if event["event"] == "outcome" and GIVEN_UP.items() <= event.items()}
 
 
 def candidate_to(candidate: Candidate) -> dict[str, Any]:

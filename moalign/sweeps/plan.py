@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from moalign import preference
+from moalign import door, preference
 from moalign.api import Combiner, Objective, Observer, Reader, Reward, Search
 from moalign.config import BUILT_IN_MODEL, Config, PluginChoice
-from moalign.errors import ConfigError, MoalignError, ModelError, PluginError, PreferenceError
+from moalign.errors import ConfigError, ModelError, PluginError, PreferenceError
 from moalign.registry import Entry, Registry
 from moalign.seeds import derive
 from moalign.storage import safe_name
@@ -58,22 +59,18 @@ class Plan:
     def mixing_needs_margins(self) -> bool:
         """Whether the combiner reads reward differences for a preference that no single objective fills."""
         share = 1.0 / len(self.objectives)
-        return bool(self.combiner.needs(Preference("weights", dict.fromkeys(self.objectives, share))))
+        return bool(door.call(self.combiner, "needs", Preference("weights", dict.fromkeys(self.objectives, share))))
 
     def needs(self, candidate: Candidate) -> frozenset[str]:
-        return self.objective.needs | self.combiner.needs(candidate.preference)
+        return self.objective.needs | door.call(self.combiner, "needs", candidate.preference)
 
     def propose(self, history: Sequence[Outcome]) -> list[Candidate]:
         """The search's next candidates, checked. Raises PluginError where the search breaks its contract."""
         rng = Random(derive(self.config.seed, "search"))
         known = {outcome.id for outcome in history}
         name = self.config.search.name
-        try:
-            candidates = list(self.search.propose(self.space, tuple(history), rng))
-        except MoalignError:
-            raise
-        except Exception as error:
-            raise PluginError(f"search '{name}' raised {type(error).__name__}: {error}") from error
+        # copies: what it does to them must not change the record of the run
+        candidates = list(door.call(self.search, "propose", *deepcopy((self.space, tuple(history))), rng))
         for candidate in candidates:
             if candidate.id in known:
                 raise PluginError(f"search '{name}' proposed '{candidate.id}' twice")
@@ -101,14 +98,14 @@ class Plan:
 
     def _check_preference(self, candidate: Candidate) -> None:
         try:
-            self.combiner.check(candidate.preference)
+            door.call(self.combiner, "check", candidate.preference)
         except PreferenceError as error:
             raise PreferenceError(f"{candidate.id}: {error}") from None
         negative = [name for name, value in candidate.preference.values.items() if value < 0]
         if negative and not self.scored:
             raise PreferenceError(
                 f"{candidate.id}: the component of {negative[0]} is negative, and a judgement of a pair cannot count "
-                "less than nothing; use a loss on reward differences, such as rebel"
+                "less than nothing; use a loss on reward differences: `moalign plugins list --kind objective`"
             )
 
 
@@ -117,14 +114,14 @@ def prepare(config: Config, registry: Registry) -> Plan:
 
     Raises ConfigError, PreferenceError, UnknownPluginError, PluginError, ModelError (a directory that is no model).
     """
-    names = config.objective_names
+    names, deadline = config.objective_names, config.plugin_deadline
     plan = Plan(
         config=config,
-        objective=registry.build("objective", config.loss.name, config.loss.options, "loss"),
-        combiner=registry.build("combiner", config.combine.name, config.combine.options, "combine"),
-        search=registry.build("search", config.search.name, config.search.options, "search"),
+        objective=registry.build("objective", config.loss.name, config.loss.options, "loss", deadline),
+        combiner=registry.build("combiner", config.combine.name, config.combine.options, "combine", deadline),
+        search=registry.build("search", config.search.name, config.search.options, "search", deadline),
         rewards=_rewards(config, registry),
-        readers=readers_for(config.data.reader, registry),
+        readers=readers_for(config.data.reader, registry, deadline),
         space=Space(names, _preferences(config), config.train.steps),
         plugins=_entries(config, registry),
         observers=_observers(config, registry),
@@ -140,7 +137,9 @@ def prepare(config: Config, registry: Registry) -> Plan:
 
 def _rewards(config: Config, registry: Registry) -> dict[str, Reward]:
     return {
-        name: registry.build("reward", spec.reward.name, spec.reward.options, f"objectives.{name}.reward")
+        name: registry.build(
+            "reward", spec.reward.name, spec.reward.options, f"objectives.{name}.reward", config.plugin_deadline
+        )
         for name, spec in sorted(config.objectives.items())
         if spec.reward is not None
     }
@@ -149,21 +148,24 @@ def _rewards(config: Config, registry: Registry) -> dict[str, Reward]:
 def _observers(config: Config, registry: Registry) -> tuple[tuple[Entry, Observer], ...]:
     built = []
     for place, choice in enumerate(config.observers):
-        observer = registry.build("observer", choice.name, choice.options, f"observers.{place}")
+        observer = registry.build("observer", choice.name, choice.options, f"observers.{place}", config.plugin_deadline)
         built.append((registry.find("observer", choice.name), observer))
     return tuple(built)
 
 
-def readers_for(choice: PluginChoice, registry: Registry) -> dict[str, Reader]:
-    """The reader that is named, or for ``auto`` every reader that works without options, by name."""
+def readers_for(choice: PluginChoice, registry: Registry, deadline: float | None = None) -> dict[str, Reader]:
+    """The reader that is named, or for ``auto`` every reader that works without options, by name.
+
+    ``deadline``: seconds that a call into one may take.
+    """
     if choice.name != "auto":
-        return {choice.name: registry.build("reader", choice.name, choice.options, "data.reader")}
+        return {choice.name: registry.build("reader", choice.name, choice.options, "data.reader", deadline)}
     if choice.options:
         raise ConfigError(f"data.reader: options ({', '.join(choice.options)}) need a reader by name, not auto")
     readers: dict[str, Reader] = {}
     for entry in registry.of_kind("reader"):
         try:
-            readers[entry.name] = registry.build("reader", entry.full_name, {}, "data.reader")
+            readers[entry.name] = registry.build("reader", entry.full_name, {}, "data.reader", deadline)
         except (ConfigError, PluginError):
             continue  # it has required options, or is broken: it must be named to be used, and is then reported
     return readers
@@ -220,12 +222,14 @@ def _check_rewards(plan: Plan) -> None:
     if kind not in plan.combiner.accepts:
         raise ConfigError(
             f"combine: '{config.combine.name}' works on {' and '.join(sorted(plan.combiner.accepts))} pairs, "
-            f"but loss '{config.loss.name}' trains on {kind} ones; use combine: linear or another loss"
+            f"but loss '{config.loss.name}' trains on {kind} ones; use another loss or another rule: "
+            "`moalign plugins list --kind combiner`"
         )
     if not plan.objective.shiftable and plan.mixing_needs_margins:
         raise ConfigError(
             f"combine: '{config.combine.name}' works through scale and margin of a pairwise logit, and loss "
-            f"'{config.loss.name}' has none; use combine: linear"
+            f"'{config.loss.name}' has none; use another loss, or a rule that only weighs pairs: "
+            "`moalign plugins list --kind combiner`"
         )
     without = [name for name in plan.objectives if name not in plan.rewards]
     reason = None
@@ -250,4 +254,4 @@ def _check_early_stop(plan: Plan) -> None:
         name = plan.config.loss.name
         reason = f"loss '{name}' learns from reward differences of any responses, and held-out pairs are labelled ones"
     if reason and plan.config.train.early_stop is not None:
-        raise ConfigError(f"train.early_stop: {reason}; leave it out, or train on labelled pairs, such as with dpo")
+        raise ConfigError(f"train.early_stop: {reason}; leave it out, or use a loss on labelled pairs")

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from moalign import preference, storage
+from moalign import calls, preference, storage
 from moalign.config import Config
 from moalign.engine import model as models
 from moalign.engine.lower_cache import LowerCache
@@ -80,6 +80,7 @@ def _execute(
         _record(plan, directory, workshop, plugins)
         if changed:
             journal.append(directory / journal.FILE, {"event": provenance.EVENT, "plugins": changed})
+        _give_up(plan, directory)
         history = _settled(plan, directory, workshop)
         observer.on_run_start(plan, workshop.material, len(history))
         while proposed := _pending(plan, directory, workshop, history):
@@ -101,11 +102,14 @@ def _outcomes(
 ) -> Iterator[Outcome]:
     """What becomes of a proposal, one candidate after the other; ``history`` grows while this runs."""
     trained = [candidate for candidate in proposed if not candidate.mixed]
-    if trained:
-        groups = together.groups(trained, workshop, _size(trained, directory, workshop, observer))
+    deadly = outcomes.given_up(journal.read(directory / journal.FILE))
+    harmless = [candidate for candidate in trained if candidate.id not in deadly]
+    if harmless:
+        groups = together.groups(trained, workshop, _size(harmless, directory, workshop, observer))
         workshop.cache.lower = _lower(len(groups), directory, workshop, observer)
         for group in groups:
-            yield from train_candidates(group, workshop, history, observer)
+            members = [candidate for candidate in group if candidate.id not in deadly]
+            yield from train_candidates(members, workshop, history, observer)
     known = {outcome.id for outcome in history}
     for candidate in proposed:
         if candidate.mixed and candidate.id not in known:
@@ -158,10 +162,10 @@ def _record(plan: Plan, directory: Path, workshop: Workshop, plugins: provenance
 
 
 def _compared(record: Mapping[str, Any], key: str) -> Any:
-    """What of a record decides the result: all of it but who watches."""
+    """What of a record decides the result: all of it but who watches, and how long a plugin may take."""
     value = record.get(key)
     if key == "config" and isinstance(value, dict):
-        return {name: item for name, item in value.items() if name != "observers"}
+        return {name: item for name, item in value.items() if name not in ("observers", "plugin_deadline")}
     return value
 
 
@@ -191,6 +195,18 @@ def _settled(plan: Plan, directory: Path, workshop: Workshop) -> list[Outcome]:
         if outcome.status == "done":
             storage.verify(directory / "candidates" / outcome.id)
     return history
+
+
+def _give_up(plan: Plan, directory: Path) -> None:
+    """A candidate that ended the process before this one has failed, and is not even trained along any more."""
+    file = directory / journal.FILE
+    events = journal.read(file)
+    proposed = {each["id"]: each for event in events if event["event"] == "proposed" for each in event["candidates"]}
+    known = {outcome.id for outcome in outcomes.history(events, plan.objectives)}
+    for death in calls.deaths():
+        if death.call.candidate in proposed and death.call.candidate not in known:
+            candidate = outcomes.candidate_from(proposed[death.call.candidate], plan.objectives)
+            journal.append(file, outcomes.to_event(outcomes.failure(candidate, death.reason)) | outcomes.GIVEN_UP)
 
 
 def _measure_base(workshop: Workshop) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from moalign import api
+from moalign import api, calls, door
 from moalign.registry import Entry
 from moalign.sweeps import front
 from moalign.sweeps.material import Material
@@ -39,7 +39,7 @@ class PluginObservers(Observer):
         self._plugins = plugins
         self._directory = directory
         self._shown = shown
-        self._watchers: list[tuple[Entry, api.Watcher]] = []
+        self._watchers: list[tuple[Entry, api.Observer, api.Watcher]] = []
 
     def on_phase(self, what: str) -> None:
         self._shown.on_phase(what)
@@ -50,17 +50,21 @@ class PluginObservers(Observer):
     def on_run_start(self, plan: Plan, material: Material, finished: int) -> None:
         self._shown.on_run_start(plan, material, finished)
         identity = _identity(self._directory)
+        ended = {death.call.dispensable for death in calls.deaths()}
         for entry, plugin in self._plugins:
+            if ("observer", door.origin(plugin).who) in ended:
+                continue
             config = plan.config.model_dump(mode="json")
             run = RunInfo(identity, self._directory.absolute(), config, plan.objectives, finished)
             try:
-                watcher = plugin.on_run_start(run)
+                with calls.under_way(door.origin(plugin).call("on_run_start")):
+                    watcher = plugin.on_run_start(run)
                 if not isinstance(watcher, api.Watcher):
                     raise TypeError(f"it returned {type(watcher).__name__}, not a moalign.api.Watcher")
             except (Exception, SystemExit) as error:
                 self._report(entry, "on_run_start", error)
             else:
-                self._watchers.append((entry, watcher))
+                self._watchers.append((entry, plugin, watcher))
 
     def on_candidate_start(self, candidate: Candidate) -> None:
         self._shown.on_candidate_start(candidate)
@@ -83,14 +87,16 @@ class PluginObservers(Observer):
         self._watchers.clear()
 
     def _tell(self, hook: str, *arguments: Any) -> None:
-        for entry, watcher in list(self._watchers):
+        for entry, plugin, watcher in list(self._watchers):
             try:
-                getattr(watcher, hook)(*copy.deepcopy(arguments))
+                with calls.under_way(door.origin(plugin).call(hook)):
+                    getattr(watcher, hook)(*copy.deepcopy(arguments))
             except (Exception, SystemExit) as error:
-                self._watchers.remove((entry, watcher))
+                self._watchers.remove((entry, plugin, watcher))
                 self._report(entry, hook, error)
                 if hook != "close":
-                    with suppress(Exception, SystemExit):  # it has been reported already
+                    # it has been reported already
+                    with suppress(Exception, SystemExit), calls.under_way(door.origin(plugin).call("close")):
                         watcher.close()
 
     def _report(self, entry: Entry, hook: str, error: BaseException) -> None:

@@ -9,6 +9,12 @@ from moalign.api import Batch, Combiner, PairTerms, PluginError, Preference, Pre
 if TYPE_CHECKING:
     from torch import Tensor
 
+REGISTRATION = {
+    "name": "linear",
+    "class": "Linear",
+    "summary": "weighted sum: of the losses of labelled pairs, of the rewards of scored ones",
+}
+
 
 class Linear(Combiner):
     """The reward is sum_j w_j r_j; a pair that objective k judged counts w_k times.

@@ -9,6 +9,13 @@ from moalign.api import Batch, Combiner, PairTerms, PluginError, Preference, Pre
 if TYPE_CHECKING:
     from torch import Tensor
 
+REGISTRATION = {
+    "name": "modpo",
+    "class": "MODPO",
+    "summary": "multi-objective DPO: the other objectives' rewards enter as a margin",
+    "paper": "arXiv:2310.03708",
+}
+
 _SMALLEST = 1e-20  # weight by which margins are divided
 
 

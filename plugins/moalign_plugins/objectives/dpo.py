@@ -11,6 +11,13 @@ from moalign.api import Batch, Objective, PairTerms, pair_logits
 if TYPE_CHECKING:
     from torch import Tensor
 
+REGISTRATION = {
+    "name": "dpo",
+    "class": "DPO",
+    "summary": "direct preference optimisation: logistic loss on the log-ratio difference of a pair",
+    "paper": "arXiv:2305.18290",
+}
+
 
 class DPO(Objective):
     """-(1 - e) log sigmoid(z) - e log sigmoid(-z), e = label_smoothing, with z = scale * beta * d - margin.

@@ -11,6 +11,13 @@ from moalign.api import Batch, Objective, PairTerms, log_ratios, pair_log_ratios
 if TYPE_CHECKING:
     from torch import Tensor
 
+REGISTRATION = {
+    "name": "ipo",
+    "class": "IPO",
+    "summary": "squared loss that pulls the log-ratio difference of a pair to 1/(2 beta)",
+    "paper": "arXiv:2310.12036",
+}
+
 
 class IPO(Objective):
     """(scale * d - margin / beta - 1 / (2 beta))^2, the paper's (d - 1 / (2 beta))^2 at scale 1 and margin 0.

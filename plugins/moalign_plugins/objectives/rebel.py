@@ -11,6 +11,13 @@ from moalign.api import Batch, Objective, PairTerms, PluginError, pair_logits
 if TYPE_CHECKING:
     from torch import Tensor
 
+REGISTRATION = {
+    "name": "rebel",
+    "class": "REBEL",
+    "summary": "regression of reward differences on log-ratio differences; minimised by the KL-optimal policy",
+    "paper": "arXiv:2404.16767, arXiv:2402.08714",
+}
+
 
 class REBEL(Objective):
     """(difference - z)^2 with z = scale * beta * d - margin, and the scalarised reward difference of the two responses.

@@ -11,6 +11,13 @@ from moalign.api import Batch, Objective, PairTerms, chosen_logps, pair_logits
 if TYPE_CHECKING:
     from torch import Tensor
 
+REGISTRATION = {
+    "name": "rpo",
+    "class": "RPO",
+    "summary": "DPO with a likelihood term on the chosen response, against displacement",
+    "paper": "arXiv:2405.16436",
+}
+
 
 class RPO(Objective):
     """-log sigmoid(z) - eta * beta * log pi(chosen), with z = scale * beta * d - margin. arXiv 2405.16436.

@@ -9,6 +9,12 @@ from moalign.api import Batch, Objective, PairTerms, PluginError, chosen_logps
 if TYPE_CHECKING:
     from torch import Tensor
 
+REGISTRATION = {
+    "name": "sft",
+    "class": "SFT",
+    "summary": "negative log-likelihood of the chosen response; needs no reference",
+}
+
 
 class SFT(Objective):
     """-log pi(chosen response), averaged over its tokens, or summed.

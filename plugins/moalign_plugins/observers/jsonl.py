@@ -11,6 +11,12 @@ from typing import Any
 
 from moalign.api import Candidate, Observer, Outcome, RunInfo, Watcher
 
+REGISTRATION = {
+    "name": "jsonl",
+    "class": "JSONL",
+    "summary": "every event as a line of JSON, in the run directory",
+}
+
 
 class JSONL(Observer):
     """Lines of ``{"event": "run_start" | "step" | "candidate_end" | "run_end", "time": seconds since 1970, ...}``.

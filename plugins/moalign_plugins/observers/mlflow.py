@@ -8,6 +8,12 @@ from typing import Any, ClassVar
 
 from moalign.api import Candidate, Observer, Outcome, Preference, RunInfo, Watcher, figures, numbers
 
+REGISTRATION = {
+    "name": "mlflow",
+    "class": "MLflow",
+    "summary": "MLflow, one nested run per candidate",
+}
+
 AT_ONCE = 500  # metrics that are gathered before they are sent; a server takes at most 1,000 in one call
 TAG = "moalign.run"
 

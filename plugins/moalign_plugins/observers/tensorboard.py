@@ -8,6 +8,12 @@ from typing import Any, ClassVar
 
 from moalign.api import Candidate, Observer, Outcome, RunInfo, Watcher, figures, numbers
 
+REGISTRATION = {
+    "name": "tensorboard",
+    "class": "TensorBoard",
+    "summary": "event files for TensorBoard",
+}
+
 
 class TensorBoard(Observer):
     """Event files, one subfolder per candidate: ``tensorboard --logdir RUN/tensorboard``.

@@ -10,6 +10,12 @@ from typing import Any, ClassVar
 
 from moalign.api import Candidate, Observer, Outcome, Preference, RunInfo, Watcher, figures, numbers
 
+REGISTRATION = {
+    "name": "trackio",
+    "class": "Trackio",
+    "summary": "trackio, on this machine or in a Space",
+}
+
 
 class Trackio(Observer):
     """A run of trackio per candidate, all in one group: ``trackio show --project moalign``.

@@ -8,6 +8,12 @@ from typing import Any, ClassVar, Literal
 
 from moalign.api import Candidate, Observer, Outcome, Preference, RunInfo, Watcher, figures, numbers
 
+REGISTRATION = {
+    "name": "wandb",
+    "class": "WeightsAndBiases",
+    "summary": "Weights & Biases, online or offline",
+}
+
 
 class WeightsAndBiases(Observer):
     """A run of W&B per candidate, all in one group, and one more for the front; a resume goes on with the same ones.

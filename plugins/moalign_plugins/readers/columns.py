@@ -18,6 +18,12 @@ from pydantic import BeforeValidator, Field
 
 from moalign.api import DataError, Message, Pair, Reader, Record, Refusal, Row
 
+REGISTRATION = {
+    "name": "columns",
+    "class": "Columns",
+    "summary": "any table, with a map from columns to prompt, responses, scores",
+}
+
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
 
 

@@ -14,6 +14,12 @@ from typing import Any
 
 from moalign.api import DataError, Message, Pair, Reader, Record, Refusal, Row
 
+REGISTRATION = {
+    "name": "preference",
+    "class": "PreferenceRows",
+    "summary": "TRL preference rows: prompt, chosen, rejected",
+}
+
 Text = str | tuple[Message, ...]
 
 

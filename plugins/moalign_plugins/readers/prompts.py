@@ -8,6 +8,12 @@ from typing import Any
 
 from moalign.api import Reader, Record, Refusal, Row
 
+REGISTRATION = {
+    "name": "prompts",
+    "class": "Prompts",
+    "summary": "prompts alone, for responses that the policy samples",
+}
+
 
 class Prompts(Reader):
     """``column`` holds the prompt: text, or a list of messages. All other columns are left alone."""

@@ -19,6 +19,13 @@ from pydantic import Field
 
 from moalign.api import DataError, Pair, Reader, Record, Refusal, Row
 
+REGISTRATION = {
+    "name": "qa-feedback",
+    "class": "QAFeedback",
+    "summary": "QA-FEEDBACK: four answers per question, human pairs and fine-grained errors",
+    "paper": "arXiv:2306.01693",
+}
+
 ANSWERS = ("prediction 1", "prediction 2", "prediction 3", "prediction 4")
 COMPARED = tuple(combinations(range(len(ANSWERS)), 2))  # the order of the list ``preference``
 CORRECTED = len(ANSWERS)  # index of the corrected answer among the responses

@@ -6,6 +6,12 @@ from collections.abc import Sequence
 
 from moalign.api import Reward, Sample
 
+REGISTRATION = {
+    "name": "length",
+    "class": "Length",
+    "summary": "words in the response, negated: shorter is better",
+}
+
 
 class Length(Reward):
     """Minus the number of words (runs of non-space characters) in the response."""

@@ -12,6 +12,12 @@ from pydantic import Field, model_validator
 
 from moalign.api import Candidate, ConfigError, Outcome, Preference, Search, Space
 
+REGISTRATION = {
+    "name": "grid",
+    "class": "Grid",
+    "summary": "an even (Das-Dennis) grid of weights",
+}
+
 _LONGEST = 120  # characters of an id; a file name may have 255 bytes
 
 

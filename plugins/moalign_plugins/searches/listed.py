@@ -8,6 +8,12 @@ from random import Random
 
 from moalign.api import Candidate, Outcome, PreferenceError, Search, Space
 
+REGISTRATION = {
+    "name": "listed",
+    "class": "Listed",
+    "summary": "exactly the preferences named in the configuration",
+}
+
 _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]{0,99}")
 
 

@@ -10,6 +10,12 @@ from pydantic import Field
 
 from moalign.api import Candidate, Outcome, Preference, Search, Space
 
+REGISTRATION = {
+    "name": "random",
+    "class": "Random",
+    "summary": "weights drawn from a Dirichlet distribution",
+}
+
 
 class Random(Search):
     """``count`` weight vectors from a symmetric Dirichlet distribution; alpha 1 is uniform on the simplex.

@@ -11,6 +11,13 @@ from pydantic import Field, model_validator
 from moalign.api import Candidate, Outcome, Search, Space
 from moalign_plugins.searches.grid import Grid, coarse
 
+REGISTRATION = {
+    "name": "soup",
+    "class": "Soup",
+    "summary": "a few trained candidates, and mixes of their adapters between them",
+    "paper": "arXiv:2306.04488",
+}
+
 
 class Soup(Search):
     """An even grid of which only a coarser grid is trained (rewarded soups, arXiv:2306.04488).

@@ -1,0 +1,138 @@
+"""Every call into a plugin passes here: it is announced, and what it breaks is an error that names it.
+
+What a plugin may not do to others: end or hang the process (``calls`` and ``supervisor``), change what it is given, and
+leave the global random generators other than it found them.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from moalign.api import Combiner, Objective, Plugin, Search
+from moalign.calls import Call, under_way
+from moalign.errors import MoalignError, PluginError
+
+PURE = (Objective, Combiner, Search)  # their methods are functions of their arguments, by contract
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a plugin comes from, and how many seconds a call into it may take (None: any)."""
+
+    kind: str
+    name: str
+    distribution: str
+    version: str
+    deadline: float | None = None
+
+    @property
+    def who(self) -> str:
+        return f"{self.kind} '{self.name}' of {self.distribution} {self.version}".rstrip()
+
+    def call(self, hook: str, candidate: str = "") -> Call:
+        return Call(self.who, self.distribution, hook, candidate, self.deadline, self.kind)
+
+
+def origin(plugin: Plugin) -> Origin:
+    """As the registry noted it; for a plugin that somebody made by hand, its class."""
+    known = getattr(plugin, "_origin", None)
+    if isinstance(known, Origin):
+        return known
+    kind = next((base.__name__.lower() for base in type(plugin).__mro__ if base.__module__ == Plugin.__module__), "")
+    return Origin(kind or "plugin", type(plugin).__name__, type(plugin).__module__, "")
+
+
+def call(plugin: Plugin, hook: str, *arguments: Any, candidate: str = "", thorough: bool = True) -> Any:
+    """What the plugin's method returns. ``thorough``: look after all generators, not torch's alone, which takes 0.1 ms.
+
+    Raises PluginError naming plugin, distribution, version and hook for whatever the method raises, except errors of
+    moalign's own and for want of memory; where it changes a tensor that it was given; and, for methods that are
+    functions of their arguments, where it touches the global random generators. Their state is put back in any case.
+    """
+    source = origin(plugin)
+    versions = [tensor._version for tensor in _tensors(arguments)]
+    generators = _generators(thorough)
+    try:
+        with under_way(source.call(hook, candidate)):
+            result = getattr(plugin, hook)(*arguments)
+    except (Exception, SystemExit) as error:
+        raise _as_plugin_error(error, source, hook) from error
+    finally:
+        touched = _put_back(generators)
+    if touched and isinstance(plugin, PURE):
+        raise PluginError(
+            f"{source.who}, in {hook}: it used the global random generator of {touched}, so that its result depends on "
+            "what else runs; draw from a generator of its own, seeded from its arguments"
+        )
+    if versions != [tensor._version for tensor in _tensors(arguments)]:
+        raise PluginError(f"{source.who}, in {hook}: it changed a tensor that it was given; compute a new one")
+    return result
+
+
+def iterate(plugin: Plugin, hook: str, *arguments: Any) -> Iterator[Any]:
+    """The items of a method that yields, each of them a call under way. What it raises goes through."""
+    source = origin(plugin)
+    items = iter(getattr(plugin, hook)(*arguments))
+    while True:
+        with under_way(source.call(hook)):
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+        yield item
+
+
+def _as_plugin_error(error: BaseException, source: Origin, hook: str) -> BaseException:
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return error
+    if isinstance(error, MoalignError) and not isinstance(error, PluginError):
+        return error  # such as a DataError: it says whose fault it is
+    what = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+    return PluginError(f"{source.who}, in {hook}: {what}")
+
+
+def _tensors(arguments: Iterable[Any]) -> Iterator[Any]:
+    """The tensors among the fields of the arguments that are records, such as Batch and PairTerms."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
+    for argument in arguments:
+        values = [getattr(argument, each.name) for each in fields(argument)] if is_dataclass(argument) else [argument]
+        yield from (value for value in values if isinstance(value, torch.Tensor))
+
+
+def _generators(thorough: bool) -> dict[str, Any]:
+    """The state of the global generators of the libraries that are loaded."""
+    found: dict[str, Any] = {}
+    if "torch" in sys.modules:
+        found["torch"] = sys.modules["torch"].random.get_rng_state()
+    if thorough:
+        found["random"] = random.getstate()
+    if thorough and "numpy" in sys.modules:
+        found["numpy"] = sys.modules["numpy"].random.get_state()
+    return found
+
+
+def _put_back(before: dict[str, Any]) -> str:
+    """Give the generators their state again; the names of those that had another, "" if none."""
+    touched = []
+    after = _generators("random" in before)
+    if "torch" in before and not sys.modules["torch"].equal(before["torch"], after["torch"]):
+        sys.modules["torch"].random.set_rng_state(before["torch"])
+        touched.append("torch")
+    if "random" in before and after["random"] != before["random"]:
+        random.setstate(before["random"])
+        touched.append("random")
+    if "numpy" in before and not _same_numpy(before["numpy"], after["numpy"]):
+        sys.modules["numpy"].random.set_state(before["numpy"])
+        touched.append("numpy")
+    return " and ".join(touched)
+
+
+def _same_numpy(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    return one[0] == other[0] and bool((one[1] == other[1]).all()) and one[2:] == other[2:]

@@ -71,7 +71,7 @@ def test_combiner_and_reward(installed, tmp_path):
                 "short": {"reward": "length"},
             },
             "loss": {"name": "rebel", "beta": 0.5},
-            "combine": {"name": "soft-minimum", "temperature": 0.2},
+            "combine": {"name": "smooth-worst", "temperature": 0.2},
             "search": {"name": "grid", "points": 2},
             "train": {"steps": 2},
             "rollouts": {"rounds": 1, "prompts": 6, "prompts_per_step": 2, "max_new_tokens": 12},
@@ -79,7 +79,7 @@ def test_combiner_and_reward(installed, tmp_path):
         }
     )
     assert len(points(run.start(settings, tmp_path / "run", installed, Observer()))) == 2
-    assert {"combiner moalign-soft-minimum:soft-minimum", "reward moalign-wanted-words:wanted-words"} <= plugins_of(
+    assert {"combiner moalign-smooth-worst:smooth-worst", "reward moalign-wanted-words:wanted-words"} <= plugins_of(
         tmp_path / "run"
     )
 

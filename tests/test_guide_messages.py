@@ -88,7 +88,6 @@ def refused(function: Callable[[], Any]) -> str:
 
 class Hinge(Objective):
     needs = frozenset({"pairs", "reference"})
-    __module__ = "moalign_my_loss"
 
     def loss(self, batch, terms):
         return (1 - pair_logits(batch, terms, 0.1)).relu()
@@ -104,9 +103,20 @@ class Detached(Hinge):
         return super().loss(batch, terms).detach()
 
 
-class Raising(Hinge):
-    __module__ = "moalign_my_loss"
+class Writing(Hinge):
+    def loss(self, batch, terms):
+        terms.margin.add_(1)
+        return super().loss(batch, terms)
 
+
+class Drawing(Hinge):
+    def loss(self, batch, terms):
+        import torch
+
+        return super().loss(batch, terms) + torch.rand(())
+
+
+class Raising(Hinge):
     def loss(self, batch, terms):
         return {}["reward"]
 
@@ -267,7 +277,7 @@ def changed(version: str, sha256: str) -> Callable[[Place], str]:
 
 
 PROVOKED: dict[str, list[Callable[[Place], str]]] = {
-    "objective.md": [fails(Reduced), fails(Detached), fails(Raising), fails(Unknown)],
+    "objective.md": [fails(Reduced), fails(Detached), fails(Writing), fails(Drawing), fails(Raising), fails(Unknown)],
     "combiner.md": [fails_to_combine],
     "reward.md": [scores(1.0), scores(1.0, float("nan")), scores()],
     "search.md": [

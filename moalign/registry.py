@@ -29,10 +29,10 @@ from moalign.api import (
     Reward,
     Search,
 )
-from moalign.calls import IMPORT, IMPORT_DEADLINE, Call, deaths, under_way
-from moalign.door import Origin
+from moalign.calls import CONSTRUCTOR, IMPORT, IMPORT_DEADLINE, Call, deaths, under_way
+from moalign.door import Origin, described
 from moalign.errors import ConfigError, MoalignError, PluginError, UnknownPluginError
-from moalign.hooks import HookSpecifications, NewerAPIError, check
+from moalign.hooks import HookSpecifications, NewerAPIError, check, check_methods
 from moalign.validation import explain, nearest
 
 KINDS: Mapping[str, type[Plugin]] = {
@@ -150,7 +150,7 @@ class Registry:
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # SystemExit and what a stranger may derive from BaseException
-                raise PluginError(f"{who} could not be imported from '{target}': {_describe(error)}") from error
+                raise PluginError(f"{who} could not be imported from '{target}': {described(error)}") from error
         if not (isinstance(target, type) and issubclass(target, KINDS[entry.kind])):
             raise PluginError(f"{who}: {target!r} is not a subclass of moalign.api.{KINDS[entry.kind].__name__}")
         return target
@@ -173,14 +173,21 @@ class Registry:
                 raise ConfigError(f"{key}: {kind} '{name}' needs {module}, not installed; pip install '{install}'")
         origin = Origin(kind, name, entry.distribution, entry.version, deadline)
         try:
-            with under_way(origin.call("its constructor")):
+            check_methods(plugin, KINDS[kind])
+        except PluginError as error:
+            raise PluginError(f"{origin.who}: {error}") from None
+        for death in deaths():
+            if death.call.dispensable == ("reader", origin.who):
+                raise PluginError(death.reason)
+        try:
+            with under_way(origin.call(CONSTRUCTOR)):
                 built = plugin(**options)
         except ValidationError as error:
             raise ConfigError(explain(error, plugin, key)) from None
-        except MoalignError:
+        except (MoalignError, KeyboardInterrupt):
             raise
-        except Exception as error:
-            raise PluginError(f"{origin.who} could not be built: {_describe(error)}") from error
+        except BaseException as error:  # SystemExit and what a stranger may derive from BaseException
+            raise PluginError(f"{origin.who} could not be built: {described(error)}") from error
         built._origin = origin
         return built
 
@@ -215,7 +222,7 @@ def discover(no_plugin: Iterable[str] = (), entry_points: Iterable[metadata.Entr
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # SystemExit and what a stranger may derive from BaseException
-            broken.append(Broken(point.name, distribution, version, _describe(error), _cure(error, distribution)))
+            broken.append(Broken(point.name, distribution, version, described(error), _cure(error, distribution)))
     known = {entry.name for entry in entries} | {entry.full_name for entry in entries} | {origin(p)[0] for p in points}
     for name in sorted(set(no_plugin) - known):
         raise UnknownPluginError(f"--no-plugin {name}: there is no such plugin or distribution{nearest(name, known)}")
@@ -251,7 +258,7 @@ def _collect(point: metadata.EntryPoint, distribution: str, version: str) -> lis
         try:
             getattr(manager.hook, hook)(register=register)
         except Exception as error:
-            raise PluginError(f"its hook `{hook}` raised {_describe(error)}") from error
+            raise PluginError(f"its hook `{hook}` raised {described(error)}") from error
     return entries
 
 
@@ -275,10 +282,6 @@ def origin(point: metadata.EntryPoint) -> tuple[str, str]:
 
 def _names(text: str) -> set[str]:
     return {part.strip() for part in text.split(",") if part.strip()}
-
-
-def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _cure(error: BaseException, distribution: str) -> str:

@@ -113,21 +113,19 @@ def _line(hook: str) -> str:
 
 
 def check_methods(plugin: type, base: type) -> None:
-    """Raise PluginError where a method of a kind is missing from a plugin, or cannot be called as the kind calls it."""
+    """Raise PluginError where a plugin's own method cannot be called as its kind is called."""
     for name, known in vars(base).items():
         if name.startswith("_") or not inspect.isfunction(known):
             continue
         method = inspect.getattr_static(plugin, name)
-        names = list(inspect.signature(known).parameters)
-        right = f"def {name}({', '.join(names)})"
         if method is known:
-            if "NotImplementedError" in known.__code__.co_names:
-                raise PluginError(f"it has no method `{name}`; write `{right}`")
             continue
+        names = list(inspect.signature(known).parameters)
         try:
             signature = inspect.signature(getattr(plugin, name))
             signature.bind(*(names[1:] if isinstance(method, staticmethod | classmethod) else names))
         except TypeError:
-            raise PluginError(f"`{name}` cannot be called as `{right}`; it is `{name}{signature}`") from None
+            right = f"def {name}({', '.join(names)})"
+            raise PluginError(f"`{name}{signature}` has the wrong arguments; write `{right}`") from None
         except ValueError:
             continue  # written in C, without a signature

@@ -86,7 +86,7 @@ def read_records(rows: Iterable[Row], reader: Reader, objectives: Sequence[str])
 
     try:
         for item in door.iterate(reader, "read", followed(), objectives):
-            yield item if isinstance(item, Refusal) else _sound(item, objectives)
+            yield item if isinstance(item, Refusal) else _sound(item, objectives, reader)
     except (KeyboardInterrupt, GeneratorExit):
         raise
     except BaseException as error:  # SystemExit and what a stranger may derive from BaseException
@@ -115,12 +115,13 @@ def choose_reader(row: Row, readers: Mapping[str, Reader]) -> str:
     raise DataError(reason, file=file, line=line)
 
 
-def _sound(record: Any, objectives: Sequence[str]) -> Record | Refusal:
+def _sound(record: Any, objectives: Sequence[str], reader: Reader) -> Record | Refusal:
     if not isinstance(record, Record):
         raise TypeError(f"it yielded {type(record).__name__}, neither Record nor Refusal")
     fault = fault_of(record, objectives)
     if fault is not None:
-        return Refusal(record.file, record.line, fault)
+        source = f"from {door.origin(reader).who}, in read"
+        return Refusal(record.file, record.line, f"{fault} ({source})" if ": " in fault else f"{fault}: {source}")
     return record if record.group else replace(record, group=str(prompt_key(record.prompt)))
 
 

@@ -257,7 +257,7 @@ def _loss(share: _Share, frozen: _Frozen, logps: Tensor, training: bool) -> Tens
         if training and not torch.isfinite(loss):
             sound = bool(torch.isfinite(batch.logps).all())
             who = door.origin(trainee.job.objective).who
-            blame = f", which {who} made of finite log-probabilities" if sound else ""
+            blame = f", which {who}, in loss, made of finite log-probabilities" if sound else ""
             trainee.problem = f"loss is {loss.item()}{blame}"
         return loss
     return None

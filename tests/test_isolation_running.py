@@ -137,7 +137,7 @@ def test_a_candidate_fails_and_the_others_finish(kind, key, sweep, healthy, tmp_
 
 def test_a_reward_fails_one_candidate_and_the_others_finish(sweep, healthy, tmp_path):
     ways = WAYS["reward"]
-    (tmp_path / "queue").write_text("\n".join(["", "", *ways]))  # good for the base and the first candidate
+    (tmp_path / "queue").write_text("\n\n\n" + "\n".join(ways))  # good for data, base and first candidate
     front = sweep(
         tmp_path / "run",
         search={"name": "bad", "points": len(ways) + 2},

@@ -22,7 +22,6 @@ IMPORT = "import"
 CONSTRUCTOR = "its constructor"
 ASKED_OF_ALL = (CONSTRUCTOR, "recognises")  # of readers that no configuration names
 BACKWARD = "the backward pass of loss"
-IMPORT_DEADLINE = 60.0  # seconds, of modules and of the hooks that register plugins
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from moalign.api import (
     Reward,
     Search,
 )
-from moalign.calls import CONSTRUCTOR, IMPORT, IMPORT_DEADLINE, Call, deaths, under_way
+from moalign.calls import CONSTRUCTOR, IMPORT, Call, deaths, under_way
 from moalign.door import Origin, described
 from moalign.errors import ConfigError, MoalignError, PluginError, UnknownPluginError
 from moalign.hooks import HookSpecifications, NewerAPIError, check, check_methods
@@ -45,6 +45,7 @@ KINDS: Mapping[str, type[Plugin]] = {
 }
 LOAD_VARIABLE = "MOALIGN_LOAD_PLUGINS"
 DISABLE_VARIABLE = "MOALIGN_DISABLE_PLUGINS"
+DEADLINE_VARIABLE = "MOALIGN_IMPORT_DEADLINE"  # seconds, of modules and of the hooks that register plugins
 
 
 HOOKS: Mapping[str, str] = {
@@ -200,6 +201,7 @@ def discover(no_plugin: Iterable[str] = (), entry_points: Iterable[metadata.Entr
     ``distribution:name``. No exception of a plugin leaves this function; a name in ``no_plugin`` that
     nobody has raises UnknownPluginError.
     """
+    _import_deadline()  # a bad one is the user's error, and no plugin's
     disabled = {name: f"--no-plugin {name}" for name in no_plugin}
     disabled |= {name: f"{DISABLE_VARIABLE} names it" for name in _names(os.environ.get(DISABLE_VARIABLE, ""))}
     points = list(metadata.entry_points(group=ENTRY_POINT_GROUP) if entry_points is None else entry_points)
@@ -263,7 +265,18 @@ def _collect(point: metadata.EntryPoint, distribution: str, version: str) -> lis
 
 
 def _importing(who: str, distribution: str) -> AbstractContextManager[None]:
-    return under_way(Call(who, distribution, IMPORT, deadline=IMPORT_DEADLINE))
+    return under_way(Call(who, distribution, IMPORT, deadline=_import_deadline()))
+
+
+def _import_deadline() -> float:
+    value = os.environ.get(DEADLINE_VARIABLE, "60")
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise ConfigError(f"{DEADLINE_VARIABLE} is {value!r}; write the seconds that importing a plugin may take")
+    return seconds
 
 
 def reason_to_leave_out(distribution: str) -> str | None:

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import distributions
-import sweeps
 
-from moalign.config import Config
 from moalign.registry import KINDS
 
 NAME, VERSION = "misbehaving", "2.5"
@@ -80,17 +78,19 @@ def install(folder: Path) -> Path:
     return folder
 
 
-def config(model: Path, pairs: Path, **changes: Any) -> Config:
-    """Three candidates in three steps, all of them together; without the changes nobody misbehaves."""
-    content: dict[str, Any] = {
+def content(model: Path, pairs: Path, **changes: Any) -> dict[str, Any]:
+    """A configuration of three candidates, all of them together; without the changes nobody misbehaves."""
+    plain: dict[str, Any] = {
+        "model": {"path": str(model), "lora": {"r": 4, "alpha": 8}},
+        "objectives": {"helpful": None, "harmless": None},
         "data": {"path": str(pairs), "held_out": 0.2, "reader": "bad"},
         "loss": "bad",
         "combine": "bad",
         "search": "bad",
-        "train": {"steps": 3, "pairs_per_step": 4, "lr": 1e-2, "together": 3},
+        "train": {"steps": 3, "pairs_per_step": 4, "lr": 1e-2, "together": 4},
         "evaluate": {"samples": 1, "max_new_tokens": 3, "prompts": 3},
     }
-    return sweeps.small_config(model, pairs, **content | changes)
+    return plain | changes
 
 
 def rewarded(**options: Any) -> dict[str, Any]:

@@ -168,8 +168,11 @@ class Three(api.Search):
 
     how: str = ""
     points: int = 3
+    at_once: bool = False
 
     def propose(self, space, history, rng):
+        if self.at_once:
+            do(self.how)
         if not history:
             shares = [n / (self.points - 1) for n in range(self.points)]
             return [self.candidate(space, f"c{share:.2f}", [share, 1 - share]) for share in shares]
@@ -272,4 +275,5 @@ def register_readers(register):
 
 @api.hookimpl
 def register_observers(register):
-    register("bad", Tale, summary="bad")
+    for name in ("bad", "other", "third"):
+        register(name, Tale, summary="bad")

@@ -15,7 +15,7 @@ import torch
 from isolation import ENDS, FAILS, HARMLESS, HOOKS, IN_A_PROCESS_OF_ITS_OWN, REFUSED, WITHOUT, cases, rewarded
 from sweeps import contents, write_pairs
 
-from moalign import registry
+from moalign import config, registry
 from moalign.errors import DataError, PluginError
 from moalign.sweeps import journal, run
 from moalign.sweeps.observe import Observer
@@ -66,7 +66,7 @@ def sweep(tiny_model_path, pairs, installed):
         random.seed(0)
         numpy.random.seed(0)
         torch.manual_seed(0)
-        settings = isolation.config(tiny_model_path, pairs, **changes)
+        settings = config.from_mapping(isolation.content(tiny_model_path, pairs, **changes))
         if directory.exists():
             return run.resume(directory, installed, observer or Observer())
         return run.start(settings, directory, installed, observer or Observer())
@@ -129,7 +129,6 @@ def test_a_candidate_fails_and_the_others_finish(kind, key, sweep, healthy, tmp_
     front = sweep(
         tmp_path / "run",
         search={"name": "bad", "points": len(ways) + 2},
-        train={"steps": 3, "pairs_per_step": 4, "lr": 1e-2, "together": 4},
         **{key: {"name": "bad", "hows": hows}},
     )
     check_failures(kind, front, tmp_path / "run", healthy[False])

@@ -9,8 +9,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -172,7 +173,7 @@ class Registry:
         for module, install in plugin.requires.items():
             if importlib.util.find_spec(module) is None:
                 raise ConfigError(f"{key}: {kind} '{name}' needs {module}, not installed; pip install '{install}'")
-        origin = Origin(kind, name, entry.distribution, entry.version, deadline)
+        origin = Origin(kind, entry.name, entry.distribution, entry.version, deadline)
         try:
             check_methods(plugin, KINDS[kind])
         except PluginError as error:
@@ -264,8 +265,11 @@ def _collect(point: metadata.EntryPoint, distribution: str, version: str) -> lis
     return entries
 
 
-def _importing(who: str, distribution: str) -> AbstractContextManager[None]:
-    return under_way(Call(who, distribution, IMPORT, deadline=_import_deadline()))
+@contextmanager
+def _importing(who: str, distribution: str) -> Iterator[None]:
+    """What a module prints is no part of what a command prints, such as JSON."""
+    with redirect_stdout(sys.stderr), under_way(Call(who, distribution, IMPORT, deadline=_import_deadline())):
+        yield
 
 
 def _import_deadline() -> float:

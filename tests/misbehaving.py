@@ -53,6 +53,7 @@ DEEDS = {
     "dies by a signal": lambda: ctypes.string_at(0),
     "ends the process": lambda: os._exit(0),
     "reseeds generators": reseed,
+    "is seen": lambda: CALLS["seen"](),
 }
 
 

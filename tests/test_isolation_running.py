@@ -15,7 +15,8 @@ import torch
 from isolation import ENDS, FAILS, HARMLESS, HOOKS, IN_A_PROCESS_OF_ITS_OWN, REFUSED, WITHOUT, cases, rewarded
 from sweeps import contents, write_pairs
 
-from moalign import config, registry
+from moalign import calls, config, registry
+from moalign.calls import Call, Record
 from moalign.errors import DataError, PluginError
 from moalign.sweeps import journal, run
 from moalign.sweeps.observe import Observer
@@ -216,3 +217,31 @@ def test_nothing_is_changed(kind, how, sweep, healthy, pairs, tmp_path):
     sweep(tmp_path / "run", **changes)
     assert contents(tmp_path / "run") == healthy[kind == "reward"].files
     assert generators() == healthy[kind == "reward"].generators
+
+
+def test_whoever_is_at_work_is_announced(sweep, pairs, tmp_path):
+    """In a call of each kind the process that stands by can read who it is, for whom, and how long it may take."""
+    record, seen = Record(), []
+    sys.modules[isolation.NAME].CALLS["seen"] = lambda: seen.append(record.read()[1])
+    how = "is seen"
+    calls.watched_by(record)
+    try:
+        sweep(
+            tmp_path / "run",
+            search_does=how,
+            loss={"name": "bad", "hows": {"0.50": how}},
+            combine={"name": "bad", "hows": {"0.50": how}},
+            objectives=rewarded(how=how, at=4),  # after the data, the base and the first candidate
+            observers=[{"name": "bad", "how": how}],
+            plugin_deadline=42,
+            **reading(how, pairs),
+        )
+    finally:
+        calls.watched_by(None)
+    assert {call.kind for call in seen} == set(HOOKS) and record.read()[1] is None
+    for call in seen:
+        candidate = "c0.50" if call.kind in WAYS else ""
+        expected = Call(names(call.kind).partition(",")[0], "misbehaving", HOOKS[call.kind], candidate, 42, call.kind)
+        assert call == expected
+        done_without = {"observer": ("observer", call.who)} | dict.fromkeys(WAYS, ("candidate", "c0.50"))
+        assert call.dispensable == done_without.get(call.kind)

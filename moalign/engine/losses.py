@@ -40,7 +40,10 @@ def _of_rows(batch: Batch) -> PairTerms:
 
 def _checked_terms(terms: PairTerms, batch: Batch, job: Job) -> PairTerms:
     pairs = len(batch.pairs)
-    for name in ("scale", "margin", "weight"):
+    names = ["scale", "margin", "weight"]
+    if "margins" in job.objective.needs or getattr(terms, "difference", None) is not None:
+        names.append("difference")
+    for name in names:
         value: Any = getattr(terms, name, None)
         if not (_like(value, batch.logps, pairs) and bool(torch.isfinite(value).all())):
             who = door.origin(job.combiner).who

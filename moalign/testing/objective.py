@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from moalign.api import Batch, MoalignError, Objective, PairTerms
 from moalign.testing.batch import changed_fields, copied, made_up, padded, plain_terms, rearranged, swapped
-from moalign.testing.review import Review, described, run
+from moalign.testing.review import Review, described, first, run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,7 +81,9 @@ class Trial:
         self.review.require(losses.dtype == batch.logps.dtype, tried, f"losses of {losses.dtype}", change)
         bad = (~losses.isfinite()).nonzero().flatten().tolist()
         change = "guard divisions by counts of tokens that can be 0, logarithms and exponentials"
-        self.review.require(not bad, tried, f"the loss of pair {bad[:1]} is not finite: {losses.tolist()}", change)
+        self.review.require(
+            not bad, tried, f"the loss of {first('pair', bad)} is not finite: {losses.tolist()}", change
+        )
         return losses
 
 
@@ -135,8 +137,8 @@ def same_twice(t: Trial) -> None:
     tried = "the same batch and terms twice"
     change = "make the loss a function of its arguments: no state of its own, no unseeded generator"
     batch = t.batch()
-    first, second = t.loss(tried, batch), t.loss(tried, batch)
-    t.review.require(bool((first == second).all()), tried, f"{first.tolist()}, then {second.tolist()}", change)
+    before, after = t.loss(tried, batch), t.loss(tried, batch)
+    t.review.require(bool((before == after).all()), tried, f"{before.tolist()}, then {after.tolist()}", change)
 
 
 def padding_changes_nothing(t: Trial) -> None:
@@ -191,7 +193,7 @@ def gradient_reaches_the_tokens(t: Trial) -> None:
         empty = (each.mask.sum(-1) == 0).nonzero().flatten().tolist()
         hint = "; that row has no response tokens, so clamp its count to 1" if set(bad) & set(empty) else ""
         change = f"keep roots, logarithms and divisions away from points where their slope is infinite{hint}"
-        t.review.require(not bad, tried, f"a gradient that is not finite in row {bad[:1]}", change)
+        t.review.require(not bad, tried, f"a gradient that is not finite in {first('row', bad)}", change)
         outside = (gradient * (1 - each.mask)).abs().max().item()
         change = "multiply by batch.mask before summing over tokens; a token outside it is none of the response"
         t.review.require(outside == 0, tried, f"a gradient outside the mask, up to {outside:g}", change)

@@ -22,7 +22,7 @@ def loss_of(batch: Batch, job: Job, metrics: StepMetrics | None, thorough: bool 
     """
     about: dict[str, Any] = {"candidate": job.candidate, "thorough": thorough}
     if "groups" in job.needs:
-        terms = _of_rows(batch)
+        terms = row_terms(batch)
     else:
         terms = _checked_terms(door.call(job.combiner, "pair_terms", batch, **about), batch, job)
     losses = _checked_losses(door.call(job.objective, "loss", batch, terms, **about), batch, job)
@@ -32,8 +32,8 @@ def loss_of(batch: Batch, job: Job, metrics: StepMetrics | None, thorough: bool 
     return (losses[counts] * terms.weight[counts]).sum()
 
 
-def _of_rows(batch: Batch) -> PairTerms:
-    """Those of rows that are units of their own: what the combiner has to say is in their advantages."""
+def row_terms(batch: Batch) -> PairTerms:
+    """The terms of rows that are units of their own: what the combiner has to say is in their advantages."""
     one = torch.ones_like(batch.logps[:, 0])
     return PairTerms(one, torch.zeros_like(one), one)
 

@@ -223,3 +223,9 @@ class PairTerms:
     margin: Tensor
     weight: Tensor
     difference: Tensor | None = None
+
+    @classmethod
+    def of_rows(cls, logps: Tensor) -> PairTerms:
+        """The terms of rows [N] that are units of their own: what a combiner has to say is in their advantages."""
+        one = logps.new_ones(len(logps))
+        return cls(one, one * 0, one)

@@ -14,10 +14,9 @@ from moalign.data.dataset import PairDataset
 from moalign.data.tokenise import Sequence
 from moalign.engine import gram
 from moalign.engine.gram import gradient_products
-from moalign.engine.losses import row_terms
 from moalign.engine.model import TRAINED, LanguageModel, load
 from moalign.lora import Mixture
-from moalign.types import Sample
+from moalign.types import PairTerms, Sample
 from moalign_plugins.objectives.rloo import RLOO
 
 OBJECTIVES = ("harmless", "helpful", "short")
@@ -64,7 +63,7 @@ def one_by_one(
         with lora.mixed(model.policy, Mixture((TRAINED,), (len(rows),))):
             batch = gram._batch(dataset, rows, layout, model.response_logps(layout))
             batch = replace(batch, advantages=torch.from_numpy(own).float())
-            objective.loss(batch, row_terms(batch)).mean().backward()
+            objective.loss(batch, PairTerms.of_rows(batch.logps)).mean().backward()
         found.append(gradients[0].double())
         gradients.zero_()
     stacked = torch.stack(found)

@@ -19,10 +19,9 @@ from moalign import door, lora
 from moalign.api import Objective
 from moalign.data.dataset import PairDataset
 from moalign.engine.layout import Layout
-from moalign.engine.losses import row_terms
 from moalign.engine.model import LanguageModel
 from moalign.lora import Mixture
-from moalign.types import Batch
+from moalign.types import Batch, PairTerms
 
 POSITIONS = 2**14  # in a pass, padding among them
 
@@ -83,7 +82,9 @@ def _unit_loss(objective: Objective, batch: Batch, candidate: str) -> Tensor:
     """The sum over rows of what an advantage of 1 adds to the loss."""
     one = torch.ones_like(batch.logps[:, 0])
     counted, without = (
-        door.call(objective, "loss", replace(batch, advantages=value), row_terms(batch), candidate=candidate)
+        door.call(
+            objective, "loss", replace(batch, advantages=value), PairTerms.of_rows(batch.logps), candidate=candidate
+        )
         for value in (one, one * 0)
     )
     return (counted - without).sum()

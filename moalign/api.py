@@ -121,6 +121,8 @@ class Combiner(Plugin):
     accepts: ClassVar[frozenset[str]] = frozenset({"labelled", "scored"})
     weighs_judges: ClassVar[bool] = False
     """whether a pair judged by an objective without weight has weight 0; then it takes no place in a step"""
+    needs_gram: ClassVar[bool] = False
+    """whether ``observe`` reads ``seen.gram``, which costs a forward and a backward pass over each round"""
 
     def check(self, preference: Preference) -> None:
         """Raise PreferenceError where this rule has no meaning for the preference. Called before a model is loaded."""

@@ -199,13 +199,15 @@ class Round:
     """What was seen of one round of sampled responses, for rules that adapt.
 
     ``number``: from 0. ``rewards[N,M]``: of the responses, float64, larger is better. ``groups[N]``: responses to one
-    prompt share a number. ``start[M]``: mean rewards of the first round, before any training.
+    prompt share a number. ``start[M]``: mean rewards of the first round, before any training. ``gram[M,M]``: inner
+    products of the gradients that each objective's rewards alone would give; None unless the combiner needs it.
     """
 
     number: int
     rewards: Tensor
     groups: Tensor
     start: Tensor
+    gram: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,3 +223,9 @@ class PairTerms:
     margin: Tensor
     weight: Tensor
     difference: Tensor | None = None
+
+    @classmethod
+    def of_rows(cls, logps: Tensor) -> PairTerms:
+        """The terms of rows [N] that are units of their own: what a combiner has to say is in their advantages."""
+        one = logps.new_ones(len(logps))
+        return cls(one, one * 0, one)

@@ -15,6 +15,7 @@ from moalign.config import RolloutSettings
 from moalign.data.batching import group_pair_indices, pair_indices
 from moalign.data.dataset import PairDataset
 from moalign.engine.advantages import Advantages
+from moalign.engine.gram import gradient_products
 from moalign.engine.model import LanguageModel
 from moalign.engine.rollouts import Rollout, Score, sample, sequence_of
 from moalign.engine.scoring import logps_under
@@ -149,8 +150,13 @@ class RolloutSource:
         ratios = None
         if "reference" in needs and old is not None and reference is not None:
             ratios = np.array([(old[row] - reference[row]).sum(dtype=np.float64) for row in rows])
+        seen = dataset.rewards[rows], dataset.groups[rows], ratios
+        gram = None
+        if advantages.needs_gram:
+            each = advantages.of_each(*seen)
+            gram = gradient_products(self.model, self.slot, advantages.objective, dataset, each, self.candidate)
         values = np.zeros(len(dataset.sequences))
-        values[rows], self.figures = advantages.of(number, dataset.rewards[rows], dataset.groups[rows], ratios)
+        values[rows], self.figures = advantages.of(number, *seen, gram)
         known = {name: None if each is None else tuple(each) for name, each in (("old", old), ("ref", reference))}
         return replace(dataset, advantages=values, old_logps=known["old"], ref_logps=known["ref"])
 

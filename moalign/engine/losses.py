@@ -22,7 +22,7 @@ def loss_of(batch: Batch, job: Job, metrics: StepMetrics | None, thorough: bool 
     """
     about: dict[str, Any] = {"candidate": job.candidate, "thorough": thorough}
     if "groups" in job.needs:
-        terms = _of_rows(batch)
+        terms = PairTerms.of_rows(batch.logps)
     else:
         terms = _checked_terms(door.call(job.combiner, "pair_terms", batch, **about), batch, job)
     losses = _checked_losses(door.call(job.objective, "loss", batch, terms, **about), batch, job)
@@ -30,12 +30,6 @@ def loss_of(batch: Batch, job: Job, metrics: StepMetrics | None, thorough: bool 
         metrics.add(batch, losses.detach(), terms.weight, getattr(job.objective, "beta", 1.0))
     counts = terms.weight != 0  # a pair without weight must not bring a NaN into the sum
     return (losses[counts] * terms.weight[counts]).sum()
-
-
-def _of_rows(batch: Batch) -> PairTerms:
-    """Those of rows that are units of their own: what the combiner has to say is in their advantages."""
-    one = torch.ones_like(batch.logps[:, 0])
-    return PairTerms(one, torch.zeros_like(one), one)
 
 
 def _checked_terms(terms: PairTerms, batch: Batch, job: Job) -> PairTerms:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from moalign.api import Batch, PluginError, Preference, PreferenceError
 from moalign_plugins.combiners.chebyshev import Chebyshev
-from moalign_plugins.combiners.gated import Gated
+from moalign_plugins.combiners.gated import Gate, Gated
 from moalign_plugins.combiners.gdpo import GDPO
 from moalign_plugins.combiners.heron import HERON
 from moalign_plugins.combiners.krc import KRC
@@ -229,7 +229,7 @@ def test_product_refuses_what_would_make_a_violation_pay(rewards, message):
 
 
 def gates(**above):
-    return Gated(gates=[{"objective": name, "above": value} for name, value in above.items()])
+    return Gated(gates=tuple(Gate(objective=name, above=value) for name, value in above.items()))
 
 
 def test_a_shut_gate_hides_the_lower_rewards():
@@ -321,21 +321,22 @@ def test_preferences_and_options_that_do_not_go_together_are_refused(rule, messa
 
 
 @pytest.mark.parametrize(
-    "made",
+    ("rule", "options"),
     [
-        lambda: SmoothChebyshev(temperature=0),
-        lambda: Chebyshev(ideal=inf),
-        lambda: GDPO(eps=0),
-        lambda: UncertaintyWeighted(ddof=2),
-        lambda: RewardRobust(),
-        lambda: Product(penalties=()),
-        lambda: Gated(gates=[]),
-        lambda: HERON(margin=-1),
+        (SmoothChebyshev, {"temperature": 0}),
+        (Chebyshev, {"ideal": inf}),
+        (GDPO, {"eps": 0}),
+        (UncertaintyWeighted, {"ddof": 2}),
+        (RewardRobust, {}),
+        (Product, {"penalties": ()}),
+        (Gated, {"gates": []}),
+        (Gated, {"gates": [{"objective": "a", "above": 1.0, "below": 2.0}]}),
+        (HERON, {"margin": -1}),
     ],
 )
-def test_options_without_a_meaning_are_refused(made):
+def test_options_without_a_meaning_are_refused(rule, options):
     with pytest.raises(ValidationError):
-        made()
+        rule.model_validate(options)
 
 
 def test_the_baseline_of_a_loss_undoes_a_shift_of_the_signal_and_not_its_rule():

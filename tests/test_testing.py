@@ -62,12 +62,22 @@ OPTIONS = {
         "strength": {"kind": "by"},
     },
     "tiny-assistant": {"objective": "helpful"},
+    "gated": {"gates": [{"objective": "concise", "above": 0.2}]},
+    "product": {"penalties": ["concise"]},
+    "reward-robust": {"nominal": "concise"},
 }
 OTHERWISE = [
     ("objective", "dpo", {"label_smoothing": 0.1}),
     ("objective", "ipo", {"average": True}),
     ("objective", "rpo", {"average": True, "eta": 0.2}),
     ("objective", "sft", {"average": False}),
+    ("combiner", "gdpo", {"whole_round": False}),
+    ("combiner", "log-sigmoid", {"reference": 0.5}),
+    ("combiner", "uncertainty-weighted", {"lam": 1.0, "ddof": 1}),
+    ("combiner", "heron", {"margin": 0.5}),
+    ("combiner", "lagrangian", {"start": 1.0, "cap": 1.5, "rescale": True}),
+    ("combiner", "dynamic-hypervolume", {"scale": 2.0}),
+    ("combiner", "dynamic-gradient", {"max_norm": None, "floor": 0.0, "step": 1.0}),
     ("search", "grid", {"warm_start": "neighbour"}),
     ("search", "grid", {"partitions": 4}),
 ]

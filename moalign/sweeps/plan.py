@@ -128,10 +128,10 @@ class Plan:
         except PreferenceError as error:
             raise PreferenceError(f"{candidate.id}: {error}") from None
         negative = [name for name, value in candidate.preference.values.items() if value < 0]
-        if negative and not self.scored:
+        if negative and not (self.scored or self.grouped):
             raise PreferenceError(
                 f"{candidate.id}: the component of {negative[0]} is negative, and a judgement of a pair cannot count "
-                "less than nothing; use a loss on reward differences: `moalign plugins list --kind objective`"
+                "less than nothing; use a loss on rewards: `moalign plugins list --kind objective`"
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any, Protocol
@@ -137,7 +138,9 @@ class RolloutSource:
     def _use(self, dataset: PairDataset, number: int) -> None:
         """Train on these from now on, with this candidate's own advantages."""
         if self.advantages is not None:
-            dataset = self._weighed(dataset, number, self.advantages)
+            rule = copy(self.advantages)  # a round that fails half-way and is tried again must not be seen twice
+            dataset = self._weighed(dataset, number, rule)
+            self.advantages = rule
         self._dataset, self._round = dataset, number
 
     def _weighed(self, dataset: PairDataset, number: int, advantages: Advantages) -> PairDataset:
@@ -151,8 +154,12 @@ class RolloutSource:
             ratios = np.array([(old[row] - reference[row]).sum(dtype=np.float64) for row in rows])
         values = np.zeros(len(dataset.sequences))
         values[rows], self.figures = advantages.of(number, dataset.rewards[rows], dataset.groups[rows], ratios)
-        known = {name: None if each is None else tuple(each) for name, each in (("old", old), ("ref", reference))}
-        return replace(dataset, advantages=values, old_logps=known["old"], ref_logps=known["ref"])
+        return replace(
+            dataset,
+            advantages=values,
+            old_logps=tuple(old) if old is not None and "old_logps" in needs else None,
+            ref_logps=None if reference is None else tuple(reference),
+        )
 
     def _round_of(self, step: int) -> int:
         return step * self.settings.rounds // self.steps

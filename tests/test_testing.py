@@ -11,7 +11,7 @@ import sys
 import numpy
 import pytest
 import torch
-from wrong_plugins import combiners, objectives, observers, readers, rewards, searches
+from wrong_plugins import combiners, objectives, observers, readers, rewards, sampled_objectives, searches
 
 from moalign import testing
 from moalign.api import Sample
@@ -68,6 +68,10 @@ OTHERWISE = [
     ("objective", "ipo", {"average": True}),
     ("objective", "rpo", {"average": True, "eta": 0.2}),
     ("objective", "sft", {"average": False}),
+    ("objective", "reinforce", {"baseline": "none", "kl": "k2", "length": 20}),
+    ("objective", "grpo", {"kl": "forward", "epsilon_high": 0.28}),
+    ("objective", "grpo", {"kl": "reward", "standardise": False, "length": 64}),
+    ("objective", "gspo", {"kl": "k2"}),
     ("search", "grid", {"warm_start": "neighbour"}),
     ("search", "grid", {"partitions": 4}),
 ]
@@ -108,6 +112,7 @@ def check_about_primes(plugin):
 
 CHECKS = {
     objectives: check_objective,
+    sampled_objectives: check_objective,
     combiners: check_combiner,
     searches: check_search,
     rewards: check_about_primes,
@@ -116,6 +121,7 @@ CHECKS = {
 }
 PARTS = {
     objectives: objective,
+    sampled_objectives: objective,
     combiners: combiner,
     searches: search,
     rewards: reward,
@@ -146,10 +152,11 @@ def test_what_is_unusual_and_right_conforms(check, plugin):
     check(plugin())
 
 
-@pytest.mark.parametrize("folder", CHECKS, ids=lambda folder: folder.__name__)
-def test_every_check_of_the_kit_catches_something(folder):
-    reviews = [review_of(CHECKS[folder], plugin) for plugin in folder.WRONG]
-    names = {check.__name__ for check in PARTS[folder].CHECKS}
+@pytest.mark.parametrize("part", dict.fromkeys(PARTS.values()), ids=lambda part: part.__name__)
+def test_every_check_of_the_kit_catches_something(part):
+    folders = [folder for folder in PARTS if PARTS[folder] is part]
+    reviews = [review_of(CHECKS[folder], plugin) for folder in folders for plugin in folder.WRONG]
+    names = {check.__name__ for check in part.CHECKS}
     assert {review.rpartition("check:  ")[2] for review in reviews} == names
 
 

@@ -238,6 +238,28 @@ def test_a_round_that_fails_and_is_tried_again_is_seen_once(workshop):
     assert source.advantages.state == {"rounds": 1}
 
 
+class WithoutOld(RLOO):
+    """Reads no old log-probabilities, and says so."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"groups", "reference"})
+
+    def loss(self, batch, terms):
+        assert batch.old_logps is None and batch.ref_logps is not None
+        return -self.over_length((batch.logps * batch.mask).sum(-1), batch) * batch.advantages
+
+
+def test_what_a_loss_does_not_declare_is_not_there(workshop):
+    job, source = job_of(CANDIDATES[1], workshop, ()), batch_source(CANDIDATES[1], workshop, NAMES[0])
+    assert isinstance(source, RolloutSource)
+    objective = WithoutOld()
+    preference, objectives = CANDIDATES[1].preference, workshop.plan.objectives
+    source = replace(source, advantages=Advantages(objective, Linear(), preference, objectives, "c1"))
+    job = replace(job, objective=objective, needs=objective.needs)
+    trainee = Trainee(job, source, NAMES[0], lambda step, metrics: None)
+    train_together(workshop.model, [trainee], workshop.cache, workshop.accelerator)
+    assert trainee.result.steps == STEPS
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 
@@ -271,8 +293,10 @@ def test_a_loss_that_reduces_is_refused(workshop):
         ({"rollouts": None}, "learns from responses that the policy samples; add rollouts"),
         ({"rollouts": ROLLOUTS | {"temperature": 0.7}}, "it must be 1"),
         ({"combine": "modpo"}, "groups of sampled responses"),
+        ({"model": {"lora": {"dropout": 0.1}}}, "their ratio would be noise, so it must be 0"),
     ],
 )
 def test_what_cannot_be_is_refused_before_a_model_is_loaded(tiny_model_path, prompts, changes, reason):
+    changes = changes | {"model": {"path": str(tiny_model_path)} | changes.get("model", {})}
     with pytest.raises(ConfigError, match=reason):
         prepare(settings_of(tiny_model_path, prompts, "grpo", **changes), registry.discover())

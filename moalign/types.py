@@ -179,7 +179,8 @@ class Batch:
     ``advantages[N]``     how much better the response is than expected; None unless the objective needs "groups"
     ``old_logps[N,T]``    ``logps`` under the policy that sampled the response; None unless it needs "old_logps"
 
-    Where the objective needs "groups", each row is a unit of its own: P = N and ``pairs`` names every row twice.
+    Where the objective needs "groups", each row is a unit of its own, and every pair names one row twice; the loss does
+    not read ``pairs``.
     """
 
     logps: Tensor

@@ -251,6 +251,11 @@ def _check_rewards(plan: Plan) -> None:
         raise ConfigError(
             f"rollouts.temperature: loss '{config.loss.name}' follows the policy's own distribution, so it must be 1"
         )
+    if "old_logps" in plan.objective.needs and config.model.lora.dropout:
+        raise ConfigError(
+            f"model.lora.dropout: loss '{config.loss.name}' compares the policy with itself when it sampled, where "
+            "nothing is dropped; their ratio would be noise, so it must be 0"
+        )
     accepted = sorted(plan.combiner.accepts)
     if kind not in accepted:
         raise ConfigError(

@@ -11,7 +11,16 @@ import sys
 import numpy
 import pytest
 import torch
-from wrong_plugins import combiners, objectives, observers, readers, rewards, searches, transforms
+from wrong_plugins import (
+    combiners,
+    objectives,
+    observers,
+    readers,
+    rewards,
+    sampled_objectives,
+    searches,
+    transforms,
+)
 
 from moalign import testing
 from moalign.api import Sample
@@ -64,6 +73,9 @@ OPTIONS = {
         "strength": {"kind": "by"},
     },
     "tiny-assistant": {"objective": "helpful"},
+    "gated": {"gates": [{"objective": "concise", "above": 0.2}]},
+    "product": {"penalties": ["concise"]},
+    "reward-robust": {"nominal": "concise"},
 }
 OTHERWISE = [
     ("objective", "dpo", {"label_smoothing": 0.1}),
@@ -75,6 +87,17 @@ OTHERWISE = [
     ("transform", "log-sigmoid", {"reference": 0.4}),
     ("transform", "par", {"samples": 1, "k": 3}),
     ("transform", "length-penalty", {"limit": 5, "truncated": 1}),
+    ("combiner", "gdpo", {"whole_round": False}),
+    ("combiner", "log-sigmoid", {"reference": 0.5}),
+    ("combiner", "uncertainty-weighted", {"lam": 1.0, "ddof": 1}),
+    ("combiner", "heron", {"margin": 0.5}),
+    ("combiner", "lagrangian", {"start": 1.0, "cap": 1.5, "rescale": True}),
+    ("combiner", "dynamic-hypervolume", {"scale": 2.0}),
+    ("combiner", "dynamic-gradient", {"max_norm": None, "floor": 0.0, "step": 1.0}),
+    ("objective", "reinforce", {"baseline": "none", "kl": "k2", "length": 20}),
+    ("objective", "grpo", {"kl": "forward", "epsilon_high": 0.28}),
+    ("objective", "grpo", {"kl": "reward", "standardise": False, "length": 64}),
+    ("objective", "gspo", {"kl": "k2"}),
     ("search", "grid", {"warm_start": "neighbour"}),
     ("search", "grid", {"partitions": 4}),
 ]
@@ -115,6 +138,7 @@ def check_about_primes(plugin):
 
 CHECKS = {
     objectives: check_objective,
+    sampled_objectives: check_objective,
     combiners: check_combiner,
     searches: check_search,
     rewards: check_about_primes,
@@ -124,6 +148,7 @@ CHECKS = {
 }
 PARTS = {
     objectives: objective,
+    sampled_objectives: objective,
     combiners: combiner,
     searches: search,
     rewards: reward,
@@ -155,10 +180,11 @@ def test_what_is_unusual_and_right_conforms(check, plugin):
     check(plugin())
 
 
-@pytest.mark.parametrize("folder", CHECKS, ids=lambda folder: folder.__name__)
-def test_every_check_of_the_kit_catches_something(folder):
-    reviews = [review_of(CHECKS[folder], plugin) for plugin in folder.WRONG]
-    names = {check.__name__ for check in PARTS[folder].CHECKS}
+@pytest.mark.parametrize("part", dict.fromkeys(PARTS.values()), ids=lambda part: part.__name__)
+def test_every_check_of_the_kit_catches_something(part):
+    folders = [folder for folder in PARTS if PARTS[folder] is part]
+    reviews = [review_of(CHECKS[folder], plugin) for folder in folders for plugin in folder.WRONG]
+    names = {check.__name__ for check in part.CHECKS}
     assert {review.rpartition("check:  ")[2] for review in reviews} == names
 
 

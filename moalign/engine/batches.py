@@ -16,6 +16,7 @@ from moalign.config import RolloutSettings
 from moalign.data.batching import group_pair_indices, pair_indices
 from moalign.data.dataset import PairDataset
 from moalign.engine.advantages import Advantages
+from moalign.engine.gram import gradient_products
 from moalign.engine.model import LanguageModel
 from moalign.engine.rollouts import Rollout, Score, prompts_of_round, sample, sequence_of
 from moalign.engine.scoring import logps_under
@@ -138,13 +139,13 @@ class RolloutSource:
     def _use(self, dataset: PairDataset, number: int) -> None:
         """Train on these from now on, with this candidate's own transforms and advantages."""
         raw, self.figures = dataset.rewards, {}
-        shaping = copy(self.shaping)  # a round that fails half-way and is tried again must not be seen twice
+        shaping, rule = copy(self.shaping), copy(self.advantages)  # a round that fails half-way and is tried again
         if shaping is not None:
             shaped, self.figures = shaping.of(number, dataset)
             dataset = replace(dataset, rewards=shaped)
-        if self.advantages is not None:
-            dataset = self._weighed(dataset, raw, number, self.advantages)
-        self.shaping = shaping
+        if rule is not None:
+            dataset = self._weighed(dataset, raw, number, rule)
+        self.shaping, self.advantages = shaping, rule  # must not be seen twice
         self._dataset, self._round = dataset, number
 
     def _weighed(self, dataset: PairDataset, raw: np.ndarray, number: int, advantages: Advantages) -> PairDataset:
@@ -156,11 +157,19 @@ class RolloutSource:
         ratios = None
         if "reference" in needs and old is not None and reference is not None:
             ratios = np.array([(old[row] - reference[row]).sum(dtype=np.float64) for row in rows])
+        dataset = replace(
+            dataset,
+            old_logps=tuple(old) if old is not None and "old_logps" in needs else None,
+            ref_logps=None if reference is None else tuple(reference),
+        )
+        shaped, groups, gram = dataset.rewards[rows], dataset.groups[rows], None
+        if advantages.needs_gram:
+            each = advantages.of_each(shaped, groups, ratios)
+            gram = gradient_products(self.model, self.slot, advantages.objective, dataset, each, self.candidate)
         values = np.zeros(len(dataset.sequences))
-        values[rows], figures = advantages.of(number, raw[rows], dataset.groups[rows], ratios, dataset.rewards[rows])
+        values[rows], figures = advantages.of(number, raw[rows], groups, ratios, gram, shaped)
         self.figures |= figures
-        known = {name: None if each is None else tuple(each) for name, each in (("old", old), ("ref", reference))}
-        return replace(dataset, advantages=values, old_logps=known["old"], ref_logps=known["ref"])
+        return replace(dataset, advantages=values)
 
     def _round_of(self, step: int) -> int:
         return step * self.settings.rounds // self.steps

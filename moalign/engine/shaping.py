@@ -15,7 +15,7 @@ from moalign import calls, door
 from moalign.api import Transform
 from moalign.config import RolloutSettings
 from moalign.data.dataset import PairDataset
-from moalign.engine.advantages import is_number, one_number_each
+from moalign.engine.advantages import numbers_in, one_number_each
 from moalign.engine.model import LanguageModel
 from moalign.engine.rollouts import Score, prompts_of_round, sample
 from moalign.errors import PluginError
@@ -120,8 +120,7 @@ class Shaping:
                 shaped[rows, column] = self._chained(name, number, dataset, rows, shaped[rows, column])
             figures[f"{name}/shaped"] = float(shaped[rows, column].mean())
             for place, state in enumerate(self.states.get(name, ())):
-                found = {key: value for key, value in state.items() if is_number(value)}
-                figures |= {f"{name}/transform/{place}/{key}": float(value) for key, value in found.items()}
+                figures |= {f"{name}/transform/{place}/{key}": value for key, value in numbers_in(state)}
         return shaped, figures
 
     def _chained(

@@ -28,6 +28,7 @@ COMBINERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dynamic-hypervolume": ({"name": "dynamic-hypervolume", "scale": 0.5}, WEIGHTS),
     "lagrangian": ({"name": "lagrangian", "rate": 0.25}, BOUNDS),
     "schedule": ({"name": "schedule", "rounds": 2}, WEIGHTS),
+    "dynamic-gradient": ({"name": "dynamic-gradient", "step": 1.0, "max_norm": None}, WEIGHTS),
 }
 
 
@@ -109,7 +110,22 @@ def factor(rounds: list[dict], preference: dict) -> tuple[str, list[float]]:
     return "multiplier", [1.0, *(0.5 + 1.5 * tanh(max(gain, 0.0) * alone) for gain in gains)]
 
 
-EXPECTED = {"schedule": weight_of_brief, "lagrangian": multiplier, "dynamic-hypervolume": factor}
+def followed(rounds: list[dict], preference: dict) -> tuple[str, list[float]]:
+    """Brief and wordy are opposites: their gradients cancel in the first round, before there is any KL to pay for."""
+    first, *others = [row["combine/weights/brief"] for row in rounds]
+    assert first == pytest.approx(preference["brief"], abs=1e-6)
+    moved = {abs(weight - preference["brief"]) > 1e-6 for weight in others}
+    assert moved == {preference["brief"] != 1}  # later they share the price of the KL
+    assert all(row["combine/weights/brief"] + row["combine/weights/wordy"] == pytest.approx(1) for row in rounds)
+    return "weights/brief", [first, *others]
+
+
+EXPECTED = {
+    "dynamic-gradient": followed,
+    "schedule": weight_of_brief,
+    "lagrangian": multiplier,
+    "dynamic-hypervolume": factor,
+}
 
 
 def test_interrupted_and_resumed_equals_unbroken_byte_for_byte(unbroken, tmp_path):

@@ -96,7 +96,7 @@ class Objective(Plugin):
     def loss(self, batch: Batch, terms: PairTerms) -> Tensor:
         """float32 [P], one value per pair, never reduced and without ``terms.weight``, which the engine applies.
 
-        With "groups" in ``needs`` [N], one value per row, and all terms are those of a pair that nothing changes.
+        With "groups" in ``needs`` [N], one value per row, and all terms [N] are those of a pair that nothing changes.
         """
         raise NotImplementedError
 

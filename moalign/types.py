@@ -179,7 +179,8 @@ class Batch:
     ``advantages[N]``     how much better the response is than expected; None unless the objective needs "groups"
     ``old_logps[N,T]``    ``logps`` under the policy that sampled the response; None unless it needs "old_logps"
 
-    Where the objective needs "groups", each row is a unit of its own: P = N and ``pairs`` names every row twice.
+    Where the objective needs "groups", each row is a unit of its own, and every pair names one row twice; the loss does
+    not read ``pairs``.
     """
 
     logps: Tensor
@@ -227,3 +228,9 @@ class PairTerms:
     margin: Tensor
     weight: Tensor
     difference: Tensor | None = None
+
+    @classmethod
+    def of_rows(cls, logps: Tensor) -> PairTerms:
+        """The terms of rows [N] that are units of their own: what a combiner has to say is in their advantages."""
+        one = logps.new_ones(len(logps))
+        return cls(one, one * 0, one)

@@ -40,8 +40,11 @@ class Advantages:
         rewards: NDArray[np.float64],
         groups: NDArray[np.int64],
         log_ratios: NDArray[np.float64] | None,
+        gram: Tensor | None = None,
     ) -> tuple[NDArray[np.float64], dict[str, float]]:
         """The advantages [N] of round ``number``, and figures for the metrics. Rewards [N,M] are all known.
+
+        ``gram`` [M,M]: see ``Round``; where ``needs_gram``.
 
         Raises PluginError where the combiner or the objective returns what it must not.
         """
@@ -49,7 +52,7 @@ class Advantages:
         ratios = None if log_ratios is None else torch.from_numpy(log_ratios)
         if self.start is None:
             self.start = values.mean(0)
-        seen = Round(number, values, rows, self.start, self.objectives)
+        seen = Round(number, values, rows, self.start, self.objectives, gram)
         self.state = self._call(self.combiner, "observe", self.state, seen)
         weights = torch.tensor(self.preference.vector(self.objectives), dtype=torch.float64).expand_as(values)
         signal = self._numbers(self.combiner, "signal", values, weights, rows, self.state)
@@ -64,6 +67,19 @@ class Advantages:
             figures["kl_sampled"] = float(ratios.mean())
         figures |= {f"combine/{name}": value for name, value in _numbers_in(self.state)}
         return advantages.numpy(), figures
+
+    @property
+    def needs_gram(self) -> bool:
+        return self.combiner.needs_gram
+
+    def of_each(
+        self, rewards: NDArray[np.float64], groups: NDArray[np.int64], log_ratios: NDArray[np.float64] | None
+    ) -> NDArray[np.float64]:
+        """[M,N]: the advantages as they would be if one objective's rewards were the whole signal."""
+        rows = torch.from_numpy(groups)
+        ratios = None if log_ratios is None else torch.from_numpy(log_ratios)
+        columns = torch.from_numpy(rewards).t().contiguous()
+        return np.stack([self._numbers(self.objective, "advantages", own, rows, ratios).numpy() for own in columns])
 
     def _call(self, plugin: Plugin, hook: str, *arguments: Any) -> Any:
         return door.call(plugin, hook, *arguments, candidate=self.candidate)

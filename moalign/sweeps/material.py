@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -254,12 +255,13 @@ def score(plan: Plan, name: str, samples: Sequence[Sample]) -> np.ndarray:
     Raises PluginError naming the plugin where it raises or returns the wrong number of scores or one not finite.
     """
     who = f"{door.origin(plan.rewards[name]).who}, in score for {name}:"
-    values = list(door.call(plan.rewards[name], "score", tuple(samples)))
+    given = copy.deepcopy(tuple(samples))  # what it does to them must not reach another's
+    values = door.call(plan.rewards[name], "score", given, then=list)
     if len(values) != len(samples):
         raise PluginError(f"{who} it returned {len(values)} scores for {len(samples)} samples")
     try:
         result = np.array([np.nan if value is None else float(value) for value in values])
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # such as a tensor of several numbers, or of none because it is on the device "meta"
         raise PluginError(f"{who} a score is a number, or None where it abstains: {error}") from None
     wrong = [index for index, value in enumerate(values) if value is not None and not np.isfinite(result[index])]
     if wrong:

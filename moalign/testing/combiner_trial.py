@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from moalign.api import Batch, Combiner, MoalignError, PairTerms, Preference, PreferenceError
 from moalign.testing.batch import changed_fields, copied, made_up
-from moalign.testing.review import Review, described
+from moalign.testing.review import Review, described, first
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,7 +97,7 @@ class Trial:
             "guard divisions by weights that can be 0, and leave out what carries no weight before multiplying: "
             "0 * NaN is NaN"
         )
-        self.review.require(not bad, tried, f"{name} of pair {bad[:1]} is not finite", change)
+        self.review.require(not bad, tried, f"{name} of {first('pair', bad)} is not finite", change)
 
     def scalar(self, tried: str, rewards: Tensor, preference: Tensor) -> Tensor:
         """Checked for its shape, with the inputs watched."""

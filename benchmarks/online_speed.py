@@ -11,10 +11,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from benchmarks.online_run import FIRST, Request, open_workshop, plan_of, run_group, why_not
+from benchmarks.online_run import BETA, FIRST, Request, open_workshop, plan_of, run_group, why_not
 
 MAX_NEW_TOKENS = 20
-BETA = 0.08
 LR = 1e-4  # so small that all go on saying what the base says, and are timed on the same work
 ONE, FIVE, TRL = "moalign", "moalign, 5 in one pass", "TRL"
 ENGINES = (ONE, FIVE, TRL)

@@ -88,10 +88,10 @@ def _notes(world: str, founds: Results, ways: Mapping[tuple[str, str], Results])
         notes.append("Not every way was run on every seed: means differ by that too, the differences do not.")
     if world == SECOND:
         most = founds[0]["most_of_linear"]
-        reach = ", ".join(f"{share:.3f}" for share in most)
+        best, reach = statistics.mean(most), ", ".join(f"{share:.3f}" for share in most)
         notes.append(
-            f"The best that linear weights can reach at all, with any price of KL: {statistics.mean(most):.3f} "
-            f"({reach} for the targets)."
+            f"The exact optimum for linear weights, the best of all weights and prices of KL: {best:.3f} "
+            f"({reach} for the targets). A training that does not arrive at it may have more."
         )
     for loss, rule in ways:
         first = ways[loss, rule][0]

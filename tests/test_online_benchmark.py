@@ -91,7 +91,7 @@ def test_tables_compare_with_fixed_weights_and_a_killed_table_goes_on(tmp_path, 
     row = "| rloo, other | 0.600 | 0.710 | 0.710 ± 0.010 | 0.610 ± 0.010 | +0.100 ± 0.000 | 10 | 1 | 1.50 | 0.990 |"
     assert text.count(row) == 2
     assert "| rloo, fixed weights | 0.500 | 0.610 | 0.610 ± 0.010 |" in text
-    assert "at all, with any price of KL: 0.100 (0.050, 0.100, 0.150 for the targets)" in text
+    assert "the best of all weights and prices of KL: 0.100 (0.050, 0.100, 0.150 for the targets)" in text
 
 
 def test_times_are_compared_with_one_by_one_and_samples_with_trl():

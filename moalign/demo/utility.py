@@ -88,7 +88,7 @@ def most_of_linear(
     """The largest share of any p*_w, and its w: over an even grid of weights whose sum is each of the strengths.
 
     A strength other than 1 is a price of KL of its own, beta / strength, so that what the weights cannot reach is not
-    for want of another beta. ``reference`` [P,R].
+    for want of another beta. A policy that is not the optimum for its weights may have more. ``reference`` [P,R].
     """
     base = worlds.outcomes(reference)
     tried = []

@@ -18,7 +18,7 @@ from rich.console import Console
 from benchmarks import measure, online_run, online_speed, online_tables, tables
 from benchmarks.online_run import FIRST, LOSSES, RULES, SECOND, Request
 from benchmarks.online_speed import ENGINES, Work
-from benchmarks.processes import ALLOCATORS, Child
+from benchmarks.processes import ALLOCATORS, Child, ChildError
 
 SEEDS = (0, 1, 2)
 
@@ -52,9 +52,9 @@ def main(
     report["commands"] = list(dict.fromkeys(report["commands"]))
     report["not_run"] = []
 
-    def add(found: dict[str, Any]) -> None:
-        report["results"].append(found | {"hardware": measure.hardware(torch.device("cpu"))})
-        if output is not None:
+    def add(*found: dict[str, Any]) -> None:
+        report["results"] += [each | {"hardware": measure.hardware(torch.device("cpu"))} for each in found]
+        if output is not None and report["results"]:
             tables.write(output, report, online_tables.text_of(report))
 
     parts = part or list(PartName)
@@ -66,7 +66,12 @@ def main(
         wanted, report["not_run"] = installed(asked)
         for request in missing(wanted, report)[:at_most]:
             with console.status(f"{request.world} world: {request.rule}, {request.loss}, seed {request.seed}"):
-                add({"part": "rules"} | request.identity | in_child(train, request, request.threads))
+                try:
+                    add({"part": "rules"} | request.identity | in_child(train, request, request.threads))
+                except ChildError as error:  # a rule that fails must not take the others with it
+                    reason = str(error).strip().splitlines()[-1]
+                    report["not_run"].append(f"{request.rule}, {request.loss}, seed {request.seed}: failed, {reason}")
+                    add()
     timed = Request(FIRST, "fixed weights", (loss or ["rloo"])[0], 0, 6, 1, tuple(further or ()), threads)
     if PartName.step in parts:
         with console.status("a step of five candidates"):

@@ -11,6 +11,7 @@ import pytest
 from benchmarks import online, online_run, online_tables
 from benchmarks.online_run import FIRST, LOSSES, RULES, SECOND, Request
 from benchmarks.online_speed import ENGINES, TRL
+from benchmarks.processes import ChildError
 from moalign import registry
 from moalign.demo import grammar, utility
 
@@ -74,9 +75,11 @@ def fake(each: Request) -> dict[str, Any]:
 
 def test_tables_compare_with_fixed_weights_and_a_killed_table_goes_on(tmp_path, monkeypatch):
     monkeypatch.setitem(RULES, "other", online_run.Rule({"name": "linear"}))
-    output, ran = tmp_path / "online.json", []
+    output, ran, fails = tmp_path / "online.json", [], True
 
     def in_child(target: Any, each: Request, threads: int | None) -> dict[str, Any]:
+        if fails and each.rule == "other":
+            raise ChildError("Traceback:\nPluginError: it broke")
         ran.append((each.world, each.rule, each.seed))
         return fake(each)
 
@@ -84,7 +87,10 @@ def test_tables_compare_with_fixed_weights_and_a_killed_table_goes_on(tmp_path, 
     options: dict[str, Any] = {"part": [online.PartName.rules], "rule": ["fixed weights", "other"], "loss": ["rloo"]}
     options |= {"world": None, "seed": [0, 1], "steps": 10, "looks": 2, "further": None, "rounds": 1, "threads": None}
     online.main(**options, at_most=3, output=output, append=True)
-    assert len(json.loads(output.read_text())["results"]) == 3
+    report = json.loads(output.read_text())
+    assert [result["rule"] for result in report["results"]] == ["fixed weights", "fixed weights"]
+    assert report["not_run"] == ["other, rloo, seed 0: failed, PluginError: it broke"]
+    fails = False
     online.main(**options, at_most=None, output=output, append=True)
     assert len(ran) == len(set(ran)) == 8
     text = output.with_suffix(".md").read_text()

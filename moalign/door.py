@@ -6,9 +6,12 @@ leave the global random generators other than it found them.
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import random
 import sys
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -58,7 +61,7 @@ def call(plugin: Plugin, hook: str, *arguments: Any, candidate: str = "", thorou
     generators = _generators(thorough)
     try:
         with under_way(source.call(hook, candidate)):
-            result = getattr(plugin, hook)(*arguments)
+            result = _awaited(getattr(plugin, hook)(*arguments))
     except (Exception, SystemExit) as error:
         raise _as_plugin_error(error, source, hook) from error
     finally:
@@ -84,6 +87,18 @@ def iterate(plugin: Plugin, hook: str, *arguments: Any) -> Iterator[Any]:
             except StopIteration:
                 return
         yield item
+
+
+def _awaited(result: Any) -> Any:
+    """What a coroutine function returns in the end; awaited in another thread where this one has a loop (notebooks)."""
+    if not inspect.iscoroutine(result):
+        return result
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(result)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, result).result()
 
 
 def _as_plugin_error(error: BaseException, source: Origin, hook: str) -> BaseException:

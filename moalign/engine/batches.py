@@ -138,6 +138,7 @@ class RolloutSource:
         """Train on these from now on, with this candidate's own advantages."""
         if self.advantages is not None:
             dataset = self._weighed(dataset, number, self.advantages)
+        self.figures = dict(dataset.figures)
         self._dataset, self._round = dataset, number
 
     def _weighed(self, dataset: PairDataset, number: int, advantages: Advantages) -> PairDataset:
@@ -150,9 +151,10 @@ class RolloutSource:
         if "reference" in needs and old is not None and reference is not None:
             ratios = np.array([(old[row] - reference[row]).sum(dtype=np.float64) for row in rows])
         values = np.zeros(len(dataset.sequences))
-        values[rows], self.figures = advantages.of(number, dataset.rewards[rows], dataset.groups[rows], ratios)
+        values[rows], figures = advantages.of(number, dataset.rewards[rows], dataset.groups[rows], ratios)
         known = {name: None if each is None else tuple(each) for name, each in (("old", old), ("ref", reference))}
-        return replace(dataset, advantages=values, old_logps=known["old"], ref_logps=known["ref"])
+        figures |= dataset.figures
+        return replace(dataset, advantages=values, figures=figures, old_logps=known["old"], ref_logps=known["ref"])
 
     def _round_of(self, step: int) -> int:
         return step * self.settings.rounds // self.steps
@@ -160,7 +162,8 @@ class RolloutSource:
     def _dataset_of(self, rollouts: Sequence[Rollout]) -> PairDataset:
         """Of the responses that every reward has scored, all pairs within the groups; or each alone."""
         with calls.on_behalf_of(self.candidate):
-            rewards = self.score(rollouts)
+            scored = self.score(rollouts)
+        rewards = scored.with_constants(None if self._dataset is None else self._dataset.rewards)
         known = np.asarray(np.isfinite(rewards).all(axis=1))
         pairs = _pairs(rollouts, known) if self.advantages is None else [(i, i) for i in np.flatnonzero(known).tolist()]
         if not pairs and self.advantages is not None:
@@ -182,6 +185,7 @@ class RolloutSource:
             rewards=rewards,
             groups=np.array([rollout.prompt for rollout in rollouts], dtype=np.int64),
             counts={"sampled responses without a reward": int((~known).sum())},
+            figures=scored.figures,
         )
 
 

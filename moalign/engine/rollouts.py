@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
@@ -14,6 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from moalign import lora
 from moalign.data.tokenise import Sequence as TokenSequence
 from moalign.engine.model import LanguageModel
+from moalign.engine.rewards import Scored
 from moalign.errors import TrainingError
 from moalign.lora import Mixture
 from moalign.seeds import derive
@@ -33,7 +33,7 @@ class Rollout:
     ended: bool
 
 
-Score = Callable[[Sequence[Rollout]], np.ndarray]  # -> rewards [N, M], larger is better, NaN where a reward abstains
+Score = Callable[[Sequence[Rollout]], Scored]
 
 
 @torch.no_grad()

@@ -62,7 +62,11 @@ OPTIONS = {
         "strength": {"kind": "by"},
     },
     "tiny-assistant": {"objective": "helpful"},
+    "regex": {"pattern": "[a-z]"},
+    "format": {"sections": ["a", "b"]},
 }
+# They need a file, a model or a server, and are checked in test_rewards_rules.py, _classifier.py and _http.py.
+ELSEWHERE = {"exact-answer", "sequence-classification", "http"}
 OTHERWISE = [
     ("objective", "dpo", {"label_smoothing": 0.1}),
     ("objective", "ipo", {"average": True}),
@@ -70,11 +74,14 @@ OTHERWISE = [
     ("objective", "sft", {"average": False}),
     ("search", "grid", {"warm_start": "neighbour"}),
     ("search", "grid", {"partitions": 4}),
+    ("reward", "length", {"target": 9, "free": 2}),
+    ("reward", "format", {"keys": ["a"]}),
 ]
 
 
 def shipped():
-    every = [(entry.kind, entry.name, OPTIONS.get(entry.name, {})) for entry in REGISTRY.entries]
+    entries = [entry for entry in REGISTRY.entries if entry.name not in ELSEWHERE]
+    every = [(entry.kind, entry.name, OPTIONS.get(entry.name, {})) for entry in entries]
     return [pytest.param(*each, id=f"{each[0]}-{each[1]}-{number}") for number, each in enumerate(every + OTHERWISE)]
 
 

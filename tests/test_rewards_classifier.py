@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
+from sweeps import contents, small_config
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
+from moalign import registry
 from moalign.api import DataError, ModelError, Sample
+from moalign.sweeps import run
+from moalign.sweeps.observe import Observer
 from moalign.testing import check_reward
 from moalign_plugins.rewards import sequence_classification
 from moalign_plugins.rewards.sequence_classification import SequenceClassification
@@ -149,3 +154,32 @@ def test_a_conversation_that_the_template_refuses(single, tmp_path):
     (copy / "chat_template.jinja").unlink()
     with pytest.raises(DataError, match="chat template"):
         reward(copy).score([Sample(TALK, "yes")])
+
+
+class Stop(Observer):
+    """Interrupts a run when its first candidate is done."""
+
+    def on_candidate_end(self, outcome):
+        raise KeyboardInterrupt
+
+
+def test_a_sweep_on_two_heads_interrupted_and_resumed_is_the_unbroken_one(heads, tiny_model_path, tmp_path):
+    """Scores of padded batches depend on the batch in their last bits, so what is asked must not depend on the past."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"q{number}: "}) + "\n" for number in range(8)))
+    choice = {"name": "sequence-classification", "path": str(heads), "device": "cpu", "batch_size": 3}
+    settings = small_config(
+        tiny_model_path,
+        prompts,
+        objectives={name: {"reward": choice | {"head": name}} for name in ("kind", "true")},
+        search={"name": "grid", "points": 3},
+        train={"steps": 4, "lr": 1e-2, "together": 1},
+        loss="rloo",
+        rollouts={"rounds": 2, "samples": 3, "prompts": 4, "prompts_per_step": 2, "max_new_tokens": 5},
+    )
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert len(run.start(settings, whole, registry.discover(), Observer())["points"]) == 3
+    with pytest.raises(KeyboardInterrupt):
+        run.start(settings, cut, registry.discover(), Stop())
+    run.resume(cut, registry.discover(), Observer())
+    assert contents(cut) == contents(whole)

@@ -258,6 +258,30 @@ def test_rounds_with_a_skipped_objective_train_on_the_others(tiny_model_path, pr
     assert other.figures == source.figures, "those who share the first round are told of it as well"
 
 
+class Failing(Reward):
+    """Characters of the response, until it is told to fail."""
+
+    _calls: list[int] = PrivateAttr(default_factory=list)
+
+    def score(self, samples):
+        self._calls.append(len(samples))
+        if len(self._calls) > 1:
+            raise RuntimeError("down")
+        return [len(sample.response) for sample in samples]
+
+
+def test_an_objective_that_is_skipped_later_stands_where_it_stood(tiny_model_path, prompts):
+    settings = settings_with(tiny_model_path, prompts, "rloo", odd="skip_objective")
+    plan = replace(prepare(settings, registry.discover()), rewards={"odd": Failing()})
+    shop = open_workshop(plan, Path(), Observer(), keep_cache=False)
+    source = batch_source(Candidate("c", Preference("weights", {"odd": 1.0})), shop)
+    assert isinstance(source, RolloutSource)
+    first, _ = source.at(0)
+    later, _ = source.at(3)  # the second round
+    assert len(set(first.rewards[:, 0])) > 1 and set(later.rewards[:, 0]) == {first.rewards[:, 0].mean()}
+    assert later.advantages is not None and not later.advantages.any()
+
+
 class Watching(Observer):
     def __init__(self) -> None:
         self.warned: list[str] = []

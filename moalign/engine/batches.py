@@ -89,6 +89,7 @@ class RolloutSource:
     figures: dict[str, float] = field(default_factory=dict)
     _round: int = -1
     _dataset: PairDataset | None = field(default=None, repr=False)
+    _rewards: np.ndarray | None = field(default=None, repr=False)
 
     def at(self, step: int) -> tuple[PairDataset, np.ndarray]:
         current = self._round_of(step)
@@ -136,10 +137,11 @@ class RolloutSource:
 
     def _use(self, dataset: PairDataset, number: int) -> None:
         """Train on these from now on, with this candidate's own advantages."""
+        scored = dataset.rewards  # as the rewards have it, whatever becomes of them
         if self.advantages is not None:
             dataset = self._weighed(dataset, number, self.advantages)
         self.figures = dict(dataset.figures)
-        self._dataset, self._round = dataset, number
+        self._dataset, self._round, self._rewards = dataset, number, scored
 
     def _weighed(self, dataset: PairDataset, number: int, advantages: Advantages) -> PairDataset:
         """With the advantage of every response that is a unit, and what the policy thinks of it now."""
@@ -163,7 +165,7 @@ class RolloutSource:
         """Of the responses that every reward has scored, all pairs within the groups; or each alone."""
         with calls.on_behalf_of(self.candidate):
             scored = self.score(rollouts)
-        rewards = scored.with_constants(None if self._dataset is None else self._dataset.rewards)
+        rewards = scored.with_constants(self._rewards)
         known = np.asarray(np.isfinite(rewards).all(axis=1))
         pairs = _pairs(rollouts, known) if self.advantages is None else [(i, i) for i in np.flatnonzero(known).tolist()]
         if not pairs and self.advantages is not None:

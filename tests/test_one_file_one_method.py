@@ -29,6 +29,12 @@ DELETED = [
     ("objectives/ipo.py", "objective ipo", {"loss": "ipo"}, {"loss": "rpo"}),
     ("objectives/dpo.py", "objective dpo", {"loss": "dpo"}, {"loss": {"name": "ipo", "beta": 0.2}}),
     ("combiners/modpo.py", "combiner modpo", {"combine": "modpo"}, {"combine": "linear"}),
+    (
+        "rewards/regex.py",
+        "reward regex",
+        {"objectives": {"helpful": {"reward": {"name": "regex", "pattern": "a"}}}},
+        {"objectives": {"helpful": {"reward": "length"}}},
+    ),
     ("searches/random.py", "search random", {"search": "random"}, {"search": "grid"}),
     ("readers/qa_feedback.py", "reader qa-feedback", {"data": {"reader": "qa-feedback"}}, {}),
     ("observers/jsonl.py", "observer jsonl", {"observers": ["jsonl"]}, {"observers": []}),

@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from pydantic import PrivateAttr
-from sweeps import small_config
+from sweeps import small_config, write_pairs
 
 from moalign import registry
-from moalign.api import Candidate, DataError, PluginError, Preference, Reward, Sample
+from moalign.api import Candidate, DataError, ModelError, PluginError, Preference, Reward, Sample
 from moalign.config import Config, ObjectiveSettings
 from moalign.engine.batches import RolloutSource
 from moalign.engine.rewards import Scored, Scorer, key_of, score_all
@@ -130,6 +130,15 @@ def test_what_a_reward_refuses_is_skipped_too():
     assert scorer(told(foreign), on_error="skip_sample").score(samples("1")).failed == 1
     with pytest.raises(DataError, match="primes"):
         scorer(told(foreign)).score(samples("1"))
+
+
+@pytest.mark.parametrize("policy", ["skip_sample", "skip_objective"])
+def test_what_is_wrong_with_the_configuration_is_not_skipped(policy):
+    def elsewhere(asked):
+        raise ModelError("no such head")
+
+    with pytest.raises(ModelError, match="no such head"):
+        scorer(told(elsewhere), on_error=policy).score(samples("1", "2"), dispensable=True)
 
 
 @pytest.mark.parametrize("responses", [("1", "nan"), ("1", "oh")])
@@ -312,3 +321,28 @@ def test_skipped_samples_are_counted_in_metrics_and_evaluation(tiny_model_path, 
     with pytest.raises(PluginError, match="returned nan"):
         settings = settings_with(tiny_model_path, prompts, "rloo", odd="stop")
         run.start(settings, tmp_path / "stop", registry.discover(), watching)
+
+
+@pytest.mark.parametrize("policy", ["skip_sample", "skip_objective"])
+def test_responses_in_the_data_are_scored_once_so_that_a_sample_can_be_skipped_and_an_objective_not(
+    tiny_model_path, tmp_path, monkeypatch, policy
+):
+    from moalign_plugins.rewards.length import Length
+
+    monkeypatch.setattr(Length, "score", not_of_digits)
+    settings = small_config(
+        tiny_model_path,
+        write_pairs(tmp_path / "pairs.jsonl"),
+        objectives={name: {"reward": "length", "on_error": policy} for name in ("helpful", "harmless")},
+        loss="rebel",
+    )
+    plan = prepare(settings, registry.discover())
+    if policy == "skip_objective":
+        with pytest.raises(PluginError, match="in score for harmless: it returned nan"):
+            open_workshop(plan, Path(), Observer(), keep_cache=False)
+        return
+    watching = Watching()
+    monkeypatch.setattr(Length, "score", lambda self, samples: [*(1.0 for _ in samples[:-1]), NAN])
+    counts = open_workshop(plan, Path(), watching, keep_cache=False).material.counts
+    assert counts["training: response that the reward of helpful failed on"] == 1
+    assert len(watching.warned) == 2, "of each objective"

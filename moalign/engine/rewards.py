@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from moalign import door
 from moalign.api import Reward
 from moalign.config import ObjectiveSettings
-from moalign.errors import MoalignError, PluginError
+from moalign.errors import DataError, PluginError
 from moalign.types import Sample
 
-Answer = float | MoalignError | None  # a score, what went wrong with this sample, or None: the reward abstains
+Failure = PluginError | DataError  # another error, such as of the configuration, is not to be skipped
+Answer = float | Failure | None  # a score, what went wrong with this sample, or None: the reward abstains
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,10 @@ class Scorer:
         wanted = {key: sample for key, sample in zip(keys, samples, strict=True) if key not in self._known}
         try:
             new = dict(zip(wanted, self._ask(list(wanted.values())), strict=True))
-            errors = [answer for answer in new.values() if isinstance(answer, MoalignError)]
+            errors = [answer for answer in new.values() if isinstance(answer, Failure)]
             if errors and self.settings.on_error != "skip_sample":
                 raise errors[0]
-        except MoalignError as error:
+        except (PluginError, DataError) as error:
             if self.settings.on_error != "skip_objective" or not dispensable:
                 raise
             self._note(error, "the objective")
@@ -89,17 +90,17 @@ class Scorer:
         if errors:
             self._note(errors[0], "the sample")
         if self.reward.deterministic:
-            self._known |= {key: each for key, each in new.items() if not isinstance(each, MoalignError)}
+            self._known |= {key: each for key, each in new.items() if not isinstance(each, Failure)}
         found = [new[key] if key in new else self._known[key] for key in keys]
         values = np.array([each if isinstance(each, float) else np.nan for each in found], dtype=np.float64)
-        failed = sum(isinstance(each, MoalignError) for each in found)
+        failed = sum(isinstance(each, Failure) for each in found)
         return Column(-values if self.settings.direction == "min" else values, failed, found.count(None))
 
     def _ask(self, samples: list[Sample]) -> list[Answer]:
         """An answer for each; where a call fails as a whole and samples may be skipped, each of them alone."""
         try:
             return self._answers(samples)
-        except MoalignError as error:
+        except (PluginError, DataError) as error:
             if self.settings.on_error != "skip_sample":
                 raise
             if len(samples) == 1:
@@ -135,7 +136,7 @@ class Scorer:
     def _who(self) -> str:
         return f"{door.origin(self.reward).who}, in score for {self.name}:"
 
-    def _note(self, error: MoalignError, what: str) -> None:
+    def _note(self, error: Failure, what: str) -> None:
         if not self._warned:
             self.warn(f"objectives.{self.name}: {error}; {what} is skipped, as on_error says, and this is said once")
         self._warned = True

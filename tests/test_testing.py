@@ -65,8 +65,8 @@ OPTIONS = {
     "regex": {"pattern": "[a-z]"},
     "format": {"sections": ["a", "b"]},
 }
-# They need a file, a model or a server, and are checked in test_rewards_rules.py, _classifier.py and _http.py.
-ELSEWHERE = {"exact-answer", "sequence-classification", "http"}
+# They need a file, a model or a server, and are checked in test_rewards_*.py.
+ELSEWHERE = {"exact-answer", "sequence-classification", "implicit-reward", "http"}
 OTHERWISE = [
     ("objective", "dpo", {"label_smoothing": 0.1}),
     ("objective", "ipo", {"average": True}),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from moalign.api import DataError, ModelError, Reward, Sample
+from moalign_plugins.rewards._models import LOCAL, Dtype, device_and_dtype, model_directory, most_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,15 +51,13 @@ class SequenceClassification(Reward):
     batch_size: int = Field(default=8, ge=1)
     device: str = "auto"
     """auto: an accelerator where there is one, else the CPU"""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Dtype = "auto"
     """auto: as stored on an accelerator, float32 on a CPU"""
 
     @field_validator("path")
     @classmethod
     def _is_a_model(cls, path: str) -> str:
-        if not (Path(path).expanduser() / "config.json").is_file():
-            raise ValueError(f"no directory with a config.json: {path}")
-        return path
+        return model_directory(path)
 
     def score(self, samples: Sequence[Sample]) -> list[float | None]:
         classifier = _classifier(str(Path(self.path).expanduser()), self.device, self.dtype)
@@ -71,17 +70,13 @@ class SequenceClassification(Reward):
 @lru_cache(maxsize=4)
 def _classifier(path: str, device: str, dtype: str) -> _Classifier:
     """Loaded once. Raises ModelError where a weight is missing, which transformers would fill with random numbers."""
-    import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    place = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
-    if dtype == "auto" and place.type == "cpu":
-        dtype = "float32"
-    safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    place, dtype = device_and_dtype(device, dtype)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **safe)
+        tokenizer = AutoTokenizer.from_pretrained(path, **LOCAL)
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            path, use_safetensors=True, dtype=dtype, output_loading_info=True, **safe
+            path, use_safetensors=True, dtype=dtype, output_loading_info=True, **LOCAL
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{path}: cannot be read as a sequence classifier: {error}") from error
@@ -128,7 +123,7 @@ class _Classifier:
     ) -> list[list[float] | None]:
         import torch
 
-        limit = max_length or self._limit()
+        limit = max_length or most_tokens(self.tokenizer, self.model.config)
         encoded = [self._encoded(prompt, response, read, limit, lose) for prompt, response in asked]
         found: list[list[float] | None] = [None] * len(asked)
         fitting = [index for index, each in enumerate(encoded) if each is not None]
@@ -154,11 +149,6 @@ class _Classifier:
             )
             for name in rows[0]
         }
-
-    def _limit(self) -> int:
-        config = self.model.config.get_text_config()
-        known = [self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
-        return min(each for each in [*known, 10**6] if each)
 
     def _encoded(self, prompt: Any, response: str, read: Read, limit: int, lose: Lost) -> Any:
         """What the tokenizer makes of it, cut as ``lose`` says; None where it does not fit, or is empty."""

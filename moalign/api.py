@@ -96,7 +96,7 @@ class Objective(Plugin):
     def loss(self, batch: Batch, terms: PairTerms) -> Tensor:
         """float32 [P], one value per pair, never reduced and without ``terms.weight``, which the engine applies.
 
-        With "groups" in ``needs`` [N], one value per row, and all terms are those of a pair that nothing changes.
+        With "groups" in ``needs`` [N], one value per row, and all terms [N] are those of a pair that nothing changes.
         """
         raise NotImplementedError
 
@@ -121,6 +121,12 @@ class Combiner(Plugin):
     accepts: ClassVar[frozenset[str]] = frozenset({"labelled", "scored"})
     weighs_judges: ClassVar[bool] = False
     """whether a pair judged by an objective without weight has weight 0; then it takes no place in a step"""
+    monotone: ClassVar[bool] = True
+    """whether a larger reward never makes the result smaller, where no weight is negative"""
+    reward_range: ClassVar[tuple[float, float]] = (float("-inf"), float("inf"))
+    """the rewards that the rule has a meaning for"""
+    needs_gram: ClassVar[bool] = False
+    """whether ``observe`` reads the inner products of the objectives' gradients (``Round.gram``)"""
 
     def check(self, preference: Preference) -> None:
         """Raise PreferenceError where this rule has no meaning for the preference. Called before a model is loaded."""
@@ -138,7 +144,11 @@ class Combiner(Plugin):
         raise NotImplementedError
 
     def init(self, preference: Preference) -> Mapping[str, Any]:
-        """The state with which a candidate's training begins, as plain data; for rules that adapt."""
+        """The state with which a candidate's training begins, as plain data; for rules that adapt.
+
+        The preference's values stand in the order of the objectives. Numbers in the state, and in mappings in it, are
+        among the metrics, as ``combine/NAME`` and ``combine/NAME/KEY``.
+        """
         return {}
 
     def observe(self, state: Mapping[str, Any], seen: Round) -> Mapping[str, Any]:
@@ -146,7 +156,11 @@ class Combiner(Plugin):
         return state
 
     def signal(self, rewards: Tensor, preference: Tensor, groups: Tensor, state: Mapping[str, Any]) -> Tensor:
-        """One number for each sampled response: rewards [N,M], preference [N,M], groups [N] -> [N], all float64."""
+        """One number for each sampled response: rewards [N,M], preference [N,M], groups [N] -> [N].
+
+        All are float64 but the groups, which are whole numbers: those of one prompt share one. A preference of
+        thresholds has NaN for the objectives without one.
+        """
         return self.scalarise(rewards, preference)
 
     def multiplier(self, state: Mapping[str, Any]) -> float:

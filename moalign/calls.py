@@ -17,9 +17,11 @@ from functools import lru_cache
 
 HEADER = struct.Struct("<QQ")  # how often it was written, odd while it is being written; bytes of content
 SIZE = 2**16
+TOGETHER = "pass of several candidates"
 IMPORT = "import"
-ASKED_OF_ALL = ("recognises",)  # of plugins that no configuration names
-IMPORT_DEADLINE = 60.0  # seconds, of modules and of the hooks that register plugins
+CONSTRUCTOR = "its constructor"
+ASKED_OF_ALL = (CONSTRUCTOR, "recognises")  # of readers that no configuration names
+BACKWARD = "the backward pass of loss"
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,16 @@ class Call:
     @property
     def dispensable(self) -> tuple[str, str] | None:
         """What the work can be done without, should the call have ended the process: a kind of thing and its name."""
-        if (self.hook == IMPORT or self.hook in ASKED_OF_ALL) and self.distribution != "moalign":
+        if self.hook == IMPORT and self.distribution != "moalign":
             return "distribution", self.distribution
+        if self.kind == "reader" and self.hook in ASKED_OF_ALL:
+            return "reader", self.who
+        if self.hook == CONSTRUCTOR:
+            return None  # somebody named it, and nothing is begun yet
         if self.kind == "observer":
             return "observer", self.who
+        if self.hook == BACKWARD and not self.candidate:
+            return TOGETHER, ""
         return ("candidate", self.candidate) if self.candidate else None
 
 
@@ -110,6 +118,11 @@ def watched_by(record: Record | None, deaths: tuple[Death, ...] = ()) -> None:
     """From now on this process tells ``record``; ``deaths`` ended those that were at the same work before it."""
     global _record, _deaths
     _record, _deaths = record, deaths
+
+
+def begun() -> bool:
+    """Whether an earlier process of this command had begun the run: candidates and observers come after that."""
+    return any((death.call.dispensable or ("",))[0] in ("candidate", "observer", TOGETHER) for death in _deaths)
 
 
 def deaths() -> tuple[Death, ...]:

@@ -93,7 +93,7 @@ def sweep(
         from moalign.sweeps import run
 
         with _resumable(directory):
-            if calls.deaths() and (directory / "run.json").exists():  # an earlier process of this command began it
+            if calls.begun():
                 run.resume(directory, installed, observer)
             else:
                 run.start(settings, directory, installed, observer)

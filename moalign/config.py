@@ -106,6 +106,9 @@ class RolloutSettings(Section):
     max_new_tokens: int = Field(default=64, ge=1)
 
 
+PLUGIN_DEADLINE = 600.0  # seconds
+
+
 class EarlyStopSettings(Section):
     every: int = Field(default=25, ge=1)
     """steps between looks at the held-out loss; one look costs a forward pass over all held-out pairs"""
@@ -163,7 +166,7 @@ class Config(Section):
     evaluate: EvaluateSettings = EvaluateSettings()
     observers: tuple[Choice, ...] = ()
     """who watches, such as trackers; they change no result, and a resume does not compare them"""
-    plugin_deadline: float | None = Field(default=600.0, gt=0)
+    plugin_deadline: float | None = Field(default=PLUGIN_DEADLINE, gt=0)
     """seconds that one call into a plugin may take before the command line cuts it off; null: any time"""
     seed: int = Field(default=0, ge=0, lt=2**32)
 

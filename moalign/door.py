@@ -10,8 +10,9 @@ import asyncio
 import inspect
 import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from moalign.calls import Call, under_way
 from moalign.errors import MoalignError, PluginError
 
 PURE = (Objective, Combiner, Search)  # their methods are functions of their arguments, by contract
+ON_GOOD_INPUT = ("pair_terms", "loss", "score")  # asked when the input has been found good: no error is the user's
 
 
 @dataclass(frozen=True)
@@ -49,44 +51,65 @@ def origin(plugin: Plugin) -> Origin:
     return Origin(kind or "plugin", type(plugin).__name__, type(plugin).__module__, "")
 
 
-def call(plugin: Plugin, hook: str, *arguments: Any, candidate: str = "", thorough: bool = True) -> Any:
-    """What the plugin's method returns. ``thorough``: look after all generators, not torch's alone, which takes 0.1 ms.
+def call(
+    plugin: Plugin,
+    hook: str,
+    *arguments: Any,
+    candidate: str = "",
+    thorough: bool = True,
+    then: Callable[[Any], Any] | None = None,
+    on: Any = None,
+) -> Any:
+    """What the plugin's method returns, or what ``then`` makes of it, such as a list of what yields: still its call.
 
-    Raises PluginError naming plugin, distribution, version and hook for whatever the method raises, except errors of
-    moalign's own and for want of memory; where it changes a tensor that it was given; and, for methods that are
-    functions of their arguments, where it touches the global random generators. Their state is put back in any case.
+    ``thorough``: look after all generators, not torch's alone, which takes 0.1 ms. ``on``: whose method it is, if not
+    the plugin's own.
+
+    Raises PluginError naming plugin, distribution, version and hook for whatever the method raises, except input errors
+    of moalign's own where there is no candidate yet, and for want of memory; where it changes a tensor that it was
+    given; and, for methods that are functions of their arguments, where it touches the global random generators. Their
+    state is put back in any case.
     """
     source = origin(plugin)
     versions = [tensor._version for tensor in _tensors(arguments)]
-    generators = _generators(thorough)
-    try:
-        with under_way(source.call(hook, candidate)):
-            result = _awaited(getattr(plugin, hook)(*arguments))
-    except (Exception, SystemExit) as error:
-        raise _as_plugin_error(error, source, hook) from error
-    finally:
-        touched = _put_back(generators)
+    with kept_generators(thorough) as touched, guarded(source, hook, candidate):
+        result = _awaited(getattr(plugin if on is None else on, hook)(*arguments))
+        result = result if then is None else then(result)
     if touched and isinstance(plugin, PURE):
         raise PluginError(
-            f"{source.who}, in {hook}: it used the global random generator of {touched}, so that its result depends on "
-            "what else runs; draw from a generator of its own, seeded from its arguments"
+            f"{source.who}, in {hook}: it used the global random generator of {' and '.join(touched)}, so that its "
+            "result depends on what else runs; draw from a generator of its own, seeded from its arguments"
         )
     if versions != [tensor._version for tensor in _tensors(arguments)]:
         raise PluginError(f"{source.who}, in {hook}: it changed a tensor that it was given; compute a new one")
     return result
 
 
+@contextmanager
+def guarded(source: Origin, hook: str, candidate: str = "") -> Iterator[None]:
+    """A call under way; what is raised within is an error that names the plugin."""
+    try:
+        with under_way(source.call(hook, candidate)):
+            yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit and what a stranger may derive from BaseException
+        raise as_plugin_error(error, source, hook) from error
+
+
 def iterate(plugin: Plugin, hook: str, *arguments: Any) -> Iterator[Any]:
     """The items of a method that yields, each of them a call under way. What it raises goes through."""
     source = origin(plugin)
-    items = iter(getattr(plugin, hook)(*arguments))
-    while True:
+    with kept_generators():
         with under_way(source.call(hook)):
-            try:
-                item = next(items)
-            except StopIteration:
-                return
-        yield item
+            items = iter(getattr(plugin, hook)(*arguments))
+        while True:
+            with under_way(source.call(hook)):
+                try:
+                    item = next(items)
+                except StopIteration:
+                    return
+            yield item
 
 
 def _awaited(result: Any) -> Any:
@@ -101,14 +124,24 @@ def _awaited(result: Any) -> Any:
         return thread.submit(asyncio.run, result).result()
 
 
-def _as_plugin_error(error: BaseException, source: Origin, hook: str) -> BaseException:
+def as_plugin_error(error: BaseException, source: Origin, hook: str) -> BaseException:
+    """The error that names the plugin; the error itself where it is about the user's input, or for want of memory."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return error
-    if isinstance(error, MoalignError) and not isinstance(error, PluginError):
+    if hook not in ON_GOOD_INPUT and isinstance(error, MoalignError) and not isinstance(error, PluginError):
         return error  # such as a DataError: it says whose fault it is
-    what = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+    what = str(error) if isinstance(error, PluginError) else described(error)
     return PluginError(f"{source.who}, in {hook}: {what}")
+
+
+def described(error: BaseException) -> str:
+    """Type and message of a stranger's error."""
+    try:
+        message = str(error)
+    except Exception:
+        message = "its message cannot be shown"
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def _tensors(arguments: Iterable[Any]) -> Iterator[Any]:
@@ -133,8 +166,18 @@ def _generators(thorough: bool) -> dict[str, Any]:
     return found
 
 
-def _put_back(before: dict[str, Any]) -> str:
-    """Give the generators their state again; the names of those that had another, "" if none."""
+@contextmanager
+def kept_generators(thorough: bool = True) -> Iterator[list[str]]:
+    """Give the global generators their state again; afterwards the list holds the names of those that had another."""
+    touched: list[str] = []
+    before = _generators(thorough)
+    try:
+        yield touched
+    finally:
+        touched += _put_back(before)
+
+
+def _put_back(before: dict[str, Any]) -> list[str]:
     touched = []
     after = _generators("random" in before)
     if "torch" in before and not sys.modules["torch"].equal(before["torch"], after["torch"]):
@@ -146,7 +189,7 @@ def _put_back(before: dict[str, Any]) -> str:
     if "numpy" in before and not _same_numpy(before["numpy"], after["numpy"]):
         sys.modules["numpy"].random.set_state(before["numpy"])
         touched.append("numpy")
-    return " and ".join(touched)
+    return touched
 
 
 def _same_numpy(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:

@@ -110,3 +110,22 @@ def _wrong_arguments(hook: str, function: Any, arguments: tuple[str, ...]) -> li
 
 def _line(hook: str) -> str:
     return f"{hook}({', '.join(specifications()[hook])})"
+
+
+def check_methods(plugin: type, base: type) -> None:
+    """Raise PluginError where a plugin's own method cannot be called as its kind is called."""
+    for name, known in vars(base).items():
+        if name.startswith("_") or not inspect.isfunction(known):
+            continue
+        method = inspect.getattr_static(plugin, name)
+        if method is known:
+            continue
+        names = list(inspect.signature(known).parameters)
+        try:
+            signature = inspect.signature(getattr(plugin, name))
+            signature.bind(*(names[1:] if isinstance(method, staticmethod | classmethod) else names))
+        except TypeError:
+            right = f"def {name}({', '.join(names)})"
+            raise PluginError(f"`{name}{signature}` has the wrong arguments; write `{right}`") from None
+        except ValueError:
+            continue  # written in C, without a signature

@@ -9,8 +9,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -29,10 +30,10 @@ from moalign.api import (
     Reward,
     Search,
 )
-from moalign.calls import IMPORT, IMPORT_DEADLINE, Call, deaths, under_way
-from moalign.door import Origin
+from moalign.calls import CONSTRUCTOR, IMPORT, Call, deaths, under_way
+from moalign.door import Origin, described
 from moalign.errors import ConfigError, MoalignError, PluginError, UnknownPluginError
-from moalign.hooks import HookSpecifications, NewerAPIError, check
+from moalign.hooks import HookSpecifications, NewerAPIError, check, check_methods
 from moalign.validation import explain, nearest
 
 KINDS: Mapping[str, type[Plugin]] = {
@@ -45,6 +46,7 @@ KINDS: Mapping[str, type[Plugin]] = {
 }
 LOAD_VARIABLE = "MOALIGN_LOAD_PLUGINS"
 DISABLE_VARIABLE = "MOALIGN_DISABLE_PLUGINS"
+DEADLINE_VARIABLE = "MOALIGN_IMPORT_DEADLINE"  # seconds, of modules and of the hooks that register plugins
 
 
 HOOKS: Mapping[str, str] = {
@@ -150,7 +152,7 @@ class Registry:
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # SystemExit and what a stranger may derive from BaseException
-                raise PluginError(f"{who} could not be imported from '{target}': {_describe(error)}") from error
+                raise PluginError(f"{who} could not be imported from '{target}': {described(error)}") from error
         if not (isinstance(target, type) and issubclass(target, KINDS[entry.kind])):
             raise PluginError(f"{who}: {target!r} is not a subclass of moalign.api.{KINDS[entry.kind].__name__}")
         return target
@@ -171,16 +173,23 @@ class Registry:
         for module, install in plugin.requires.items():
             if importlib.util.find_spec(module) is None:
                 raise ConfigError(f"{key}: {kind} '{name}' needs {module}, not installed; pip install '{install}'")
-        origin = Origin(kind, name, entry.distribution, entry.version, deadline)
+        origin = Origin(kind, entry.name, entry.distribution, entry.version, deadline)
         try:
-            with under_way(origin.call("its constructor")):
+            check_methods(plugin, KINDS[kind])
+        except PluginError as error:
+            raise PluginError(f"{origin.who}: {error}") from None
+        for death in deaths():
+            if death.call.dispensable == ("reader", origin.who):
+                raise PluginError(death.reason)
+        try:
+            with under_way(origin.call(CONSTRUCTOR)):
                 built = plugin(**options)
         except ValidationError as error:
             raise ConfigError(explain(error, plugin, key)) from None
-        except MoalignError:
+        except (MoalignError, KeyboardInterrupt):
             raise
-        except Exception as error:
-            raise PluginError(f"{origin.who} could not be built: {_describe(error)}") from error
+        except BaseException as error:  # SystemExit and what a stranger may derive from BaseException
+            raise PluginError(f"{origin.who} could not be built: {described(error)}") from error
         built._origin = origin
         return built
 
@@ -193,6 +202,7 @@ def discover(no_plugin: Iterable[str] = (), entry_points: Iterable[metadata.Entr
     ``distribution:name``. No exception of a plugin leaves this function; a name in ``no_plugin`` that
     nobody has raises UnknownPluginError.
     """
+    _import_deadline()  # a bad one is the user's error, and no plugin's
     disabled = {name: f"--no-plugin {name}" for name in no_plugin}
     disabled |= {name: f"{DISABLE_VARIABLE} names it" for name in _names(os.environ.get(DISABLE_VARIABLE, ""))}
     points = list(metadata.entry_points(group=ENTRY_POINT_GROUP) if entry_points is None else entry_points)
@@ -215,7 +225,7 @@ def discover(no_plugin: Iterable[str] = (), entry_points: Iterable[metadata.Entr
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # SystemExit and what a stranger may derive from BaseException
-            broken.append(Broken(point.name, distribution, version, _describe(error), _cure(error, distribution)))
+            broken.append(Broken(point.name, distribution, version, described(error), _cure(error, distribution)))
     known = {entry.name for entry in entries} | {entry.full_name for entry in entries} | {origin(p)[0] for p in points}
     for name in sorted(set(no_plugin) - known):
         raise UnknownPluginError(f"--no-plugin {name}: there is no such plugin or distribution{nearest(name, known)}")
@@ -251,12 +261,26 @@ def _collect(point: metadata.EntryPoint, distribution: str, version: str) -> lis
         try:
             getattr(manager.hook, hook)(register=register)
         except Exception as error:
-            raise PluginError(f"its hook `{hook}` raised {_describe(error)}") from error
+            raise PluginError(f"its hook `{hook}` raised {described(error)}") from error
     return entries
 
 
-def _importing(who: str, distribution: str) -> AbstractContextManager[None]:
-    return under_way(Call(who, distribution, IMPORT, deadline=IMPORT_DEADLINE))
+@contextmanager
+def _importing(who: str, distribution: str) -> Iterator[None]:
+    """What a module prints is no part of what a command prints, such as JSON."""
+    with redirect_stdout(sys.stderr), under_way(Call(who, distribution, IMPORT, deadline=_import_deadline())):
+        yield
+
+
+def _import_deadline() -> float:
+    value = os.environ.get(DEADLINE_VARIABLE, "60")
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise ConfigError(f"{DEADLINE_VARIABLE} is {value!r}; write the seconds that importing a plugin may take")
+    return seconds
 
 
 def reason_to_leave_out(distribution: str) -> str | None:
@@ -275,10 +299,6 @@ def origin(point: metadata.EntryPoint) -> tuple[str, str]:
 
 def _names(text: str) -> set[str]:
     return {part.strip() for part in text.split(",") if part.strip()}
-
-
-def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _cure(error: BaseException, distribution: str) -> str:

@@ -145,7 +145,9 @@ def _tell(death: Death, final: bool) -> None:
 
 
 def _say(what: str) -> None:
-    if sys.stderr.isatty():
-        sys.stderr.write("\x1b[?25h\n")  # a progress display that was cut off has left the cursor hidden
+    for stream in (sys.stdout, sys.stderr):
+        if stream.isatty():
+            stream.write("\x1b[?25h\n")  # a progress display that was cut off has left the cursor hidden
+            stream.flush()
     sys.stderr.write(f"{what}\n")
     sys.stderr.flush()

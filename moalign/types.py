@@ -33,7 +33,9 @@ class Preference:
     name: str | None = None
 
     def vector(self, objectives: tuple[str, ...]) -> tuple[float, ...]:
-        """The values as a tuple in the order of ``objectives``; only for weights and directions."""
+        """The values as a tuple in the order of ``objectives``; NaN for an objective without a threshold."""
+        if self.kind == "thresholds":
+            return tuple(self.values.get(name, float("nan")) for name in objectives)
         return tuple(self.values[name] for name in objectives)
 
 
@@ -172,12 +174,13 @@ class Batch:
     ``margins[P,M]``      r(chosen) - r(rejected) per objective; None unless something needs "margins"
     ``strength[P]``       strength of the judgement, as the data has it
     ``rewards[N,M]``      scores per row and objective, NaN where unknown; None unless needed
-    ``preference[N,M]``   the preference of the candidate that the row belongs to
+    ``preference[N,M]``   the preference of the candidate that the row belongs to, see ``Preference.vector``
     ``groups[N]``         rows of one prompt share a number
     ``advantages[N]``     how much better the response is than expected; None unless the objective needs "groups"
     ``old_logps[N,T]``    ``logps`` under the policy that sampled the response; None unless it needs "old_logps"
 
-    Where the objective needs "groups", each row is a unit of its own: P = N and ``pairs`` names every row twice.
+    Where the objective needs "groups", each row is a unit of its own, and every pair names one row twice; the loss does
+    not read ``pairs``.
     """
 
     logps: Tensor
@@ -199,13 +202,17 @@ class Round:
     """What was seen of one round of sampled responses, for rules that adapt.
 
     ``number``: from 0. ``rewards[N,M]``: of the responses, float64, larger is better. ``groups[N]``: responses to one
-    prompt share a number. ``start[M]``: mean rewards of the first round, before any training.
+    prompt share a number. ``start[M]``: mean rewards of the first round, before any training. ``objectives``: their
+    names, in the order of the rewards. ``gram[M,M]``: inner products of the gradients that each objective alone has;
+    None unless the rule says ``needs_gram``.
     """
 
     number: int
     rewards: Tensor
     groups: Tensor
     start: Tensor
+    objectives: tuple[str, ...] = ()
+    gram: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,3 +228,9 @@ class PairTerms:
     margin: Tensor
     weight: Tensor
     difference: Tensor | None = None
+
+    @classmethod
+    def of_rows(cls, logps: Tensor) -> PairTerms:
+        """The terms of rows [N] that are units of their own: what a combiner has to say is in their advantages."""
+        one = logps.new_ones(len(logps))
+        return cls(one, one * 0, one)

@@ -200,6 +200,12 @@ def test_a_bad_name_is_refused(tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["MyLoss", "my_loss", "My Loss", "my--loss", "-my-loss"])
+def test_a_good_name_is_suggested(tmp_path, name):
+    with pytest.raises(plugin_new.ConfigError, match="'my-loss' would do"):
+        plugin_new.write(name, "objective", tmp_path, registry.discover())
+
+
 def test_a_name_with_the_prefix_or_one_that_is_taken_is_refused(tmp_path):
     with pytest.raises(plugin_new.ConfigError, match="leave it out"):
         plugin_new.write("moalign-hinge", "objective", tmp_path, registry.discover())

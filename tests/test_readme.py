@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,24 +13,17 @@ from pathlib import Path
 import pytest
 import yaml
 from distributions import register
+from documents import ROOT, blocks_of, folders, shell
 from sweeps import write_pairs
 
 from moalign import config
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+BLOCKS = blocks_of(ROOT / "README.md")
 
 
 def blocks(language: str) -> list[str]:
-    return [text for found, text in BLOCKS if found == language]
-
-
-def shell(command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return subprocess.run(
-        command, shell=True, capture_output=True, text=True, cwd=cwd, env=os.environ | {"PATH": path} | environment
-    )
+    return [block.text for block in BLOCKS if block.language == language]
 
 
 def test_the_two_commands_exist():
@@ -112,7 +103,7 @@ def test_the_commands_for_authors_work(tmp_path):
     package = tmp_path / "moalign-hinge"
     assert 'test = ["pytest"]' in (package / "pyproject.toml").read_text()
     register(package, "moalign-hinge", "moalign_hinge", "0.1.0")
-    search = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH", "")]))
+    search = folders(package)
     if find_spec("moalign.testing"):
         done = shell(run_tests, tmp_path, PYTHONPATH=search)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -10,7 +10,7 @@ from importlib import metadata
 import pytest
 
 from moalign import registry
-from moalign.api import Objective, hookimpl
+from moalign.api import Objective, hookimpl, pair_logits
 from moalign.errors import ConfigError, PluginError, UnknownPluginError
 
 
@@ -31,6 +31,9 @@ class _Point:
 
 class Hinge(Objective):
     margin: float = 1.0
+
+    def loss(self, batch, terms):
+        return (self.margin - pair_logits(batch, terms, 1.0)).relu()
 
 
 class _Module:

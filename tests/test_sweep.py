@@ -189,7 +189,7 @@ def test_when_all_fail_the_run_says_so(tiny_model_path, pairs, tmp_path, monkeyp
     from moalign_plugins.objectives.dpo import DPO
 
     monkeypatch.setattr(DPO, "loss", lambda self, batch, terms: 1 / 0)
-    with pytest.raises(TrainingError, match=r"every candidate failed.*DPO raised ZeroDivisionError"):
+    with pytest.raises(TrainingError, match=r"every candidate failed.*'dpo' of moalign .*, in loss: ZeroDivisionError"):
         run.start(small_config(tiny_model_path, pairs), tmp_path / "run", registry.discover(), Observer())
 
 
@@ -280,7 +280,7 @@ def test_an_error_outside_a_plugin_fails_the_candidate_and_not_the_sweep(tiny_mo
     monkeypatch.setattr(Linear, "pair_terms", pair_terms)
     result = run.start(small_config(tiny_model_path, pairs), tmp_path / "run", registry.discover(), Observer())
     assert [failed["id"] for failed in result["failed"]] == ["w-1.00-0.00"]
-    assert "combiner Linear: scale must be" in result["failed"][0]["error"]
+    assert "combiner 'linear' of moalign 0.1.0, in pair_terms: scale must be" in result["failed"][0]["error"]
 
 
 def test_a_soup_is_evaluated_not_trained_and_marked(tiny_model_path, pairs, tmp_path):

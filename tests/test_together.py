@@ -166,7 +166,7 @@ def test_one_that_diverges_is_frozen_and_the_others_never_notice(workshop):
     trainees, found = in_one_pass(workshop, all_jobs)
     with pytest.raises(
         TrainingError,
-        match=r"loss is nan, which objective 'Diverging' of test_together made of finite log-.*, for 3 steps",
+        match=r"loss is nan, which objective 'Diverging' of test_together, in loss, made of finite log-.*, for 3 steps",
     ):
         _ = trainees[1].result
     assert len(found[1]) < 9

@@ -46,7 +46,9 @@ def check(
         choice = settings.data.reader
     objectives = settings.objective_names if settings is not None else ()
     directions = {name: spec.direction for name, spec in settings.objectives.items()} if settings else None
-    loaded = read_file(str(file), readers_for(choice, registry.discover()), objectives, malformed="skip")
+    deadline = settings.plugin_deadline if settings is not None else configuration.PLUGIN_DEADLINE
+    readers = readers_for(choice, registry.discover(), deadline)
+    loaded = read_file(str(file), readers, objectives, malformed="skip")
     tokeniser = None
     if tokenizer is not None:
         from moalign.data.tokenise import Tokeniser

@@ -68,10 +68,17 @@ def render(name: str, kind: str) -> dict[str, str]:
 def _check(name: str, kind: str, installed: Registry) -> None:
     if not NAME.fullmatch(name) or len(name) > LONGEST_NAME:
         rule = f"at most {LONGEST_NAME} lower-case letters, digits and single hyphens, a letter first"
-        raise ConfigError(f"NAME: '{name}' cannot be a plugin's name; {rule}")
+        raise ConfigError(f"NAME: '{name}' cannot be a plugin's name; {rule}{_suggestion(name)}")
     if name.startswith("moalign-") or name == "moalign":
         raise ConfigError(f"NAME: '{name}': the package gets the prefix moalign- by itself; leave it out")
     for entry in installed.of_kind(kind):
         if entry.name == name:
             owner = f"{entry.distribution} {entry.version}"
             raise UnknownPluginError(f"NAME: {kind} '{name}' exists already, in {owner}; choose another name")
+
+
+def _suggestion(name: str) -> str:
+    """``MyLoss`` and ``my_loss`` are meant as ``my-loss``."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower()
+    meant = re.sub(r"[^a-z0-9]+", "-", words)[:LONGEST_NAME].strip("-")
+    return f"; '{meant}' would do" if NAME.fullmatch(meant) else ""

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from moalign import registry
-from moalign.errors import UnknownPluginError
+from moalign.errors import ConfigError, UnknownPluginError
 from moalign.validation import nearest
 
 app = typer.Typer(no_args_is_help=True)
@@ -54,12 +54,14 @@ def doctor(
 @app.command()
 def new(
     name: Annotated[str, typer.Argument(help="The name in configurations: lower case letters, digits and hyphens.")],
-    kind: Annotated[str, typer.Option(help=f"One of {', '.join(registry.KINDS)}.")],
+    kind: Annotated[str, typer.Option(help=f"One of {', '.join(registry.KINDS)}.", show_default=False)] = "",
     to: Annotated[Path, typer.Option(help="The folder in which the package's folder is made.")] = Path("."),
 ) -> None:
     """Write a complete package with a plugin that works: module, entry point, test, README. Never overwrites."""
     from moalign.commands import plugin_new
 
+    if not kind:
+        raise ConfigError(f"--kind: say what it is to be, one of {', '.join(registry.KINDS)}")
     plugin_new.write(name, str(_kind(kind)), to, registry.discover())
 
 

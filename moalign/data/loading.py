@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from moalign import door
 from moalign.api import Reader
 from moalign.data.records import fault_of, prompt_key
 from moalign.data.rows import Row, read_rows
-from moalign.errors import DataError, MoalignError, PluginError
+from moalign.errors import DataError, PluginError, UserError
 from moalign.types import Record, Refusal
 
 
@@ -85,12 +86,11 @@ def read_records(rows: Iterable[Row], reader: Reader, objectives: Sequence[str])
 
     try:
         for item in door.iterate(reader, "read", followed(), objectives):
-            yield item if isinstance(item, Refusal) else _sound(item, objectives)
-    except MoalignError:
+            yield item if isinstance(item, Refusal) else _sound(item, objectives, reader)
+    except (KeyboardInterrupt, GeneratorExit):
         raise
-    except (Exception, SystemExit) as error:
-        reason = f"{door.origin(reader).who}, in read at {place[0]}:{place[1]}: {type(error).__name__}: {error}"
-        raise PluginError(reason) from error
+    except BaseException as error:  # SystemExit and what a stranger may derive from BaseException
+        raise door.as_plugin_error(error, door.origin(reader), f"read at {place[0]}:{place[1]}") from error
 
 
 def choose_reader(row: Row, readers: Mapping[str, Reader]) -> str:
@@ -99,9 +99,9 @@ def choose_reader(row: Row, readers: Mapping[str, Reader]) -> str:
     names, failures = [], []
     for name, reader in readers.items():
         try:
-            if door.call(reader, "recognises", columns):
+            if door.call(reader, "recognises", deepcopy(columns), then=bool):
                 names.append(name)
-        except PluginError as error:  # one that nobody asked for must not keep the others from their work
+        except (PluginError, UserError) as error:  # one that nobody asked for must not keep the others from their work
             failures.append(f"; {error}")
     if len(names) == 1:
         return names[0]
@@ -116,12 +116,13 @@ def choose_reader(row: Row, readers: Mapping[str, Reader]) -> str:
     raise DataError(reason, file=file, line=line)
 
 
-def _sound(record: Any, objectives: Sequence[str]) -> Record | Refusal:
+def _sound(record: Any, objectives: Sequence[str], reader: Reader) -> Record | Refusal:
     if not isinstance(record, Record):
         raise TypeError(f"it yielded {type(record).__name__}, neither Record nor Refusal")
     fault = fault_of(record, objectives)
     if fault is not None:
-        return Refusal(record.file, record.line, fault)
+        source = f"from {door.origin(reader).who}, in read"
+        return Refusal(record.file, record.line, f"{fault} ({source})" if ": " in fault else f"{fault}: {source}")
     return record if record.group else replace(record, group=str(prompt_key(record.prompt)))
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,9 @@ class Advantages:
     start: Tensor | None = None
 
     def __post_init__(self) -> None:
-        self.state = self._call(self.combiner, "init", self.preference)
+        known = self.preference.values
+        ordered = replace(self.preference, values={name: known[name] for name in self.objectives if name in known})
+        self.state = self._call(self.combiner, "init", ordered)
 
     def of(
         self,
@@ -38,8 +40,11 @@ class Advantages:
         rewards: NDArray[np.float64],
         groups: NDArray[np.int64],
         log_ratios: NDArray[np.float64] | None,
+        gram: Tensor | None = None,
     ) -> tuple[NDArray[np.float64], dict[str, float]]:
         """The advantages [N] of round ``number``, and figures for the metrics. Rewards [N,M] are all known.
+
+        ``gram`` [M,M]: see ``Round``; where ``needs_gram``.
 
         Raises PluginError where the combiner or the objective returns what it must not.
         """
@@ -47,7 +52,8 @@ class Advantages:
         ratios = None if log_ratios is None else torch.from_numpy(log_ratios)
         if self.start is None:
             self.start = values.mean(0)
-        self.state = self._call(self.combiner, "observe", self.state, Round(number, values, rows, self.start))
+        seen = Round(number, values, rows, self.start, self.objectives, gram)
+        self.state = self._call(self.combiner, "observe", self.state, seen)
         weights = torch.tensor(self.preference.vector(self.objectives), dtype=torch.float64).expand_as(values)
         signal = self._numbers(self.combiner, "signal", values, weights, rows, self.state)
         multiplier = self._call(self.combiner, "multiplier", self.state)
@@ -59,8 +65,21 @@ class Advantages:
         figures |= {"signal": float(signal.mean()), "advantage": float(advantages.abs().mean())}
         if ratios is not None:
             figures["kl_sampled"] = float(ratios.mean())
-        figures |= {f"combine/{name}": float(value) for name, value in self.state.items() if _is_number(value)}
+        figures |= {f"combine/{name}": value for name, value in _numbers_in(self.state)}
         return advantages.numpy(), figures
+
+    @property
+    def needs_gram(self) -> bool:
+        return self.combiner.needs_gram
+
+    def of_each(
+        self, rewards: NDArray[np.float64], groups: NDArray[np.int64], log_ratios: NDArray[np.float64] | None
+    ) -> NDArray[np.float64]:
+        """[M,N]: the advantages as they would be if one objective's rewards were the whole signal."""
+        rows = torch.from_numpy(groups)
+        ratios = None if log_ratios is None else torch.from_numpy(log_ratios)
+        columns = torch.from_numpy(rewards).t().contiguous()
+        return np.stack([self._numbers(self.objective, "advantages", own, rows, ratios).numpy() for own in columns])
 
     def _call(self, plugin: Plugin, hook: str, *arguments: Any) -> Any:
         return door.call(plugin, hook, *arguments, candidate=self.candidate)
@@ -77,5 +96,10 @@ class Advantages:
         return found
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _numbers_in(state: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """NAME, and NAME/KEY of what is a mapping."""
+    for name, value in state.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}/{key}", number) for key, number in _numbers_in(value))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield name, float(value)

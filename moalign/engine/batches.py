@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from moalign.config import RolloutSettings
 from moalign.data.batching import group_pair_indices, pair_indices
 from moalign.data.dataset import PairDataset
 from moalign.engine.advantages import Advantages
+from moalign.engine.gram import gradient_products
 from moalign.engine.model import LanguageModel
 from moalign.engine.rollouts import Rollout, Score, sample, sequence_of
 from moalign.engine.scoring import logps_under
@@ -139,7 +141,9 @@ class RolloutSource:
         """Train on these from now on, with this candidate's own advantages."""
         scored = dataset.rewards  # as the rewards have it, whatever becomes of them
         if self.advantages is not None:
-            dataset = self._weighed(dataset, number, self.advantages)
+            rule = copy(self.advantages)  # a round that fails half-way and is tried again must not be seen twice
+            dataset = self._weighed(dataset, number, rule)
+            self.advantages = rule
         self.figures = dict(dataset.figures)
         self._dataset, self._round, self._rewards = dataset, number, scored
 
@@ -152,11 +156,18 @@ class RolloutSource:
         ratios = None
         if "reference" in needs and old is not None and reference is not None:
             ratios = np.array([(old[row] - reference[row]).sum(dtype=np.float64) for row in rows])
+        dataset = replace(
+            dataset,
+            old_logps=tuple(old) if old is not None and "old_logps" in needs else None,
+            ref_logps=None if reference is None else tuple(reference),
+        )
+        seen, gram = (dataset.rewards[rows], dataset.groups[rows], ratios), None
+        if advantages.needs_gram:
+            each = advantages.of_each(*seen)
+            gram = gradient_products(self.model, self.slot, advantages.objective, dataset, each, self.candidate)
         values = np.zeros(len(dataset.sequences))
-        values[rows], figures = advantages.of(number, dataset.rewards[rows], dataset.groups[rows], ratios)
-        known = {name: None if each is None else tuple(each) for name, each in (("old", old), ("ref", reference))}
-        figures |= dataset.figures
-        return replace(dataset, advantages=values, figures=figures, old_logps=known["old"], ref_logps=known["ref"])
+        values[rows], figures = advantages.of(number, *seen, gram)
+        return replace(dataset, advantages=values, figures={**figures, **dataset.figures})
 
     def _round_of(self, step: int) -> int:
         return step * self.settings.rounds // self.steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,25 +23,25 @@ def loss_of(batch: Batch, job: Job, metrics: StepMetrics | None, thorough: bool 
     """
     about: dict[str, Any] = {"candidate": job.candidate, "thorough": thorough}
     if "groups" in job.needs:
-        terms = _of_rows(batch)
+        terms, unit = PairTerms.of_rows(batch.logps), "response"
     else:
-        terms = _checked_terms(door.call(job.combiner, "pair_terms", batch, **about), batch, job)
-    losses = _checked_losses(door.call(job.objective, "loss", batch, terms, **about), batch, job)
+        terms, unit = _checked_terms(door.call(job.combiner, "pair_terms", batch, **about), batch, job), "pair"
+    losses = _checked_losses(door.call(job.objective, "loss", batch, terms, **about), terms.weight, unit, job)
+    if unit == "response":  # one that a step meets twice, in two epochs, is one row and counts twice
+        each = batch.pairs[:, 0]
+        losses, terms = losses[each], replace(terms, weight=terms.weight[each])
     if metrics is not None:
         metrics.add(batch, losses.detach(), terms.weight, getattr(job.objective, "beta", 1.0))
     counts = terms.weight != 0  # a pair without weight must not bring a NaN into the sum
     return (losses[counts] * terms.weight[counts]).sum()
 
 
-def _of_rows(batch: Batch) -> PairTerms:
-    """Those of rows that are units of their own: what the combiner has to say is in their advantages."""
-    one = torch.ones_like(batch.logps[:, 0])
-    return PairTerms(one, torch.zeros_like(one), one)
-
-
 def _checked_terms(terms: PairTerms, batch: Batch, job: Job) -> PairTerms:
     pairs = len(batch.pairs)
-    for name in ("scale", "margin", "weight"):
+    names = ["scale", "margin", "weight"]
+    if "margins" in job.objective.needs or getattr(terms, "difference", None) is not None:
+        names.append("difference")
+    for name in names:
         value: Any = getattr(terms, name, None)
         if not (_like(value, batch.logps, pairs) and bool(torch.isfinite(value).all())):
             who = door.origin(job.combiner).who
@@ -49,12 +50,12 @@ def _checked_terms(terms: PairTerms, batch: Batch, job: Job) -> PairTerms:
     return terms
 
 
-def _checked_losses(losses: Tensor, batch: Batch, job: Job) -> Tensor:
-    pairs = len(batch.pairs)
+def _checked_losses(losses: Tensor, weight: Tensor, unit: str, job: Job) -> Tensor:
     who = f"{door.origin(job.objective).who}, in loss"
-    if not _like(losses, batch.logps, pairs):
-        expected = _described(batch.logps.dtype, (pairs,), batch.logps.device)
-        raise PluginError(f"{who}: it must return one loss per pair, {expected}, not {_shape(losses)}; do not reduce")
+    if not _like(losses, weight, len(weight)):
+        raise PluginError(
+            f"{who}: it must return one loss per {unit}, {_shape(weight)}, not {_shape(losses)}; do not reduce"
+        )
     if torch.is_grad_enabled() and not losses.requires_grad:
         raise PluginError(f"{who}: it returned a loss without a gradient; did it detach batch.logps?")
     return losses

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +18,10 @@ from numpy.typing import NDArray
 from moalign import door
 from moalign.api import Reward
 from moalign.config import ObjectiveSettings
-from moalign.errors import DataError, PluginError
+from moalign.errors import ConfigError, ModelError, PluginError
 from moalign.types import Sample
 
-Failure = PluginError | DataError  # another error, such as of the configuration, is not to be skipped
-Answer = float | Failure | None  # a score, what went wrong with this sample, or None: the reward abstains
+Answer = float | PluginError | None  # a score, what went wrong with this sample, or None: the reward abstains
 
 
 @dataclass(frozen=True)
@@ -73,35 +73,35 @@ class Scorer:
         """The samples' scores; those with the same content, and all that are known from before, are not asked again.
 
         ``dispensable``: the objective may go without scores this once, where ``on_error`` is skip_objective. Raises
-        PluginError naming the plugin, or what it raised to refuse its input, where a failure is not to be skipped.
+        PluginError naming the plugin, where a failure is not to be skipped.
         """
         keys = [key_of(sample) for sample in samples]
         wanted = {key: sample for key, sample in zip(keys, samples, strict=True) if key not in self._known}
         try:
             new = dict(zip(wanted, self._ask(list(wanted.values())), strict=True))
-            errors = [answer for answer in new.values() if isinstance(answer, Failure)]
+            errors = [answer for answer in new.values() if isinstance(answer, PluginError)]
             if errors and self.settings.on_error != "skip_sample":
                 raise errors[0]
-        except (PluginError, DataError) as error:
-            if self.settings.on_error != "skip_objective" or not dispensable:
+        except PluginError as error:
+            if self.settings.on_error != "skip_objective" or not dispensable or _for_good(error):
                 raise
             self._note(error, "the objective")
             return Column(np.full(len(samples), np.nan), len(samples), skipped=True)
         if errors:
             self._note(errors[0], "the sample")
         if self.reward.deterministic:
-            self._known |= {key: each for key, each in new.items() if not isinstance(each, Failure)}
+            self._known |= {key: each for key, each in new.items() if not isinstance(each, PluginError)}
         found = [new[key] if key in new else self._known[key] for key in keys]
         values = np.array([each if isinstance(each, float) else np.nan for each in found], dtype=np.float64)
-        failed = sum(isinstance(each, Failure) for each in found)
+        failed = sum(isinstance(each, PluginError) for each in found)
         return Column(-values if self.settings.direction == "min" else values, failed, found.count(None))
 
     def _ask(self, samples: list[Sample]) -> list[Answer]:
         """An answer for each; where a call fails as a whole and samples may be skipped, each of them alone."""
         try:
             return self._answers(samples)
-        except (PluginError, DataError) as error:
-            if self.settings.on_error != "skip_sample":
+        except PluginError as error:
+            if self.settings.on_error != "skip_sample" or _for_good(error):
                 raise
             if len(samples) == 1:
                 return [error]
@@ -110,11 +110,8 @@ class Scorer:
     def _answers(self, samples: list[Sample]) -> list[Answer]:
         if not samples:
             return []
-        returned = door.call(self.reward, "score", tuple(samples))
-        try:
-            values = list(returned)
-        except Exception as error:  # it is not a sequence, or is one that is computed only now
-            raise PluginError(f"{self._who} it must return one score per sample: {error}") from error
+        given = deepcopy(tuple(samples))  # what it does to them must not reach another's
+        values = door.call(self.reward, "score", given, then=list)
         if len(values) != len(samples):
             raise PluginError(f"{self._who} it returned {len(values)} scores for {len(samples)} samples")
         return [self._answer(value) for value in values]
@@ -126,7 +123,7 @@ class Scorer:
             if isinstance(value, str) or getattr(value, "ndim", None):
                 raise TypeError(f"{value!r} is neither")
             number = float(value)
-        except (TypeError, ValueError, OverflowError) as error:
+        except Exception as error:  # also what a stranger's number raises, such as a tensor on the device "meta"
             return PluginError(f"{self._who} a score is a number, or None where it abstains: {error}")
         if not np.isfinite(number):
             return PluginError(f"{self._who} it returned {value!r}; a score is finite, or None where it abstains")
@@ -136,7 +133,7 @@ class Scorer:
     def _who(self) -> str:
         return f"{door.origin(self.reward).who}, in score for {self.name}:"
 
-    def _note(self, error: Failure, what: str) -> None:
+    def _note(self, error: PluginError, what: str) -> None:
         if not self._warned:
             self.warn(f"objectives.{self.name}: {error}; {what} is skipped, as on_error says, and this is said once")
         self._warned = True
@@ -153,6 +150,11 @@ def score_all(scorers: Sequence[Scorer], samples: Sequence[Sample], *, dispensab
         figures |= {f"{scorer.name}/{what}": share for what, share in shares.items() if share}
     skipped = tuple(index for index, column in enumerate(columns) if column.skipped)
     return Scored(np.stack([column.values for column in columns], axis=1), figures, skipped)
+
+
+def _for_good(error: PluginError) -> bool:
+    """Whether the reward says that its options or its model are wrong, which no other sample mends."""
+    return isinstance(error.__cause__, ConfigError | ModelError)
 
 
 def key_of(sample: Sample) -> bytes:

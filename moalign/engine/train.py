@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from moalign import door, lora
+from moalign.calls import BACKWARD
 from moalign.data.batching import collate
 from moalign.data.dataset import PairDataset
 from moalign.data.tokenise import Sequence as TokenSequence
@@ -172,9 +173,20 @@ def _pass(
         kept = []
         for share, loss in zip(members, losses, strict=True):
             if loss is not None and torch.isfinite(loss):
-                kept.append(loss / share.pairs_in_step)
+                kept.append((share.trainee, loss / share.pairs_in_step))
         if kept:
-            accelerator.backward(torch.stack(kept).sum())
+            with _backward([trainee for trainee, _ in kept]):
+                accelerator.backward(torch.stack([loss for _, loss in kept]).sum())
+
+
+@contextmanager
+def _backward(trainees: Sequence[Trainee]) -> Iterator[None]:
+    """A loss may bring a backward pass of its own; what goes wrong there is its trainee's error if there is but one."""
+    source = replace(door.origin(trainees[0].job.objective), deadline=None)  # it is the model's pass as well
+    alone = trainees[0] if len(trainees) == 1 else None
+    own = nullcontext() if alone is None else _own_errors(alone)
+    with own, door.guarded(source, BACKWARD, "" if alone is None else alone.job.candidate):
+        yield
 
 
 @contextmanager
@@ -213,7 +225,8 @@ def _losses(
         start = 0
         for share, own in zip(members, frozen, strict=True):
             end = start + len(share.part.sequences)
-            losses.append(_loss(share, own, logps[start:end, : own.layout.width], at is not None))
+            mine = logps[start:end, : own.layout.width].clone()  # a loss that writes into it must not reach another's
+            losses.append(_loss(share, own, mine, at is not None))
             start = end
         yield losses
 
@@ -244,7 +257,7 @@ def _loss(share: _Share, frozen: _Frozen, logps: Tensor, training: bool) -> Tens
         if training and not torch.isfinite(loss):
             sound = bool(torch.isfinite(batch.logps).all())
             who = door.origin(trainee.job.objective).who
-            blame = f", which {who} made of finite log-probabilities" if sound else ""
+            blame = f", which {who}, in loss, made of finite log-probabilities" if sound else ""
             trainee.problem = f"loss is {loss.item()}{blame}"
         return loss
     return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
@@ -27,6 +27,7 @@ from moalign.seeds import derive
 class Mixture:
     """Whose rows stand in the batch: the first ``rows[0]`` go through the adapter ``slots[0]``, and so on.
 
+    ``tap``: told of the gradients of one candidate's adapter, if anybody wants them row by row.
     ``dropout_seeds``: one per slot where adapter dropout is on, else None. ``lengths``: that of each candidate's own
     rows, without the padding that others bring (None: as long as the batch's). Masks are a function of seed, layer and
     the candidate's own rows, whoever else is in the batch.
@@ -36,11 +37,19 @@ class Mixture:
     rows: tuple[int, ...]
     dropout_seeds: tuple[int, ...] | None = None
     lengths: tuple[int, ...] | None = None
+    tap: Tap | None = None
 
     @property
     def shapes(self) -> list[tuple[int, int | None]]:
         """Rows of each candidate, and their own length."""
         return list(zip(self.rows, self.lengths or [None] * len(self.rows), strict=True))
+
+
+class Tap(Protocol):
+    """Called in the backward pass for each factor of each layer with an adapter."""
+
+    def __call__(self, left: Tensor, right: Tensor) -> None:
+        """left[n,p], right[n,q]: the factor's gradient is the sum over the n positions of left outer right."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,8 @@ class AdaptedLinear(LoraLinear):
         ends, (a, b) = _ends(x, mixture), self.factors(mixture.slots)
         scalings = tuple(self.scaling[slot] for slot in mixture.slots)
         dropping = mixture.dropout_seeds is not None and any(self.dropout_rate(slot) for slot in mixture.slots)
+        if mixture.tap is not None:
+            return self._tapped(x, mixture.tap, ends, scalings, a, b)
         fast = type(base) in (nn.Linear, FrozenLinear) and x.dtype == base.weight.dtype == a.dtype
         if fast and not dropping and not torch.is_autocast_enabled(x.device.type):
             return _Linear.apply(x, base.weight, base.bias, ends, scalings, a, b)
@@ -85,6 +96,23 @@ class AdaptedLinear(LoraLinear):
             rows = torch.cat([self.drop(*part) for part in parts])
         result = base(x)
         return result + _update(rows, ends, scalings, a, b).to(result.dtype).view(result.shape)
+
+    def _tapped(
+        self, x: Tensor, tap: Tap, ends: tuple[int, ...], scalings: tuple[float, ...], a: Tensor, b: Tensor
+    ) -> Tensor:
+        """The same without dropout, in plain operations whose gradients the tap is told; the factors get none."""
+        rows = x.flatten(0, -2).to(a.dtype)
+        first = _product(rows, ends, a.detach().mT)
+        if torch.is_grad_enabled():
+            first.requires_grad_()  # in the first layer nothing that comes in has a gradient
+        inner = first * scalings[0]
+        update = _product(inner, ends, b.detach().mT)
+        if torch.is_grad_enabled():
+            known, reduced = rows.detach(), inner.detach()
+            first.register_hook(lambda gradient: tap(gradient, known))
+            update.register_hook(lambda gradient: tap(gradient, reduced))
+        result = self.base_layer(x)
+        return result + update.to(result.dtype).view(result.shape)
 
     def factors(self, slots: tuple[str, ...]) -> tuple[Tensor, Tensor]:
         """A [K,r,in] and B [K,out,r] of these adapters, with the graph to where they are trained."""

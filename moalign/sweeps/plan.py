@@ -66,32 +66,41 @@ class Plan:
     def mixing_needs_margins(self) -> bool:
         """Whether the combiner reads reward differences for a preference that no single objective fills."""
         share = 1.0 / len(self.objectives)
-        return bool(door.call(self.combiner, "needs", Preference("weights", dict.fromkeys(self.objectives, share))))
+        return bool(self._combiner_needs(Preference("weights", dict.fromkeys(self.objectives, share))))
 
     def needs(self, candidate: Candidate) -> frozenset[str]:
         if self.grouped:  # the combiner works on rewards, not on pairs
-            return self.objective.needs
-        return self.objective.needs | door.call(self.combiner, "needs", candidate.preference)
+            return frozenset(self.objective.needs)
+        return frozenset(self.objective.needs) | self._combiner_needs(candidate.preference)
+
+    def _combiner_needs(self, preferred: Preference) -> frozenset[str]:
+        return door.call(self.combiner, "needs", preferred, then=frozenset)
 
     def propose(self, history: Sequence[Outcome]) -> list[Candidate]:
         """The search's next candidates, checked. Raises PluginError where the search breaks its contract."""
         rng = Random(derive(self.config.seed, "search"))
         known = {outcome.id for outcome in history}
-        name = self.config.search.name
         # copies: what it does to them must not change the record of the run
-        candidates = list(door.call(self.search, "propose", *deepcopy((self.space, tuple(history))), rng))
+        given = deepcopy((self.space, tuple(history)))
+        candidates = door.call(self.search, "propose", *given, rng, then=list)
         for candidate in candidates:
-            if candidate.id in known:
-                raise PluginError(f"search '{name}' proposed '{candidate.id}' twice")
+            if not isinstance(candidate, Candidate):
+                raise PluginError(f"{self._proposed} {type(candidate).__name__}, not a moalign.api.Candidate")
             if not safe_name(candidate.id):
-                raise PluginError(f"search '{name}' proposed the id {candidate.id!r}, which cannot name a folder")
+                raise PluginError(f"{self._proposed} the id {candidate.id!r}, which cannot name a folder")
+            if candidate.id in known:
+                raise PluginError(f"{self._proposed} '{candidate.id}' twice")
             known.add(candidate.id)
             self._check_changes(candidate, history)
             self._check_preference(candidate)
         return candidates
 
+    @property
+    def _proposed(self) -> str:
+        return f"{door.origin(self.search).who}, in propose: it proposed"
+
     def _check_changes(self, candidate: Candidate, history: Sequence[Outcome]) -> None:
-        who = f"search '{self.config.search.name}' proposed '{candidate.id}'"
+        who = f"{self._proposed} '{candidate.id}'"
         done = {outcome.id for outcome in history if outcome.status == "done"}
         if len(candidate.parents) > 1 or not done.issuperset(candidate.parents):
             raise PluginError(f"{who} with the parents {candidate.parents}; there may be one, of those that are done")
@@ -107,14 +116,22 @@ class Plan:
 
     def _check_preference(self, candidate: Candidate) -> None:
         try:
-            door.call(self.combiner, "check", candidate.preference)
+            meant = preference.from_json(preference.to_json(candidate.preference), self.objectives)
+            if meant != candidate.preference:
+                raise PreferenceError(f"write {meant}")
+        except Exception as error:
+            reason = f"with a preference that is none: {door.described(error)}"
+            raise PluginError(f"{self._proposed} '{candidate.id}' {reason}") from None
+        try:
+            door.call(self.combiner, "check", deepcopy(candidate.preference))
+            self.needs(candidate)
         except PreferenceError as error:
             raise PreferenceError(f"{candidate.id}: {error}") from None
         negative = [name for name, value in candidate.preference.values.items() if value < 0]
-        if negative and not self.scored:
+        if negative and not (self.scored or self.grouped):
             raise PreferenceError(
                 f"{candidate.id}: the component of {negative[0]} is negative, and a judgement of a pair cannot count "
-                "less than nothing; use a loss on reward differences: `moalign plugins list --kind objective`"
+                "less than nothing; use a loss on rewards: `moalign plugins list --kind objective`"
             )
 
 
@@ -233,6 +250,11 @@ def _check_rewards(plan: Plan) -> None:
     if plan.grouped and config.rollouts is not None and config.rollouts.temperature != 1.0:
         raise ConfigError(
             f"rollouts.temperature: loss '{config.loss.name}' follows the policy's own distribution, so it must be 1"
+        )
+    if "old_logps" in plan.objective.needs and config.model.lora.dropout:
+        raise ConfigError(
+            f"model.lora.dropout: loss '{config.loss.name}' compares the policy with itself when it sampled, where "
+            "nothing is dropped; their ratio would be noise, so it must be 0"
         )
     accepted = sorted(plan.combiner.accepts)
     if kind not in accepted:

@@ -205,8 +205,9 @@ def _give_up(plan: Plan, directory: Path) -> None:
     proposed = {each["id"]: each for event in events if event["event"] == "proposed" for each in event["candidates"]}
     known = {outcome.id for outcome in outcomes.history(events, plan.objectives)}
     for death in calls.deaths():
-        if death.call.candidate in proposed and death.call.candidate not in known:
-            candidate = outcomes.candidate_from(proposed[death.call.candidate], plan.objectives)
+        kind, name = death.call.dispensable or ("", "")
+        if kind == "candidate" and name in proposed and name not in known:
+            candidate = outcomes.candidate_from(proposed[name], plan.objectives)
             journal.append(file, outcomes.to_event(outcomes.failure(candidate, death.reason)) | outcomes.GIVEN_UP)
 
 
@@ -240,6 +241,8 @@ def _size(proposed: Sequence[Candidate], directory: Path, workshop: Workshop, ob
 
     Where all of an earlier proposal went together, and there are more this time, it is chosen again.
     """
+    if any(death.call.dispensable == (calls.TOGETHER, "") for death in calls.deaths()):
+        return 1  # nobody can tell which of them ended the process
     for event in reversed(journal.read(directory / journal.FILE)):
         if event["event"] == "together":
             of = event.get("of", math.inf)  # runs of the first version measured once

@@ -57,11 +57,10 @@ class PluginObservers(Observer):
             config = plan.config.model_dump(mode="json")
             run = RunInfo(identity, self._directory.absolute(), config, plan.objectives, finished)
             try:
-                with calls.under_way(door.origin(plugin).call("on_run_start")):
-                    watcher = plugin.on_run_start(run)
+                watcher = door.call(plugin, "on_run_start", run)
                 if not isinstance(watcher, api.Watcher):
                     raise TypeError(f"it returned {type(watcher).__name__}, not a moalign.api.Watcher")
-            except (Exception, SystemExit) as error:
+            except Exception as error:
                 self._report(entry, "on_run_start", error)
             else:
                 self._watchers.append((entry, plugin, watcher))
@@ -89,20 +88,18 @@ class PluginObservers(Observer):
     def _tell(self, hook: str, *arguments: Any) -> None:
         for entry, plugin, watcher in list(self._watchers):
             try:
-                with calls.under_way(door.origin(plugin).call(hook)):
-                    getattr(watcher, hook)(*copy.deepcopy(arguments))
-            except (Exception, SystemExit) as error:
+                door.call(plugin, hook, *copy.deepcopy(arguments), on=watcher)
+            except Exception as error:
                 self._watchers.remove((entry, plugin, watcher))
                 self._report(entry, hook, error)
                 if hook != "close":
-                    # it has been reported already
-                    with suppress(Exception, SystemExit), calls.under_way(door.origin(plugin).call("close")):
-                        watcher.close()
+                    with suppress(Exception):  # it has been reported already
+                        door.call(plugin, "close", on=watcher)
 
     def _report(self, entry: Entry, hook: str, error: BaseException) -> None:
         self._shown.on_warning(
             f"observer '{entry.name}' of {entry.distribution} {entry.version} failed in {hook} and was switched off; "
-            f"the run goes on: {type(error).__name__}: {error}"
+            f"the run goes on: {door.described(error.__cause__ or error)}"
         )
 
 

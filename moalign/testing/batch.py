@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 RESPONSES = 3  # to each prompt
 ORDER = ((0, 1), (0, 2), (2, 1))  # the pairs of a prompt: they share rows
-OF_ROWS = ("logps", "mask", "ref_logps", "rewards", "preference", "groups")
-OF_TOKENS = ("logps", "mask", "ref_logps")
+OF_ROWS = ("logps", "mask", "ref_logps", "old_logps", "rewards", "advantages", "preference", "groups")
+OF_TOKENS = ("logps", "mask", "ref_logps", "old_logps")
 OF_PAIRS = ("pair_objective", "strength", "margins")
 
 
@@ -30,8 +30,9 @@ def made_up(
 ) -> Batch:
     """3 responses and 3 pairs per prompt, and one row more, without response tokens, that no pair names.
 
-    ``needs``: "reference" and "margins" are supplied where they are in it, and only there. ``scored``: pairs that no
-    single objective judged. The numbers are the same for every dtype, to its rounding.
+    ``needs``: "reference", "margins" and "old_logps" are supplied where they are in it, and only there; with "groups"
+    every row has an advantage and is a pair with itself. ``scored``: pairs that no single objective judged. The numbers
+    are the same for every dtype, to its rounding.
     """
     import torch
 
@@ -45,7 +46,11 @@ def made_up(
     reference = (-2 * torch.rand(shape, generator=generator, dtype=torch.float64)).to(dtype) * mask
     rewards = torch.randn((rows + 1, objectives), generator=generator, dtype=torch.float64).to(dtype)
     pairs = torch.tensor([(g * RESPONSES + a, g * RESPONSES + b) for g in range(prompts) for a, b in ORDER])
+    if "groups" in needs:
+        pairs = torch.arange(rows + 1)[:, None].repeat(1, 2)
     strength = 1 + torch.rand(len(pairs), generator=generator, dtype=torch.float64)
+    nearby = (0.8 + 0.4 * torch.rand(shape, generator=generator, dtype=torch.float64)).to(dtype)
+    advantages = torch.randn(rows + 1, generator=generator, dtype=torch.float64).to(dtype)
     return Batch(
         logps=logps,
         mask=mask,
@@ -57,6 +62,8 @@ def made_up(
         ref_logps=reference if "reference" in needs else None,
         rewards=rewards if "margins" in needs else None,
         margins=rewards[pairs[:, 0]] - rewards[pairs[:, 1]] if "margins" in needs else None,
+        advantages=advantages if "groups" in needs else None,
+        old_logps=logps * nearby if "old_logps" in needs else None,
     )
 
 
@@ -89,6 +96,12 @@ def padded(batch: Batch, columns: int) -> Batch:
     tensors: dict[str, Any] = {name: getattr(batch, name) for name in OF_TOKENS}
     wider = {name: pad(value, (0, columns)) for name, value in tensors.items() if value is not None}
     return replace(batch, **wider)
+
+
+def at_start(batch: Batch) -> Batch:
+    """The policy is its reference, and the one that sampled."""
+    start = {name: batch.logps for name in ("ref_logps", "old_logps") if getattr(batch, name) is not None}
+    return replace(batch, **start)
 
 
 def swapped(batch: Batch) -> Batch:

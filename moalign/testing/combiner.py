@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from moalign.api import Batch, Combiner, Preference
+from moalign.testing import combiner_rounds
 from moalign.testing.batch import changed_fields, copied
 from moalign.testing.combiner_trial import NAMES, Trial, shown
 from moalign.testing.review import Review, described, run
@@ -26,8 +27,9 @@ def check_combiner(
 ) -> None:
     """Check a rule for 1 to ``objectives`` (at most 8) objectives on made-up batches and rewards.
 
-    Equal weights must be accepted for every number of objectives; other preferences may be refused with a
-    PreferenceError. ``exempt``: names of checks to leave out. Raises ConformanceError.
+    Equal weights must be accepted for every number of objectives, or by a rule for sampled responses thresholds of the
+    first one; other preferences may be refused with a PreferenceError. ``exempt``: names of checks to leave out. Raises
+    ConformanceError.
     """
     import torch  # noqa: F401  (so that the watch over random states sees torch's)
 
@@ -38,15 +40,20 @@ def check_combiner(
 def declarations_are_known(t: Trial) -> None:
     """``accepts`` and ``needs`` name what the engine knows."""
     tried, accepts = "reading the class attributes", set(t.plugin.accepts)
-    change = 'accepts holds "labelled", "scored" or both'
-    t.review.require(bool(accepts) and accepts <= {"labelled", "scored"}, tried, f"accepts is {accepts}", change)
-    change = "declare weighs_judges as True or False"
-    t.review.require(isinstance(t.plugin.weighs_judges, bool), tried, f"{t.plugin.weighs_judges!r}", change)
+    change = 'accepts holds one or more of "labelled", "scored" and "groups"'
+    known = {"labelled", "scored", "groups"}
+    t.review.require(bool(accepts) and accepts <= known, tried, f"accepts is {accepts}", change)
+    for name in ("weighs_judges", "monotone", "needs_gram"):
+        value = getattr(t.plugin, name)
+        t.review.require(isinstance(value, bool), tried, f"{name} is {value!r}", f"declare {name} as True or False")
+    low, high = t.plugin.reward_range
+    t.review.require(low < high, tried, f"reward_range is {(low, high)}", "give the smallest and the largest reward")
 
 
 def weights_are_accepted(t: Trial) -> None:
     """Equal weights for every number of objectives; whatever is refused is refused with a PreferenceError."""
-    for count in range(1, t.objectives + 1):
+    keeps_thresholds = "groups" in t.plugin.accepts and t.accepts(Preference("thresholds", {NAMES[0]: 0.5}))
+    for count in range(1, 1 if keeps_thresholds else t.objectives + 1):
         equal = Preference("weights", dict.fromkeys(NAMES[:count], 1 / count))
         change = "give the rule a meaning for equal weights of any number of objectives; every run can ask for them"
         t.review.require(t.accepts(equal), f"check() with {shown(equal)}", "PreferenceError", change)
@@ -168,11 +175,14 @@ def scalarise_broadcasts(t: Trial) -> None:
 
 
 def more_reward_is_never_worse(t: Trial) -> None:
-    """Non-negative weights: raising one reward never lowers the result, raising all that carry weight raises it."""
+    """Non-negative weights: raising one reward never lowers the result, raising all that carry weight raises it.
+
+    Of rules that declare ``monotone``.
+    """
     import torch
 
     for preference, vector in t.preferences():
-        if preference.kind != "weights":
+        if preference.kind != "weights" or not t.plugin.monotone:
             continue
         weights, rewards = torch.tensor(vector, dtype=torch.float64), _rewards(t, len(vector))
         before = t.scalar("scalarise", rewards, weights)
@@ -258,6 +268,7 @@ CHECKS: tuple[Callable[[Trial], None], ...] = (
     order_of_objectives_changes_nothing,
     a_wanted_objective_teaches,
     weighs_judges_is_honest,
+    *combiner_rounds.CHECKS,
 )
 
 

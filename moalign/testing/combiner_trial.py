@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from moalign.api import Batch, Combiner, MoalignError, PairTerms, Preference, PreferenceError
 from moalign.testing.batch import changed_fields, copied, made_up
-from moalign.testing.review import Review, described
+from moalign.testing.review import Review, described, first
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,15 +37,22 @@ class Trial:
         return True
 
     def preferences(self) -> Iterator[tuple[Preference, list[float]]]:
-        """Those that the rule accepts, with their vector; nothing trains on thresholds, they are only asked about."""
-        for preference in _preferences(self.objectives):
-            if self.accepts(preference) and preference.kind != "thresholds":
-                yield preference, list(preference.values.values())
+        """Those that the rule accepts for pairs, with their vector; pairs have no meaning for thresholds."""
+        if self.plugin.accepts & {"labelled", "scored"}:
+            for preference, _ in self.with_names():
+                if preference.kind != "thresholds":
+                    yield preference, list(preference.values.values())
+
+    def with_names(self, most: int = len(NAMES)) -> Iterator[tuple[Preference, tuple[str, ...]]]:
+        """All that the rule accepts, with the names of all objectives, of which there are at most so many."""
+        for count in range(1, min(self.objectives, most) + 1):
+            yield from ((each, NAMES[:count]) for each in _preferences(count) if self.accepts(each))
 
     def kinds(self, preference: Preference) -> list[bool]:
         """Whether pairs are scored, for each kind that can occur: negative components go with scored pairs only."""
         negative = any(value < 0 for value in preference.values.values())
-        return [kind == "scored" for kind in sorted(self.plugin.accepts) if kind == "scored" or not negative]
+        kinds = sorted(self.plugin.accepts & {"labelled", "scored"})
+        return [kind == "scored" for kind in kinds if kind == "scored" or not negative]
 
     def batch(self, preference: Preference, scored: bool, *, margins: bool = False, dtype: Any = None) -> Batch:
         """What the engine supplies: scored pairs have margins, labelled ones where the rule needs them."""
@@ -90,7 +97,7 @@ class Trial:
             "guard divisions by weights that can be 0, and leave out what carries no weight before multiplying: "
             "0 * NaN is NaN"
         )
-        self.review.require(not bad, tried, f"{name} of pair {bad[:1]} is not finite", change)
+        self.review.require(not bad, tried, f"{name} of {first('pair', bad)} is not finite", change)
 
     def scalar(self, tried: str, rewards: Tensor, preference: Tensor) -> Tensor:
         """Checked for its shape, with the inputs watched."""
@@ -113,18 +120,18 @@ class Trial:
         return value
 
 
-def _preferences(objectives: int) -> Iterator[Preference]:
-    """Weights for every number of objectives: equal, uneven, with a 0, one-hot; directions and thresholds."""
-    for count in range(1, objectives + 1):
-        names, total = NAMES[:count], count * (count + 1) / 2
-        weights: list[Sequence[float]] = [[1 / count] * count]
-        if count > 1:
-            weights += [[(index + 1) / total for index in range(count)], *_one_hot(count)]
-            yield Preference("direction", dict(zip(names, [0.8, -0.6, *[0.0] * (count - 2)], strict=True)))
-            yield Preference("thresholds", {names[0]: 0.5})
-        if count > 2:
-            weights.append([0.25, 0.0, 0.75, *[0.0] * (count - 3)])
-        yield from (Preference("weights", dict(zip(names, each, strict=True))) for each in weights)
+def _preferences(count: int) -> Iterator[Preference]:
+    """Weights of so many objectives: equal, uneven, with a 0, one-hot; directions and thresholds."""
+    names, total = NAMES[:count], count * (count + 1) / 2
+    weights: list[Sequence[float]] = [[1 / count] * count]
+    if count > 1:
+        weights += [[(index + 1) / total for index in range(count)], *_one_hot(count)]
+        yield Preference("direction", dict(zip(names, [0.8, -0.6, *[0.0] * (count - 2)], strict=True)))
+        yield Preference("thresholds", {names[0]: 0.5})
+    if count > 2:
+        weights.append([0.25, 0.0, 0.75, *[0.0] * (count - 3)])
+        yield Preference("thresholds", {names[0]: 0.5, names[2]: -0.5})
+    yield from (Preference("weights", dict(zip(names, each, strict=True))) for each in weights)
 
 
 def _one_hot(count: int) -> list[list[float]]:

@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from moalign.api import Batch, MoalignError, Objective, PairTerms
-from moalign.testing.batch import changed_fields, copied, made_up, padded, plain_terms, rearranged, swapped
-from moalign.testing.review import Review, described, run
+from moalign.testing.advantages import CHECKS_OF_ADVANTAGES, advantages_of, made_up_round
+from moalign.testing.batch import at_start, changed_fields, copied, made_up, padded, plain_terms, rearranged, swapped
+from moalign.testing.review import Review, described, first, run
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SUPPLIED = ("margins", "reference")
+KNOWN = {"pairs", "margins", "reference", "groups", "old_logps"}
 TOLERANCE = 1e-9  # of float64 sums in another order, relative
 
 
@@ -28,6 +29,7 @@ def check_objective(
 ) -> None:
     """Check a loss on made-up batches of ``prompts`` prompts with 3 responses of up to ``tokens`` tokens each.
 
+    With "groups" in ``needs`` its ``advantages`` too, on made-up rounds.
     ``exempt``: names of checks to leave out; "gradient_is_the_derivative" for a loss that detaches a part on purpose.
     Raises ConformanceError.
     """
@@ -45,6 +47,20 @@ class Trial:
     objectives: int
     seed: int
 
+    @property
+    def grouped(self) -> bool:
+        """Whether the loss takes responses one by one, and not pairs of them."""
+        return "groups" in self.plugin.needs
+
+    @property
+    def unit(self) -> str:
+        return "response" if self.grouped else "pair"
+
+    @property
+    def supplied(self) -> tuple[str, ...]:
+        """What the engine could supply beside the pairs or responses."""
+        return ("old_logps", "reference") if self.grouped else ("margins", "reference")
+
     def batch(self, dtype: Any = None, extra: Collection[str] = (), seed: int = 0) -> Batch:
         """What the engine supplies: what is declared in ``needs``, and ``extra``."""
         import torch
@@ -54,13 +70,13 @@ class Trial:
             tokens=self.tokens,
             preference=[(index + 1) / sum(range(self.objectives + 1)) for index in range(self.objectives)],
             needs=self.plugin.needs | set(extra),
-            scored="margins" in self.plugin.needs,
+            scored=bool(self.plugin.needs & {"margins", "groups"}),
             seed=self.seed + seed,
             dtype=dtype or torch.float64,
         )
 
     def loss(self, tried: str, batch: Batch, terms: PairTerms | None = None) -> Tensor:
-        """The losses [P], with their shape and finiteness checked and the inputs watched."""
+        """The losses, one per pair or response, with their shape and finiteness checked and the inputs watched."""
         import torch
 
         terms = plain_terms(batch) if terms is None else terms
@@ -74,24 +90,32 @@ class Trial:
         change = "compute new tensors; write into none that was handed over (no in-place operations)"
         self.review.require(not written, tried, f"{', '.join(written)} changed during the call", change)
         found = f"{losses.dtype} {list(losses.shape)}" if isinstance(losses, torch.Tensor) else type(losses).__name__
-        change = "return one loss per pair, [P]: reduce over tokens, never over pairs, and squeeze nothing away"
+        unit, size = self.unit, "[N]" if self.grouped else "[P]"
+        change = f"return one loss per {unit}, {size}: reduce over tokens, never over {unit}s, and squeeze nothing away"
         good = isinstance(losses, torch.Tensor) and losses.shape == (len(batch.pairs),)
-        self.review.require(good, f"{tried}, {len(batch.pairs)} pairs", found, change)
+        self.review.require(good, f"{tried}, {len(batch.pairs)} {unit}s", found, change)
         change = f"compute in the dtype of batch.logps, here {batch.logps.dtype}"
         self.review.require(losses.dtype == batch.logps.dtype, tried, f"losses of {losses.dtype}", change)
         bad = (~losses.isfinite()).nonzero().flatten().tolist()
         change = "guard divisions by counts of tokens that can be 0, logarithms and exponentials"
-        self.review.require(not bad, tried, f"the loss of pair {bad[:1]} is not finite: {losses.tolist()}", change)
+        self.review.require(not bad, tried, f"the loss of {first(unit, bad)} is not finite: {losses.tolist()}", change)
         return losses
 
 
 def declarations_are_known(t: Trial) -> None:
     """``needs`` names what the engine knows, and says which pairs the loss learns from."""
     tried, needs = "reading the class attributes", t.plugin.needs
-    unknown = sorted(set(needs) - {"pairs", *SUPPLIED})
-    t.review.require(not unknown, tried, f"needs has {unknown}", 'the engine knows "pairs", "margins", "reference"')
-    change = 'declare "pairs" (labelled, chosen before rejected) or "margins" (in any order, with reward differences)'
-    t.review.require(bool(needs & {"pairs", "margins"}), tried, f"needs is {set(needs)}", change)
+    unknown = sorted(set(needs) - KNOWN)
+    names = ", ".join(f'"{name}"' for name in sorted(KNOWN))
+    t.review.require(not unknown, tried, f"needs has {unknown}", f"the engine knows {names}")
+    change = (
+        'declare "pairs" (labelled, chosen before rejected), "margins" (in any order, with reward differences) or '
+        '"groups" (responses that the policy sampled), and "groups" without the others'
+    )
+    good = bool(needs & {"pairs", "margins"}) != ("groups" in needs)
+    t.review.require(good, tried, f"needs is {sorted(needs)}", change)
+    change = 'declare "groups" too: only responses that the policy sampled have old log-probabilities'
+    t.review.require("groups" in needs or "old_logps" not in needs, tried, f"needs is {sorted(needs)}", change)
     t.review.require(
         isinstance(t.plugin.shiftable, bool), tried, f"shiftable is {t.plugin.shiftable!r}", "True or False"
     )
@@ -104,7 +128,7 @@ def needs_are_enough(t: Trial) -> None:
     try:
         t.plugin.loss(copied(plain), plain_terms(plain))
     except Exception as error:
-        lacking = next((each for each in _more(t.plugin.needs) if _works(t, each)), ())
+        lacking = next((each for each in _more(t) if _works(t, each)), ())
         names = " and ".join(f'"{name}"' for name in lacking)
         change = f"declare {names} in `needs`: with it the same call succeeds" if lacking else "find out why it raises"
         t.review.fail(tried, described(error), change, error)
@@ -113,7 +137,7 @@ def needs_are_enough(t: Trial) -> None:
 def nothing_else_is_read(t: Trial) -> None:
     """Where something undeclared happens to be there, because a combiner needs it, it changes nothing."""
     before = t.loss("a batch", t.batch())
-    for name in sorted(set(SUPPLIED) - t.plugin.needs):
+    for name in sorted(set(t.supplied) - t.plugin.needs):
         tried = f'the same batch with "{name}", which `needs` lacks'
         change = f'declare "{name}" in `needs`, or do not read it: whether it is there depends on the combiner'
         t.review.require(_agrees(before, t.loss(tried, t.batch(extra=[name]))), tried, "other losses", change)
@@ -126,17 +150,16 @@ def one_finite_value_per_pair(t: Trial) -> None:
     t.loss("a batch in float64 beside a row without response tokens", t.batch())
     batch = t.batch(torch.float32)
     t.loss("a batch in float32", batch)
-    t.loss("a single pair", rearranged(batch, batch.pairs[0], torch.tensor([0])))
-    if batch.ref_logps is not None:
-        t.loss("a policy that is its reference, as at step 0", replace(batch, logps=batch.ref_logps))
+    t.loss(f"a single {t.unit}", rearranged(batch, batch.pairs[0].unique(), torch.tensor([0])))
+    t.loss("a policy that is its reference, as at step 0", at_start(batch))
 
 
 def same_twice(t: Trial) -> None:
     tried = "the same batch and terms twice"
     change = "make the loss a function of its arguments: no state of its own, no unseeded generator"
     batch = t.batch()
-    first, second = t.loss(tried, batch), t.loss(tried, batch)
-    t.review.require(bool((first == second).all()), tried, f"{first.tolist()}, then {second.tolist()}", change)
+    before, after = t.loss(tried, batch), t.loss(tried, batch)
+    t.review.require(bool((before == after).all()), tried, f"{before.tolist()}, then {after.tolist()}", change)
 
 
 def padding_changes_nothing(t: Trial) -> None:
@@ -151,6 +174,10 @@ def order_changes_nothing(t: Trial) -> None:
 
     batch, generator = t.batch(), torch.Generator().manual_seed(t.seed + 1)
     rows = torch.randperm(len(batch.logps), generator=generator)
+    if t.grouped:
+        change = "let the loss of a response depend on the response, not on its place in the batch"
+        tried = "the responses of the batch in another order"
+        return _compare(t, tried, batch, rearranged(batch, rows, rows), change, rows)
     same = torch.arange(len(batch.pairs))
     change = "find the rows of a pair through batch.pairs, never by their position"
     _compare(t, "the rows of the batch in another order", batch, rearranged(batch, rows, same), change)
@@ -175,11 +202,10 @@ def gradient_reaches_the_tokens(t: Trial) -> None:
     import torch
 
     batch = t.batch(torch.float32)
-    cases = [("the gradient of the summed losses", batch)]
-    if batch.ref_logps is not None:
-        cases.append(
-            ("the same where the policy is its reference, as at step 0", replace(batch, logps=batch.ref_logps))
-        )
+    cases = [
+        ("the gradient of the summed losses", batch),
+        ("the same where the policy is its reference, as at step 0", at_start(batch)),
+    ]
     for tried, each in cases:
         leaf = each.logps.clone().requires_grad_()
         losses = t.loss(tried, replace(each, logps=leaf))
@@ -191,7 +217,7 @@ def gradient_reaches_the_tokens(t: Trial) -> None:
         empty = (each.mask.sum(-1) == 0).nonzero().flatten().tolist()
         hint = "; that row has no response tokens, so clamp its count to 1" if set(bad) & set(empty) else ""
         change = f"keep roots, logarithms and divisions away from points where their slope is infinite{hint}"
-        t.review.require(not bad, tried, f"a gradient that is not finite in row {bad[:1]}", change)
+        t.review.require(not bad, tried, f"a gradient that is not finite in {first('row', bad)}", change)
         outside = (gradient * (1 - each.mask)).abs().max().item()
         change = "multiply by batch.mask before summing over tokens; a token outside it is none of the response"
         t.review.require(outside == 0, tried, f"a gradient outside the mask, up to {outside:g}", change)
@@ -226,12 +252,14 @@ def no_need_is_unused(t: Trial) -> None:
         "reference": ("other log-probabilities under the reference", replace(batch, ref_logps=_masked(other, batch))),
         "margins": ("other margins and rewards", replace(batch, margins=other.margins, rewards=other.rewards)),
         "pairs": ("chosen and rejected the other way round", swapped(batch)),
+        "groups": ("other advantages", replace(batch, advantages=other.advantages)),
+        "old_logps": ("other log-probabilities under the policy that sampled", replace(batch, old_logps=_older(batch))),
     }
     before = t.loss("a batch", batch)
     for name in sorted(t.plugin.needs):
         tried, given = changed[name]
         change = f'take "{name}" out of `needs`: the engine pays for it (or use it)'
-        same = _agrees(before, t.loss(tried, given))
+        same = _agrees(before, t.loss(tried, given)) and not (name == "reference" and _reads_log_ratios(t))
         t.review.require(not same, tried, f'the same losses, though `needs` has "{name}"', change)
 
 
@@ -280,6 +308,7 @@ CHECKS: tuple[Callable[[Trial], None], ...] = (
     no_need_is_unused,
     shiftable_is_honest,
     weight_is_left_to_the_engine,
+    *CHECKS_OF_ADVANTAGES,
 )
 
 
@@ -302,9 +331,23 @@ def _masked(other: Batch, batch: Batch) -> Tensor | None:
     return None if batch.ref_logps is None else (other.logps - 1) * batch.mask
 
 
-def _more(needs: frozenset[str]) -> list[tuple[str, ...]]:
+def _older(batch: Batch) -> Tensor | None:
+    return None if batch.old_logps is None else batch.old_logps * 1.3
+
+
+def _reads_log_ratios(t: Trial) -> bool:
+    """Whether a price of leaving the reference is part of the advantages."""
+    if not t.grouped:
+        return False
+    signal, groups, log_ratios = made_up_round(t)
+    assert log_ratios is not None
+    before = advantages_of(t, "a round", signal, groups, log_ratios)
+    return not _agrees(before, advantages_of(t, "other log-ratios", signal, groups, log_ratios.flip(0) * 2))
+
+
+def _more(t: Trial) -> list[tuple[str, ...]]:
     """What could be declared beside: each alone, then all."""
-    missing = tuple(sorted(set(SUPPLIED) - needs))
+    missing = tuple(sorted(set(t.supplied) - t.plugin.needs))
     return [*((name,) for name in missing), *([missing] if len(missing) > 1 else [])]
 
 

@@ -89,7 +89,7 @@ class Trial:
         forgotten = [number for file, number, _ in rows if (file, number) not in places]
         change = "drop nothing silently: yield a Refusal, with the reason, for every row without a Record"
         got = (
-            f"neither record nor refusal for {FILE}:{forgotten[:1]}, {short(columns[forgotten[0] - 1])}"
+            f"neither record nor refusal for {FILE}:{forgotten[0]}, {short(columns[forgotten[0] - 1])}"
             if forgotten
             else ""
         )
@@ -124,7 +124,8 @@ def right_rows_are_taken(t: Trial) -> None:
     records = [item for item in items if isinstance(item, Record)]
     refused = [item.reason for item in items if isinstance(item, Refusal)]
     change = "take rows of the format; or mend the rows given to this check"
-    t.review.require(bool(records), tried, f"no record; refused because: {short(refused[:1])}", change)
+    reason = refused[0] if refused else "nothing was yielded"
+    t.review.require(bool(records), tried, f"no record; refused because: {reason}", change)
     for record in records:
         fault = fault_of(record, t.objectives)
         change = "yield records as moalign.api.Record describes them"

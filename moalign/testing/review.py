@@ -9,9 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
+from pydantic import ValidationError
+
 from moalign.errors import UserError
 
 T = TypeVar("T")
+FROZEN = (
+    "write nothing into the plugin: its fields are its options, and it has no other state (that of a run belongs into "
+    "the Watcher which an observer returns)"
+)
 
 
 class ConformanceError(AssertionError):
@@ -45,7 +51,7 @@ class Review:
         except UserError:
             raise
         except Exception as error:
-            self.fail(tried, described(error), change, error)
+            self.fail(tried, described(error), FROZEN if _wrote_into_itself(error) else change, error)
         touched = [name for name, state in _states().items() if before.get(name, state) != state]
         self.require(
             not touched,
@@ -73,13 +79,25 @@ def run(checks: Sequence[Callable[[T], None]], trial: T, exempt: Collection[str]
 
 def described(error: BaseException) -> str:
     """Kind and message on one line."""
+    if isinstance(error, ValidationError):  # pydantic's own text has an address and the whole input
+        found = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        return f"ValidationError of {error.title}: {found}"
     return " ".join(f"{type(error).__name__}: {error}".split()) if str(error) else type(error).__name__
+
+
+def first(what: str, places: Sequence[int]) -> str:
+    """``pair 3``, or ``no pair``."""
+    return f"{what} {places[0]}" if places else f"no {what}"
 
 
 def short(value: object) -> str:
     """A value for a message."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def _wrote_into_itself(error: Exception) -> bool:
+    return isinstance(error, ValidationError) and error.errors()[0]["type"] == "frozen_instance"
 
 
 def _states() -> dict[str, object]:

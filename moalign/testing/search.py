@@ -165,7 +165,8 @@ def nothing_is_proposed_twice(t: Trial) -> None:
             t.review.require(not known, tried, f"{known}, which the history has", change)
             if proposed:
                 first = (*history, _outcome(fate, len(history), proposed[0]))
-                more = _ids(t.propose(f"{name}: a history that ends in the middle of a proposal", space, first))
+                tried = f"{name}: a history of {len(first)}, which ends in the middle of a proposal"
+                more = _ids(t.propose(tried, space, first))
                 t.review.require(proposed[0].id not in more, tried, f"{proposed[0].id} again after it ended", change)
 
 

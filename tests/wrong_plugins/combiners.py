@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from moalign.api import Batch, Combiner, PairTerms, Preference, PreferenceError, pair_preference
+from moalign.api import Batch, Combiner, PairTerms, Preference, PreferenceError, Round, pair_preference
 
 
 class Weighted(Combiner):
@@ -188,6 +189,124 @@ class Seeds(Weighted):
         return super().pair_terms(batch)
 
 
+class Remembers(Weighted):
+    """Right, for sampled responses: the weights move by the running means of the rewards, round by round."""
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"groups"})
+
+    def init(self, preference: Preference) -> Mapping[str, Any]:
+        return {"names": list(preference.values), "means": dict.fromkeys(preference.values, 0.0), "damping": 0.5}
+
+    def observe(self, state: Mapping[str, Any], seen: Round) -> Mapping[str, Any]:
+        kept = (state["means"][name] / 2 for name in seen.objectives)
+        moved = [before + mean / 2 for before, mean in zip(kept, seen.rewards.mean(0).tolist(), strict=True)]
+        return {**state, "means": dict(zip(seen.objectives, moved, strict=True))}
+
+    def signal(self, rewards: Tensor, preference: Tensor, groups: Tensor, state: Mapping[str, Any]) -> Tensor:
+        means = rewards.new_tensor([state["means"][name] for name in state["names"]])
+        return self.scalarise(rewards, preference * (-state["damping"] * means).sigmoid())
+
+
+class HalfPrecision(Remembers):
+    """Returns float32."""
+
+    def signal(self, rewards: Tensor, preference: Tensor, groups: Tensor, state: Mapping[str, Any]) -> Tensor:
+        return super().signal(rewards, preference, groups, state).float()
+
+
+class DividesByTheOthers(Remembers):
+    """A response that is alone in its group has none."""
+
+    def signal(self, rewards: Tensor, preference: Tensor, groups: Tensor, state: Mapping[str, Any]) -> Tensor:
+        return super().signal(rewards, preference, groups, state) / ((groups[:, None] == groups).sum(1) - 1)
+
+
+class ShiftsInPlace(Remembers):
+    """Centres the rewards that it was given."""
+
+    def signal(self, rewards: Tensor, preference: Tensor, groups: Tensor, state: Mapping[str, Any]) -> Tensor:
+        return super().signal(rewards.sub_(1.0), preference, groups, state)
+
+
+class WritesIntoTheState(Remembers):
+    """Changes the state that it was given."""
+
+    def observe(self, state: Mapping[str, Any], seen: Round) -> Mapping[str, Any]:
+        state["means"].update(super().observe(state, seen)["means"])
+        return state
+
+
+class EndlessFactor(Remembers):
+    """Multiplies the advantages by infinity."""
+
+    def multiplier(self, state: Mapping[str, Any]) -> float:
+        return float("inf")
+
+
+class KeepsItsOwnCount(Remembers):
+    """Counts the rounds of all candidates in itself."""
+
+    seen_before: ClassVar[list[int]] = []
+
+    def multiplier(self, state: Mapping[str, Any]) -> float:
+        self.seen_before.append(1)
+        return 1 / len(self.seen_before)
+
+
+class TensorInTheState(Remembers):
+    """Its state holds a tensor."""
+
+    def observe(self, state: Mapping[str, Any], seen: Round) -> Mapping[str, Any]:
+        return {**super().observe(state, seen), "last": seen.rewards.mean()}
+
+
+class FirstOfTheState(Remembers):
+    """Reads its state by the place of the keys."""
+
+    def init(self, preference: Preference) -> Mapping[str, Any]:
+        return {"start": 1.0, **super().init(preference), "a": 2.0}
+
+    def multiplier(self, state: Mapping[str, Any]) -> float:
+        return float(next(iter(state.values())) == 1.0)
+
+
+class EarlyBirds(Remembers):
+    """Whoever was sampled first gets more."""
+
+    def signal(self, rewards: Tensor, preference: Tensor, groups: Tensor, state: Mapping[str, Any]) -> Tensor:
+        return super().signal(rewards, preference, groups, state) - 0.1 * torch.arange(len(rewards))
+
+
+class CountsTheFirstTwice(Remembers):
+    """One objective has a place of its own."""
+
+    def signal(self, rewards: Tensor, preference: Tensor, groups: Tensor, state: Mapping[str, Any]) -> Tensor:
+        return super().signal(rewards, preference, groups, state) + rewards[:, 0]
+
+
+class RanksTheWorstFirst(Remembers):
+    """Falls where a reward grows."""
+
+    def signal(self, rewards: Tensor, preference: Tensor, groups: Tensor, state: Mapping[str, Any]) -> Tensor:
+        return -super().signal(rewards, preference, groups, state)
+
+
+class TwoAnswers(Weighted):
+    """Doubles for sampled responses what it has for pairs."""
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"scored", "groups"})
+    weighs_judges: ClassVar[bool] = False
+
+    def signal(self, rewards: Tensor, preference: Tensor, groups: Tensor, state: Mapping[str, Any]) -> Tensor:
+        return 2 * self.scalarise(rewards, preference)
+
+
+class EmptyRange(Remembers):
+    """Has a meaning for no reward at all."""
+
+    reward_range: ClassVar[tuple[float, float]] = (1.0, 0.0)
+
+
 WRONG = {
     OneWeightForAll: "a tensor",
     DividesByZero: "scale of pair .* is not finite",
@@ -206,8 +325,21 @@ WRONG = {
     WritesIntoTheBatch: "strength changed during the call",
     RefusesByValueError: "raise PreferenceError",
     TwoObjectivesOnly: "equal weights of any number of objectives",
-    UnknownPairs: 'accepts holds "labelled", "scored" or both',
+    UnknownPairs: 'accepts holds one or more of "labelled"',
     Seeds: "global random state of torch",
+    HalfPrecision: r"return one float64 for each response: \[9\]",
+    DividesByTheOthers: "a signal that is not finite",
+    ShiftsInPlace: "an argument changed during the call",
+    WritesIntoTheState: "observe, round 0.*\n.*an argument changed during the call",
+    EndlessFactor: "return one finite number",
+    KeepsItsOwnCount: "another signal or multiplier\n.*functions of their arguments",
+    TensorInTheState: "no tensors",
+    FirstOfTheState: "the order of its keys",
+    EarlyBirds: "never from its place",
+    CountsTheFirstTwice: "none is special by position",
+    RanksTheWorstFirst: "its signal falls",
+    TwoAnswers: "two answers",
+    EmptyRange: "the smallest and the largest reward",
 }
 
 
@@ -254,4 +386,4 @@ class InteriorOnly(Weighted):
         return -((-rewards).exp() * preference).sum(-1).log()
 
 
-UNUSUAL = (Weighted, Worst, InteriorOnly)
+UNUSUAL = (Weighted, Worst, InteriorOnly, Remembers)

@@ -21,7 +21,8 @@ class Linear(Combiner):
 
     Scale is 1 and margin 0: a pairwise loss sees each judgement as it is, and the losses of the objectives are summed
     with their weights (a pair that no single objective judged counts once). Regression losses get the scalarised reward
-    difference. Directions work too; with a negative component only where no pair is labelled by that objective.
+    difference, those on sampled responses the scalarised reward. Directions work too (a unit vector v with components
+    of any sign, DPA, arXiv 2402.18571); with a negative component only where no pair is labelled by that objective.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"labelled", "scored", "groups"})

@@ -1,0 +1,110 @@
+"""Inner products of the objectives' gradients on one adapter, from one forward and one backward pass.
+
+The loss of a sampled response is its advantage times a loss of its own, so that the gradient of objective k is the sum
+over responses of advantage_k times one and the same gradient. In a backward pass of the sum of those losses each layer
+sees the positions of every response apart; weighing them by the advantages under each objective gives all gradients of
+that layer, and their inner products are added up layer after layer. arXiv 2509.11452 does with M passes what needs one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from moalign import door, lora
+from moalign.api import Objective
+from moalign.data.dataset import PairDataset
+from moalign.engine.layout import Layout
+from moalign.engine.model import LanguageModel
+from moalign.lora import Mixture
+from moalign.types import Batch, PairTerms
+
+POSITIONS = 2**14  # in a pass, padding among them
+
+
+class Products:
+    """``total`` [M,M]: the products so far. ``weights`` [M,n]: of the positions of the pass under way."""
+
+    def __init__(self, objectives: int, device: torch.device):
+        self.gradients: dict[int, Tensor] = {}
+        self.weights = torch.empty(objectives, 0, device=device)
+        self._called = 0
+
+    def begin(self, weights: Tensor) -> None:
+        self.weights, self._called = weights, 0
+
+    def __call__(self, left: Tensor, right: Tensor) -> None:
+        """Layers call in the same order in every pass, and their gradients are sums over passes."""
+        weighed = left.detach() * self.weights[:, :, None].to(left.dtype)
+        gradient = (weighed.mT @ right).flatten(1)
+        known = self.gradients.get(self._called)
+        self.gradients[self._called] = gradient if known is None else known + gradient
+        self._called += 1
+
+    def total(self) -> Tensor:
+        found = [gradient.double() @ gradient.double().t() for gradient in self.gradients.values()]
+        return torch.stack(found).sum(0)
+
+
+def gradient_products(
+    model: LanguageModel,
+    slot: str,
+    objective: Objective,
+    dataset: PairDataset,
+    advantages: NDArray[np.float64],
+    candidate: str = "",
+) -> Tensor:
+    """G[M,M] with G[j,k] = <g_j, g_k>, float64, g_k the gradient of the mean loss with the advantages [M,P] under k.
+
+    ``dataset``: responses that are units of their own. The part of the loss that does not depend on the advantages
+    has no place in it. At the policy that sampled the responses, where no ratio is clipped.
+    """
+    products = Products(len(advantages), model.device)
+    rows = dataset.pairs[:, 0]
+    longest = max(len(dataset.sequences[row].ids) for row in rows)
+    per_pass = max(1, POSITIONS // longest)
+    for start in range(0, len(rows), per_pass):
+        chosen = rows[start : start + per_pass]
+        layout = model.lay_out([dataset.sequences[row] for row in chosen], [[place] for place in range(len(chosen))])
+        per_row = torch.from_numpy(advantages[:, start : start + per_pass] / len(rows)).to(model.device)
+        products.begin(per_row.repeat_interleave(layout.input_ids.shape[1], dim=1))
+        with torch.enable_grad(), lora.mixed(model.policy, Mixture((slot,), (len(chosen),), tap=products)):
+            batch = _batch(dataset, chosen, layout, model.response_logps(layout))
+            _unit_loss(objective, batch, candidate).backward()
+    return products.total().cpu()
+
+
+def _unit_loss(objective: Objective, batch: Batch, candidate: str) -> Tensor:
+    """The sum over rows of what an advantage of 1 adds to the loss."""
+    one = torch.ones_like(batch.logps[:, 0])
+    counted, without = (
+        door.call(
+            objective, "loss", replace(batch, advantages=value), PairTerms.of_rows(batch.logps), candidate=candidate
+        )
+        for value in (one, one * 0)
+    )
+    return (counted - without).sum()
+
+
+def _batch(dataset: PairDataset, chosen: NDArray[np.int64], layout: Layout, logps: Tensor) -> Batch:
+    def placed(values: tuple[NDArray[np.float32], ...] | None) -> Tensor | None:
+        if values is None:
+            return None
+        return layout.place(torch.from_numpy(np.concatenate([values[row] for row in chosen])).to(logps.device))
+
+    number, device = len(chosen), logps.device
+    return Batch(
+        logps=logps,
+        mask=layout.mask,
+        pairs=torch.arange(number, device=device)[:, None].expand(-1, 2),
+        pair_objective=torch.full((number,), -1, device=device),
+        preference=torch.zeros(number, len(dataset.objectives), device=device),
+        strength=torch.ones(number, device=device),
+        groups=torch.from_numpy(dataset.groups[chosen]).to(device),
+        ref_logps=placed(dataset.ref_logps),
+        old_logps=logps.detach(),
+    )

@@ -1,0 +1,271 @@
+"""Checks of rules for sampled responses: what they do over a few rounds of rewards, and with their state."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from moalign.api import MoalignError, Preference, Round
+from moalign.testing.combiner_trial import Trial, shown
+from moalign.testing.review import described, short
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+GROUPS = (4, 2, 4, 2, 7, 4, 7, 9, 2)  # of 3, 3, 2 responses and one, mixed, under the numbers of prompts
+EQUAL = (4, 6)  # two responses to a prompt that have the same rewards in the first round
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the rule says of one round."""
+
+    signal: Tensor
+    multiplier: float
+    state: Mapping[str, Any]
+
+
+def one_finite_number_per_response(t: Trial) -> None:
+    """A float64 for each response in every round, a finite multiplier, and nothing that was handed over changed."""
+    for preference, seen in _cases(t):
+        play(t, preference, seen)
+
+
+def rounds_are_answered_alike_twice(t: Trial) -> None:
+    """The same preference and rounds: the same signals, multipliers and states."""
+    change = "make observe, signal and multiplier functions of their arguments: no state of their own, no generator"
+    for preference, seen in _cases(t):
+        tried = f"{ROUNDS} rounds, twice, {shown(preference)}"
+        for first, second in zip(play(t, preference, seen), play(t, preference, seen), strict=True):
+            same = bool((first.signal == second.signal).all()) and first.multiplier == second.multiplier
+            t.review.require(same, tried, "another signal or multiplier", change)
+            t.review.require(first.state == second.state, tried, "another state", change)
+
+
+def state_is_plain_data(t: Trial) -> None:
+    """The state is JSON data, and a rule that goes on from what JSON makes of it goes on in the same way."""
+    for preference, seen in _cases(t):
+        tried = f"the state through JSON, {shown(preference)}"
+        answers = play(t, preference, seen)
+        change = "keep numbers, texts, lists and dictionaries with texts as keys; no tensors, tuples, NaN or infinity"
+        for state in [_begun(t, preference), *(answer.state for answer in answers)]:
+            t.review.require(isinstance(state, dict) and _through_json(state) == state, tried, short(state), change)
+        change = "read the state by name: the order of its keys may be another after it was stored"
+        for before, after in zip(answers, play(t, preference, seen, stored=True), strict=True):
+            same = bool((before.signal == after.signal).all()) and before.multiplier == after.multiplier
+            t.review.require(same, tried, "another signal or multiplier from then on", change)
+
+
+def order_of_responses_changes_nothing(t: Trial) -> None:
+    """Responses in another order, and prompts under other numbers: the same signal for each response."""
+    import torch
+
+    order = torch.arange(len(GROUPS)).roll(4).flip(0)
+    change = "let a response's signal follow from its rewards, its group and all responses, never from its place"
+    for preference, seen in _cases(t):
+        moved = [replace(each, rewards=each.rewards[order], groups=100 - each.groups[order]) for each in seen]
+        tried = f"responses in another order, prompts under other numbers, {shown(preference)}"
+        for before, after in zip(play(t, preference, seen), play(t, preference, moved), strict=True):
+            same = _agree(before.signal[order], after.signal) and math.isclose(before.multiplier, after.multiplier)
+            t.review.require(same, tried, "another signal or multiplier", change)
+
+
+def order_of_objectives_changes_no_signal(t: Trial) -> None:
+    """Objectives in another order, in rewards, preference and names."""
+    change = "find an objective by its name or by its place in the preference; none is special by position"
+    for preference, seen in _cases(t):
+        moved = [_rolled(each) for each in seen]
+        known = preference.values
+        other = replace(preference, values={name: known[name] for name in moved[0].objectives if name in known})
+        tried = f"the objectives in another order, {shown(preference)}"
+        for before, after in zip(play(t, preference, seen), play(t, other, moved), strict=True):
+            same = _agree(before.signal, after.signal) and math.isclose(before.multiplier, after.multiplier)
+            t.review.require(same, tried, "another signal or multiplier", change)
+
+
+def a_better_response_is_not_worse(t: Trial) -> None:
+    """A larger reward of one response does not lower its signal beside those of others to the prompt, and larger ones
+    in all that counts raise it; where ``monotone`` is declared and no component is negative.
+    """
+    if not t.plugin.monotone:
+        return
+    change = "let the signal grow with every reward that is wanted, or declare monotone = False"
+    for preference, seen in _cases(t):
+        if preference.kind == "direction":
+            continue
+        state = play(t, preference, seen)[-1].state
+        vector = preference.vector(seen[-1].objectives)
+        counting = [index for index, value in enumerate(vector) if value != 0]
+        for row in (0, 3, 8):
+            for index in range(len(vector)):
+                tried = f"a larger reward {index} of response {row}, {shown(preference)}"
+                grown = _growth(t, preference, seen[-1], state, row, [index])
+                t.review.require(grown >= -1e-9, tried, f"its signal falls by {-grown:g}", change)
+            tried = f"larger rewards of response {row} in all that counts, {shown(preference)}"
+            grown = _growth(t, preference, seen[-1], state, row, counting)
+            t.review.require(grown > 0, tried, "a signal that is not larger beside the others of the prompt", change)
+
+
+def signal_is_what_scalarise_says(t: Trial) -> None:
+    """A rule for scored pairs as well gives one answer to both."""
+    if "scored" not in t.plugin.accepts:
+        return
+    change = "let signal and scalarise agree, or accept one of the two units only"
+    for preference, seen in _cases(t):
+        for each, answer in zip(seen, play(t, preference, seen), strict=True):
+            tried = f"signal and scalarise on the same rewards, {shown(preference)}"
+            value = t.scalar(tried, each.rewards, _vector(preference, each)[0])
+            t.review.require(_agree(value, answer.signal), tried, "two answers", change)
+
+
+CHECKS: tuple[Callable[[Trial], None], ...] = (
+    one_finite_number_per_response,
+    rounds_are_answered_alike_twice,
+    state_is_plain_data,
+    order_of_responses_changes_nothing,
+    order_of_objectives_changes_no_signal,
+    a_better_response_is_not_worse,
+    signal_is_what_scalarise_says,
+)
+
+
+# --- playing rounds -------------------------------------------------------------------------------------------------
+
+
+def _cases(t: Trial) -> Iterator[tuple[Preference, list[Round]]]:
+    """Every preference that the rule accepts for sampled responses, with rounds to show it."""
+    if "groups" in t.plugin.accepts:
+        for preference, names in t.with_names(most=3):
+            yield preference, _rounds(t, names)
+
+
+def _rounds(t: Trial, names: tuple[str, ...]) -> list[Round]:
+    """Made-up rewards in the inner part of the rule's range, and inner products where they are asked for."""
+    import torch
+
+    generator = torch.Generator().manual_seed(t.seed)
+    low, high = t.plugin.reward_range
+    found: list[Round] = []
+    for number in range(ROUNDS):
+        if math.isfinite(high - low):
+            unit = torch.rand((len(GROUPS), len(names)), generator=generator, dtype=torch.float64)
+            rewards = low + (high - low) * (0.1 + 0.6 * unit + 0.05 * number)
+        else:
+            rewards = torch.randn((len(GROUPS), len(names)), generator=generator, dtype=torch.float64) + 0.5 * number
+        if number == 0:
+            rewards[EQUAL[1]] = rewards[EQUAL[0]]
+        start = found[0].start if found else rewards.mean(0)
+        gradients = torch.randn((len(names), 5), generator=generator, dtype=torch.float64)
+        gram = gradients @ gradients.T if t.plugin.needs_gram else None
+        found.append(Round(number, rewards, torch.tensor(GROUPS), start, names, gram))
+    return found
+
+
+def play(t: Trial, preference: Preference, seen: Sequence[Round], *, stored: bool = False) -> list[Answer]:
+    """As the engine asks a rule, all that is handed over being watched. ``stored``: the state goes through JSON."""
+    state, answers = _begun(t, preference), []
+    for each in seen:
+        about = f"round {each.number}, {shown(preference)}"
+        state = _watched(t, "observe", about, _through_json(state) if stored else state, each)
+        t.review.require(isinstance(state, dict), f"observe, {about}", short(state), "return the new state, a dict")
+        signal = _watched(t, "signal", about, each.rewards, _vector(preference, each), each.groups, state)
+        _check_signal(t, f"signal, {about}", signal, len(each.rewards))
+        multiplier = _watched(t, "multiplier", about, state)
+        good = isinstance(multiplier, int | float) and not isinstance(multiplier, bool) and math.isfinite(multiplier)
+        t.review.require(good, f"multiplier, {about}", short(multiplier), "return one finite number")
+        answers.append(Answer(signal, float(multiplier), deepcopy(state)))
+    return answers
+
+
+def _vector(preference: Preference, seen: Round) -> Tensor:
+    """The preference of every row, [N,M]."""
+    import torch
+
+    return torch.tensor(preference.vector(seen.objectives), dtype=torch.float64).expand_as(seen.rewards)
+
+
+def _begun(t: Trial, preference: Preference) -> Any:
+    return t.review.call(f"init with {shown(preference)}", "return the first state", t.plugin.init, preference)
+
+
+def _watched(t: Trial, hook: str, about: str, *arguments: Any) -> Any:
+    """What the hook returns for copies of the arguments, which it must leave as they are."""
+    given = deepcopy(arguments)
+    tried = f"{hook}, {about}"
+    try:
+        found = t.review.call(tried, f"{hook} must take every round", getattr(t.plugin, hook), *given)
+    except MoalignError as error:
+        t.review.fail(tried, described(error), f"{hook} must take every round of rewards in `reward_range`", error)
+    same = all(_same(before, after) for before, after in zip(arguments, given, strict=True))
+    change = "compute new tensors and a new state; write into none that was handed over"
+    t.review.require(same, tried, "an argument changed during the call", change)
+    return found
+
+
+def _check_signal(t: Trial, tried: str, signal: Any, rows: int) -> None:
+    import torch
+
+    is_tensor = isinstance(signal, torch.Tensor)
+    found = f"{signal.dtype} {list(signal.shape)}" if is_tensor else type(signal).__name__
+    good = is_tensor and signal.shape == (rows,) and signal.dtype == torch.float64
+    t.review.require(good, tried, found, f"return one float64 for each response: [{rows}]")
+    change = "guard logarithms and divisions: a group may have one response, or rewards that are all the same"
+    t.review.require(bool(signal.isfinite().all()), tried, "a signal that is not finite", change)
+
+
+def _growth(
+    t: Trial, preference: Preference, seen: Round, state: Mapping[str, Any], row: int, columns: Sequence[int]
+) -> float:
+    """By how much the row's signal grows, beside the mean of the others in its group, when its rewards do."""
+    low, high = t.plugin.reward_range
+    rewards = seen.rewards.clone()
+    rewards[row, columns] += 0.1 * (high - low) if math.isfinite(high - low) else 0.5
+    others = seen.groups == seen.groups[row]
+    others[row] = False
+    lead = []
+    for each in (seen.rewards, rewards):
+        signal: Tensor = t.plugin.signal(each, _vector(preference, seen), seen.groups, state)
+        lead.append(float(signal[row] - signal[others].mean()))
+    return lead[1] - lead[0]
+
+
+def _rolled(seen: Round) -> Round:
+    """With the first objective last."""
+    columns = [*range(1, len(seen.objectives)), 0]
+    return replace(
+        seen,
+        rewards=seen.rewards[:, columns],
+        start=seen.start[columns],
+        objectives=tuple(seen.objectives[column] for column in columns),
+        gram=None if seen.gram is None else seen.gram[columns][:, columns],
+    )
+
+
+def _through_json(state: Mapping[str, Any]) -> Any:
+    """With its keys sorted, as a file may have them; None where it is no JSON."""
+    try:
+        return json.loads(json.dumps(state, allow_nan=False, sort_keys=True))
+    except (TypeError, ValueError):
+        return None
+
+
+def _same(before: Any, after: Any) -> bool:
+    import torch
+
+    if isinstance(before, torch.Tensor):
+        return bool(torch.isclose(before, after, rtol=0, atol=0, equal_nan=True).all())
+    if isinstance(before, Round):
+        names = ("rewards", "groups", "start", "gram")
+        return all(_same(getattr(before, name), getattr(after, name)) for name in names)
+    return bool(before == after)
+
+
+def _agree(first: Tensor, second: Tensor) -> bool:
+    import torch
+
+    return bool(torch.isclose(first, second, rtol=1e-9, atol=1e-9).all())

@@ -1,0 +1,70 @@
+"""Responses compared by one objective after the other, in order of importance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from moalign.api import Combiner, Preference
+from moalign_plugins.combiners._preferences import needs_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+REGISTRATION = {
+    "name": "heron",
+    "class": "HERON",
+    "summary": "share of comparisons won within a prompt, the most important objective that differs deciding",
+    "paper": "arXiv:2309.02632",
+}
+
+
+class HERON(Combiner):
+    """Comparisons won less those lost, over all others to the same prompt: between -1 and 1. After arXiv 2309.02632.
+
+    Two responses are compared by the objective of the largest weight; only where that differs by no more than the
+    margin, by the next. Objectives of equal weight are compared by their mean, those without weight never. The paper
+    trains a reward model on the decided pairs; here they are counted. With a margin comparisons may go in circles.
+    """
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"groups"})
+    monotone: ClassVar[bool] = False  # with a margin, whose size follows the spread of the round
+
+    margin: float = Field(default=0.0, ge=0)
+    """differences up to this many standard deviations of the round (divisor N - 1) decide nothing"""
+
+    def check(self, preference: Preference) -> None:
+        needs_weights(preference, "heron")
+
+    def signal(self, rewards: Tensor, preference: Tensor, groups: Tensor, state: Mapping[str, Any]) -> Tensor:
+        import torch
+
+        levels = _levels(rewards, preference[0])
+        margins = self.margin * (levels.std(0) if len(levels) > 1 else torch.zeros_like(levels[0]))
+        signal = torch.zeros_like(rewards[:, 0])
+        for group in groups.unique():
+            rows = (groups == group).nonzero().squeeze(1)
+            signal[rows] = _won(levels[rows], margins) / max(len(rows) - 1, 1)
+        return signal
+
+
+def _levels(rewards: Tensor, weights: Tensor) -> Tensor:
+    """The mean reward of the objectives of each weight above 0, the largest weight first; [N,L]."""
+    import torch
+
+    values = [value for value in weights.unique().flip(0) if value > 0]
+    return torch.stack([rewards[:, weights == value].mean(1) for value in values], dim=1)
+
+
+def _won(levels: Tensor, margins: Tensor) -> Tensor:
+    """Comparisons won less those lost, [G,L] and [L] -> [G]."""
+    import torch
+
+    verdict = torch.zeros(len(levels), len(levels), dtype=levels.dtype)
+    for level, margin in zip(levels.unbind(1), margins, strict=True):
+        difference = level[:, None] - level[None, :]
+        decided = difference.sign() * (difference.abs() > margin)
+        verdict = verdict.where(verdict != 0, decided)
+    return verdict.sum(1)

@@ -1,0 +1,101 @@
+"""The bad-behaviour matrix: what a plugin of each kind may do, what then happens, and sweeps in which it does so.
+
+The tests in test_isolation_*.py take their cases from the table, and one of them sees to it that the table is whole.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import distributions
+
+from moalign.registry import KINDS
+
+NAME, VERSION = "misbehaving", "2.5"
+
+# Whatever happens, the message names kind, plugin, distribution, version and hook.
+REPORTED = "reported as broken, by whoever lists plugins and where a run names it; the others load"
+REFUSED = "the run is refused"
+FAILS = "the candidate fails; the others finish"
+ENDS = "the run ends; what was finished is kept"
+WITHOUT = "the run goes on without it"
+HARMLESS = "changes nothing: it was given a copy, or what it changed is put back"
+NO_TENSORS = "cannot occur: it returns plain data"
+CONSTANT = "cannot occur: its terms are constants"
+NOTHING = "cannot occur: nobody uses what it returns"
+
+ORDER = ("objective", "combiner", "reward", "search", "reader", "observer")
+TABLE: dict[str, tuple[str, ...]] = {
+    # when it is loaded
+    "import error": (REPORTED,) * 6,
+    "exits at import": (REPORTED,) * 6,
+    "missing dependency": (REPORTED,) * 6,
+    "name clash": (REPORTED,) * 6,
+    "wrong signature": (REPORTED,) * 6,
+    "its constructor raises": (REPORTED,) * 6,
+    "dies at import": (REPORTED,) * 6,
+    "hangs at import": (REPORTED,) * 6,
+    # in the middle
+    "raises": (FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT),
+    "exits": (FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT),
+    "raises no Exception": (FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT),
+    "raises what cannot be shown": (FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT),
+    "hangs": (FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT),
+    "dies by a signal": (FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT),
+    "ends the process": (FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT),
+    # what it returns
+    "NaN": (FAILS, FAILS, FAILS, ENDS, REFUSED, NOTHING),
+    "wrong shape": (FAILS, FAILS, FAILS, ENDS, REFUSED, NOTHING),
+    "wrong dtype": (FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT),
+    "wrong device": (FAILS, FAILS, FAILS, NO_TENSORS, NO_TENSORS, NO_TENSORS),
+    "detached graph": (FAILS, CONSTANT, NO_TENSORS, NO_TENSORS, NO_TENSORS, NO_TENSORS),
+    # what it does beside that
+    "mutates inputs": (FAILS, FAILS, HARMLESS, HARMLESS, HARMLESS, HARMLESS),
+    "reseeds generators": (FAILS, FAILS, HARMLESS, ENDS, HARMLESS, HARMLESS),
+}
+HOOKS = dict(zip(ORDER, ("loss", "pair_terms", "score", "propose", "read", "on_step"), strict=True))
+LOADING = tuple(TABLE)[:8]
+IN_A_PROCESS_OF_ITS_OWN = ("hangs", "dies by a signal", "ends the process")
+
+
+def expected(kind: str, behaviour: str) -> str:
+    return TABLE[behaviour][ORDER.index(kind)]
+
+
+def cases(*outcomes: str, behaviours: tuple[str, ...] | None = None) -> list[tuple[str, str]]:
+    """(kind, behaviour) of all cells with these outcomes."""
+    chosen = [name for name in TABLE if name not in LOADING] if behaviours is None else behaviours
+    return [(kind, name) for name in chosen for kind in ORDER if expected(kind, name) in outcomes]
+
+
+def install(folder: Path) -> Path:
+    """The distribution with a bad plugin of every kind."""
+    source = Path(__file__).with_name("misbehaving.py").read_text()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{NAME}.py").write_text(source)
+    distributions.register(folder, NAME, NAME, VERSION)
+    return folder
+
+
+def content(model: Path, pairs: Path, **changes: Any) -> dict[str, Any]:
+    """A configuration of three candidates, all of them together; without the changes nobody misbehaves."""
+    plain: dict[str, Any] = {
+        "model": {"path": str(model), "lora": {"r": 4, "alpha": 8}},
+        "objectives": {"helpful": None, "harmless": None},
+        "data": {"path": str(pairs), "held_out": 0.2, "reader": "bad"},
+        "loss": "bad",
+        "combine": "bad",
+        "search": "bad",
+        "train": {"steps": 3, "pairs_per_step": 4, "lr": 1e-2, "together": 4},
+        "evaluate": {"samples": 1, "max_new_tokens": 3, "prompts": 3},
+    }
+    return plain | changes
+
+
+def rewarded(**options: Any) -> dict[str, Any]:
+    """Objectives of which one has the bad reward; asked of the data, the base and each candidate."""
+    return {"helpful": {"reward": {"name": "bad"} | options}, "harmless": {"reward": "length"}}
+
+
+assert tuple(KINDS) == ORDER

@@ -1,0 +1,148 @@
+"""Adaptive rules in real runs: their numbers are among the metrics, and a resumed run is the unbroken one."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from math import tanh
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sweeps import contents, small_config
+
+from moalign import registry
+from moalign.config import Config
+from moalign.errors import PreferenceError
+from moalign.sweeps import run
+from moalign.sweeps.observe import Observer
+from moalign.sweeps.plan import prepare
+
+ROUNDS = 3
+WEIGHTS = {"alone": {"brief": 1.0, "wordy": 0.0}, "even": {"brief": 0.5, "wordy": 0.5}}
+BOUNDS = {"short": "brief>=-0.5", "long": {"thresholds": {"wordy": 2.0}}}
+COMBINERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "dynamic-hypervolume": ({"name": "dynamic-hypervolume", "scale": 0.5}, WEIGHTS),
+    "lagrangian": ({"name": "lagrangian", "rate": 0.25}, BOUNDS),
+    "schedule": ({"name": "schedule", "rounds": 2}, WEIGHTS),
+}
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("data") / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"q{number}: "}) + "\n" for number in range(10)))
+    return file
+
+
+def settings(tiny_model_path: Path, prompts: Path, combine: object, preferences: dict[str, Any]) -> Config:
+    return small_config(
+        tiny_model_path,
+        prompts,
+        objectives={"brief": {"reward": "length"}, "wordy": {"reward": "length", "direction": "min"}},
+        preferences=preferences,
+        search="listed",
+        train={"steps": 6, "lr": 1e-2, "together": 1},
+        rollouts={"rounds": ROUNDS, "samples": 3, "prompts": 4, "prompts_per_step": 2, "max_new_tokens": 5},
+        loss={"name": "rloo"},
+        combine=combine,
+    )
+
+
+class Stop(Observer):
+    """Interrupts, as ctrl-C does, after that many steps."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def on_step(self, candidate, step, metrics):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+def metrics_of(directory: Path, candidate: str) -> list[dict]:
+    file = directory / "candidates" / candidate / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module", params=list(COMBINERS))
+def unbroken(request, tiny_model_path, prompts, tmp_path_factory) -> tuple[Config, Path]:
+    config = settings(tiny_model_path, prompts, *COMBINERS[request.param])
+    directory = tmp_path_factory.mktemp("runs") / request.param
+    run.start(config, directory, registry.discover(), Observer())
+    return config, directory
+
+
+def test_the_state_is_among_the_metrics_and_follows_the_rounds(unbroken):
+    config, directory = unbroken
+    for candidate in config.preferences:
+        rows = metrics_of(directory, candidate)
+        rounds = rows[::2]
+        for first, second in zip(rounds, rows[1::2], strict=True):  # two steps each: it is the round's, not the step's
+            state = {name: value for name, value in first.items() if name.startswith("combine/")}
+            assert state and state == {name: value for name, value in second.items() if name in state}
+        name, expected = EXPECTED[config.combine.name](rounds, config.preferences[candidate])
+        assert [row[f"combine/{name}"] for row in rounds] == pytest.approx(expected, rel=1e-12)
+
+
+def weight_of_brief(rounds: list[dict], preference: dict) -> tuple[str, list[float]]:
+    return "weights/brief", [0.5, (0.5 + preference["brief"]) / 2, preference["brief"]]
+
+
+def multiplier(rounds: list[dict], preference: dict) -> tuple[str, list[float]]:
+    name, bound = ("brief", -0.5) if preference == BOUNDS["short"] else ("wordy", 2.0)
+    found = [0.0]
+    for row in rounds:
+        found.append(max(0.0, found[-1] + 0.25 * (bound - row[f"{name}/reward"])))
+    return f"multipliers/{name}", found[1:]
+
+
+def factor(rounds: list[dict], preference: dict) -> tuple[str, list[float]]:
+    """Brief and wordy are opposites, so that together they never gain; brief alone gains what it beats its best by."""
+    means = [row["brief/reward"] for row in rounds]
+    gains = [(mean - max(means[: number + 1])) / 0.5 for number, mean in enumerate(means[1:])]
+    alone = preference["brief"] == 1
+    return "multiplier", [1.0, *(0.5 + 1.5 * tanh(max(gain, 0.0) * alone) for gain in gains)]
+
+
+EXPECTED = {"schedule": weight_of_brief, "lagrangian": multiplier, "dynamic-hypervolume": factor}
+
+
+def test_interrupted_and_resumed_equals_unbroken_byte_for_byte(unbroken, tmp_path):
+    """One candidate is finished, the other in its second round."""
+    config, directory = unbroken
+    with pytest.raises(KeyboardInterrupt):
+        run.start(config, tmp_path / "run", registry.discover(), Stop(9))
+    run.resume(tmp_path / "run", registry.discover(), Observer())
+    assert contents(tmp_path / "run") == contents(directory)
+
+
+@pytest.mark.parametrize("unbroken", ["dynamic-hypervolume", "lagrangian"], indirect=True)
+def test_killed_and_resumed_equals_unbroken_byte_for_byte(unbroken, tmp_path):
+    config, directory = unbroken
+    file, killed = tmp_path / "sweep.yaml", tmp_path / "run"
+    file.write_text(json.dumps(config.model_dump(mode="json")))
+    command = [sys.executable, "-m", "moalign", "sweep", str(file), "--out", str(killed)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(killed.glob("candidates/*/MANIFEST.json")):  # one candidate is whole, another under way
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "front.json").exists()
+    done = subprocess.run([sys.executable, "-m", "moalign", "resume", str(killed)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert contents(killed) == contents(directory)
+
+
+def test_directions_work_with_losses_on_sampled_responses(tiny_model_path, prompts):
+    down = {"direction": {"brief": 0.6, "wordy": -0.8}}
+    plan = prepare(settings(tiny_model_path, prompts, "linear", {"down": down}), registry.discover())
+    assert plan.propose(())[0].preference.vector(plan.objectives) == (0.6, -0.8)
+    with pytest.raises(PreferenceError, match="down: combiner 'schedule' has no meaning for direction"):
+        prepare(settings(tiny_model_path, prompts, "schedule", {"down": down}), registry.discover())

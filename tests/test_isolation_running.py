@@ -1,0 +1,247 @@
+"""Plugins that misbehave in the middle of a run, in its own process: see the table in ``isolation``."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import isolation
+import numpy
+import pytest
+import torch
+from isolation import ENDS, FAILS, HARMLESS, HOOKS, IN_A_PROCESS_OF_ITS_OWN, REFUSED, WITHOUT, cases, rewarded
+from sweeps import contents, write_pairs
+
+from moalign import calls, config, registry
+from moalign.calls import Call, Record
+from moalign.errors import DataError, PluginError
+from moalign.sweeps import journal, run
+from moalign.sweeps.observe import Observer
+
+IDS = ["c0.00", "c0.50", "c1.00"]
+WHY = {
+    "raises": "RuntimeError: no reason",
+    "exits": "SystemExit: 3",
+    "raises no Exception": "Odd: no reason",
+    "raises what cannot be shown": "Unprintable: its message cannot be shown",
+}
+
+
+def here(*outcomes):
+    """Cases that do not take the process."""
+    return [case for case in cases(*outcomes) if case[1] not in IN_A_PROCESS_OF_ITS_OWN]
+
+
+class Warned(Observer):
+    def __init__(self):
+        self.warnings = []
+
+    def on_warning(self, what):
+        self.warnings.append(what)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return write_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl", prompts=12)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The registry with the distribution whose plugins misbehave, found as any other."""
+    folder = isolation.install(tmp_path_factory.mktemp("site"))
+    sys.path.insert(0, str(folder))
+    yield registry.discover()
+    sys.path.remove(str(folder))
+    sys.modules.pop(isolation.NAME)
+
+
+@pytest.fixture(scope="module")
+def sweep(tiny_model_path, pairs, installed):
+    """Start a run with changes of the configuration, or go on with the one that is there; its front."""
+
+    def start(directory, observer=None, search_does="", **changes):
+        sys.modules[isolation.NAME].CALLS.update(score=0, search=search_does)
+        random.seed(0)
+        numpy.random.seed(0)
+        torch.manual_seed(0)
+        settings = config.from_mapping(isolation.content(tiny_model_path, pairs, **changes))
+        if directory.exists():
+            return run.resume(directory, installed, observer or Observer())
+        return run.start(settings, directory, installed, observer or Observer())
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def healthy(sweep, tmp_path_factory):
+    """Nobody misbehaves: fronts and files without and with rewards."""
+    folder = tmp_path_factory.mktemp("healthy")
+    found = {}
+    for with_rewards, changed in ((False, {}), (True, {"objectives": rewarded()})):
+        front = sweep(folder / str(with_rewards), **changed)
+        assert [point["id"] for point in front["points"]] == IDS
+        found[with_rewards] = Healthy(
+            front, folder / str(with_rewards), contents(folder / str(with_rewards)), generators()
+        )
+    return found
+
+
+class Healthy(NamedTuple):
+    front: dict[str, Any]
+    directory: Path
+    files: dict[str, bytes]
+    generators: str  # afterwards
+
+
+def generators():
+    return str((random.getstate(), torch.get_rng_state().tolist(), numpy.random.get_state()[1].tolist()))
+
+
+def scores(front):
+    return {point["id"]: point["scores"] for point in front["points"]}
+
+
+def names(kind):
+    return f"{kind} 'bad' of misbehaving 2.5, in {HOOKS[kind]}"
+
+
+def check_failures(kind, front, directory, healthy):
+    """Each candidate but the first and the last has failed in its own way; these two are as if they were alone."""
+    failed = [event for event in journal.read(directory / "journal.jsonl") if event.get("status") == "failed"]
+    assert [each["error"] for each in failed] == [each["error"] for each in front["failed"]]
+    for how, each in zip(WAYS[kind], failed, strict=True):
+        assert names(kind) in each["error"] and WHY.get(how, "") in each["error"], how
+    others = scores(front)
+    assert list(others) == ["c0.00", "c1.00"]
+    for identity, found in others.items():
+        assert found == pytest.approx(scores(healthy.front)[identity], abs=1e-6)
+
+
+WAYS = {kind: [how for other, how in here(FAILS) if other == kind] for kind in ("objective", "combiner", "reward")}
+
+
+@pytest.mark.parametrize(("kind", "key"), [("objective", "loss"), ("combiner", "combine")])
+def test_a_candidate_fails_and_the_others_finish(kind, key, sweep, healthy, tmp_path):
+    ways = WAYS[kind]
+    hows = {f"{number / (len(ways) + 1):.2f}": how for number, how in enumerate(ways, start=1)}
+    front = sweep(
+        tmp_path / "run",
+        search={"name": "bad", "points": len(ways) + 2},
+        **{key: {"name": "bad", "hows": hows}},
+    )
+    check_failures(kind, front, tmp_path / "run", healthy[False])
+
+
+def test_a_reward_fails_one_candidate_and_the_others_finish(sweep, healthy, tmp_path):
+    ways = WAYS["reward"]
+    (tmp_path / "queue").write_text("\n\n\n" + "\n".join(ways))  # good for data, base and first candidate
+    front = sweep(
+        tmp_path / "run",
+        search={"name": "bad", "points": len(ways) + 2},
+        objectives=rewarded(queue=str(tmp_path / "queue")),
+    )
+    check_failures("reward", front, tmp_path / "run", healthy[True])
+
+
+@pytest.mark.parametrize("how", ["fails in the backward pass", "blames the input"])
+def test_a_loss_fails_alone_whatever_else_it_does(how, sweep, tmp_path):
+    """Nobody can tell whose backward pass failed in a pass of several, so they are trained one by one."""
+    front = sweep(tmp_path / "run", loss={"name": "bad", "hows": {"0.50": how}})
+    (failed,) = front["failed"]
+    hook = "loss" if how == "blames the input" else "the backward pass of loss"
+    assert failed["id"] == "c0.50" and list(scores(front)) == ["c0.00", "c1.00"]
+    assert f"objective 'bad' of misbehaving 2.5, in {hook}: " in failed["error"]
+
+
+@pytest.mark.parametrize("how", ["NaN", "wrong shape", "wrong dtype", "wrong device"])
+def test_a_wrong_difference_is_the_rules_fault(how, sweep, tmp_path):
+    front = sweep(
+        tmp_path / "run",
+        objectives=rewarded(),
+        loss="bad-regression",
+        combine={"name": "bad-difference", "hows": {"0.50": how}},
+    )
+    (failed,) = front["failed"]
+    expected = "combiner 'bad-difference' of misbehaving 2.5, in pair_terms: difference must be finite, float32"
+    assert failed["id"] == "c0.50" and expected in failed["error"]
+
+
+@pytest.mark.parametrize(("kind", "how"), here(ENDS))
+def test_the_run_ends_and_keeps_what_was_finished(kind, how, sweep, healthy, tmp_path):
+    """A search is asked again when its first candidates are done."""
+    directory = tmp_path / "run"
+    shutil.copytree(healthy[False].directory, directory)
+    with pytest.raises(PluginError) as error:
+        sweep(directory, search_does=how)
+    assert names(kind) in str(error.value) and WHY.get(how, "") in str(error.value)
+    assert contents(directory) == healthy[False].files
+
+
+@pytest.mark.parametrize(("kind", "how"), here(REFUSED))
+def test_the_run_is_refused(kind, how, sweep, pairs, tmp_path):
+    with pytest.raises((PluginError, DataError)) as error:
+        sweep(tmp_path / "run", **reading(how, pairs))
+    assert names(kind) in str(error.value) and "pairs.jsonl:3" in str(error.value)
+    assert WHY.get(how, "") in str(error.value)
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def reading(how, pairs):
+    return {"data": {"path": str(pairs), "held_out": 0.2, "reader": {"name": "bad", "how": how}}}
+
+
+def test_the_run_goes_on_without_it_or_unharmed(sweep, healthy, tmp_path):
+    told = Warned()
+    ways = [how for kind, how in here(WITHOUT, HARMLESS) if kind == "observer"]
+    sweep(tmp_path / "run", told, observers=[{"name": "bad", "how": how} for how in ways])
+    without = [how for _, how in here(WITHOUT)]
+    assert len(told.warnings) == len(without) == 5 and len(ways) == 7
+    hooks = {how: "on_run_start" if how == "wrong dtype" else HOOKS["observer"] for how in without}
+    for how in without:
+        (warning,) = (each for each in told.warnings if WHY.get(how, "not a moalign.api.Watcher") in each)
+        assert f"observer 'bad' of misbehaving 2.5 failed in {hooks[how]} and was switched off" in warning
+    assert contents(tmp_path / "run") == healthy[False].files
+    assert generators() == healthy[False].generators
+
+
+@pytest.mark.parametrize(("kind", "how"), [case for case in here(HARMLESS) if case[0] != "observer"])
+def test_nothing_is_changed(kind, how, sweep, healthy, pairs, tmp_path):
+    changes = {
+        "reward": {"objectives": rewarded(how=how, at=3)},
+        "search": {"search_does": how},
+        "reader": reading(how, pairs),
+    }[kind]
+    sweep(tmp_path / "run", **changes)
+    assert contents(tmp_path / "run") == healthy[kind == "reward"].files
+    assert generators() == healthy[kind == "reward"].generators
+
+
+def test_whoever_is_at_work_is_announced(sweep, pairs, tmp_path):
+    """In a call of each kind the process that stands by can read who it is, for whom, and how long it may take."""
+    record, seen = Record(), []
+    sys.modules[isolation.NAME].CALLS["seen"] = lambda: seen.append(record.read()[1])
+    how = "is seen"
+    calls.watched_by(record)
+    try:
+        sweep(
+            tmp_path / "run",
+            search_does=how,
+            loss={"name": "bad", "hows": {"0.50": how}},
+            combine={"name": "bad", "hows": {"0.50": how}},
+            objectives=rewarded(how=how, at=4),  # after the data, the base and the first candidate
+            observers=[{"name": "bad", "how": how}],
+            plugin_deadline=42,
+            **reading(how, pairs),
+        )
+    finally:
+        calls.watched_by(None)
+    assert {call.kind for call in seen} == set(HOOKS) and record.read()[1] is None
+    for call in seen:
+        candidate = "c0.50" if call.kind in WAYS else ""
+        expected = Call(names(call.kind).partition(",")[0], "misbehaving", HOOKS[call.kind], candidate, 42, call.kind)
+        assert call == expected
+        done_without = {"observer": ("observer", call.who)} | dict.fromkeys(WAYS, ("candidate", "c0.50"))
+        assert call.dispensable == done_without.get(call.kind)

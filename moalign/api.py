@@ -171,10 +171,17 @@ class Combiner(Plugin):
 
 
 class Reward(Plugin):
-    """Scores responses for one objective; larger is better."""
+    """Scores responses for one objective; larger is better.
+
+    A sample's score is a function of the sample, so that samples of the same content are asked once in a run.
+    """
+
+    deterministic: ClassVar[bool] = True
+    """whether a sample has the same score, to the last bit, at every call and whatever stands beside it; where not, as
+    with padded batches of a model, only samples of one call are asked once"""
 
     def score(self, samples: Sequence[Sample]) -> Sequence[float | None]:
-        """One finite number per sample, or None to abstain."""
+        """One finite number per sample, or None to abstain; may be a coroutine function (``async def``)."""
         raise NotImplementedError
 
 

@@ -76,6 +76,11 @@ class ObjectiveSettings(Section):
     """min: scores are negated once, when they are read"""
     reward: Choice | None = None
     """a reward plugin that scores responses for this objective"""
+    on_error: Literal["stop", "skip_sample", "skip_objective"] = "stop"
+    """where the reward raises, or returns NaN, infinity or the wrong number of scores: stop, which fails the candidate;
+    skip_sample leaves such samples unscored, after a call that fails as a whole has been made for each alone;
+    skip_objective takes it for constant in this round of sampled responses, and is stop elsewhere. All is counted in
+    the metrics. A call that never returns is plugin_deadline's matter"""
     transform: Chain = ()
     """what shapes the rewards of sampled responses, one after the other, before they are combined; they are larger is
     better by then, whatever the direction, and what is evaluated stays as it was"""

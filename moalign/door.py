@@ -6,9 +6,12 @@ leave the global random generators other than it found them.
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -71,7 +74,7 @@ def call(
     source = origin(plugin)
     versions = [tensor._version for tensor in _tensors(arguments)]
     with kept_generators(thorough) as touched, guarded(source, hook, candidate):
-        result = getattr(plugin if on is None else on, hook)(*arguments)
+        result = _awaited(getattr(plugin if on is None else on, hook)(*arguments))
         result = result if then is None else then(result)
     if touched and isinstance(plugin, PURE):
         raise PluginError(
@@ -108,6 +111,18 @@ def iterate(plugin: Plugin, hook: str, *arguments: Any) -> Iterator[Any]:
                 except StopIteration:
                     return
             yield item
+
+
+def _awaited(result: Any) -> Any:
+    """What a coroutine function returns in the end; awaited in another thread where this one has a loop (notebooks)."""
+    if not inspect.iscoroutine(result):
+        return result
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(result)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, result).result()
 
 
 def as_plugin_error(error: BaseException, source: Origin, hook: str) -> BaseException:

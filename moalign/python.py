@@ -11,7 +11,8 @@ from moalign import config as configuration
 from moalign import registry, storage
 from moalign.config import Config
 from moalign.errors import RunError
-from moalign.sweeps import front
+from moalign.sweeps import callables, front
+from moalign.sweeps.callables import RewardFunction
 from moalign.sweeps.observe import Observer
 
 
@@ -55,10 +56,13 @@ def sweep(
     out: str | Path | None = None,
     overrides: Sequence[str] = (),
     observer: Observer | None = None,
+    rewards: Mapping[str, RewardFunction] | None = None,
 ) -> Run:
     """Train the front that a configuration describes, as ``moalign sweep`` does; returns the run.
 
     ``config`` is a file, a mapping or a Config; ``out`` defaults to runs/NAME, and is needed without a file.
+    ``rewards``: for objectives that the configuration has without a reward, functions of samples, each with prompt and
+    response, that return one score per sample or None; coroutine functions, too. See ``moalign.api.Reward``.
     """
     from moalign.sweeps import run
 
@@ -69,21 +73,29 @@ def sweep(
         settings = config if isinstance(config, Config) else configuration.from_mapping(config, overrides)
     if out is None:
         raise RunError("out: without a configuration file there is no name for the run directory; give one")
-    run.start(settings, Path(out), registry.discover(), observer or Observer())
+    settings = callables.chosen(settings, rewards or {})
+    installed = callables.installed(registry.discover(), rewards or {})
+    run.start(settings, Path(out), installed, observer or Observer())
     finish(Path(out), observer or Observer())
     return Run(Path(out))
 
 
-def resume(directory: str | Path, accept_plugin_change: bool = False, observer: Observer | None = None) -> Run:
+def resume(
+    directory: str | Path,
+    accept_plugin_change: bool = False,
+    observer: Observer | None = None,
+    rewards: Mapping[str, RewardFunction] | None = None,
+) -> Run:
     """Go on with an interrupted run, as ``moalign resume`` does; returns the run.
 
     Raises RunError where something that decides the result has changed; plugins of another version or file are let
-    through with ``accept_plugin_change``.
+    through with ``accept_plugin_change``. ``rewards``: the callables that the run was started with.
     """
     from moalign.sweeps import run
 
     watching = observer or Observer()
-    run.resume(Path(directory), registry.discover(), watching, accept_plugin_change=accept_plugin_change)
+    installed = callables.installed(registry.discover(), rewards or {})
+    run.resume(Path(directory), installed, watching, accept_plugin_change=accept_plugin_change)
     finish(Path(directory), watching)
     return Run(Path(directory))
 

@@ -152,12 +152,14 @@ class Scoring(Reward):
 
 def scores(*returned: float) -> Callable[[Place], str]:
     def provoke(place: Place) -> str:
-        from moalign.sweeps.material import score
+        from moalign.engine.rewards import Scorer
 
         reward = {"name": "wanted-words", "scores": list(returned)}
         objectives = {"helpful": {"reward": reward}, "harmless": {"reward": {"name": "length"}}}
         plan = place.plan("reward", "wanted-words", Scoring, objectives=objectives)
-        return refused(lambda: score(plan, "helpful", [Sample("Why?", "")] * (4 if len(returned) == 1 else 2)))
+        scorer = Scorer("helpful", plan.rewards["helpful"], plan.config.objectives["helpful"], print)
+        samples = [Sample("Why?", "so " * number) for number in range(4 if len(returned) == 1 else 2)]
+        return refused(lambda: scorer.score(samples))
 
     return provoke
 

@@ -3,48 +3,31 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from sweeps import small_config, write_pairs
 
 from moalign import registry
-from moalign.api import Reward
 from moalign.engine.rollouts import sample
 from moalign.engine.train import train
-from moalign.errors import ConfigError, DataError, PluginError
+from moalign.errors import ConfigError, DataError
 from moalign.sweeps import run
 from moalign.sweeps.candidate import batch_source, job_of
-from moalign.sweeps.material import score
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import Plan, prepare
 from moalign.sweeps.workshop import open_workshop
-from moalign.types import Candidate, Preference, Sample
+from moalign.types import Candidate, Preference
 
 ROLLOUTS = {"rounds": 2, "samples": 3, "prompts": 5, "prompts_per_step": 2, "max_new_tokens": 5}
 
 
-class Odd(Reward):
-    """Returns what it was built with."""
-
-    values: tuple[float | None, ...] = ()
-    fails: bool = False
-
-    def score(self, samples):
-        if self.fails:
-            raise RuntimeError("no connection")
-        return list(self.values)
-
-
-def plan_with(model: Path, pairs: Path, reward: Reward | None = None, direction: str = "max", **changes) -> Plan:
-    objectives = {"short": {"reward": "length", "direction": direction}}
-    plan = prepare(
+def plan_with(model: Path, pairs: Path, **changes) -> Plan:
+    objectives = {"short": {"reward": "length"}}
+    return prepare(
         small_config(model, pairs, objectives=objectives, search={"name": "grid", "points": 1}, **changes),
         registry.discover(),
     )
-    return plan if reward is None else replace(plan, rewards={"short": reward})
 
 
 @pytest.fixture
@@ -52,28 +35,6 @@ def prompts(tmp_path) -> Path:
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps({"prompt": f"q{number}: "}) + "\n" for number in range(10)))
     return file
-
-
-@pytest.mark.parametrize(
-    ("reward", "message"),
-    [
-        (Odd.model_construct(values=(1.0,), fails=False), "returned 1 scores for 2 samples"),
-        (Odd.model_construct(values=(1.0, float("nan")), fails=False), "returned nan; a score is finite, or None"),
-        (Odd.model_construct(values=(1.0, float("inf")), fails=False), "returned inf"),
-        (Odd(fails=True), "in score: RuntimeError: no connection"),
-    ],
-)
-def test_what_a_reward_may_not_return(tiny_model_path, prompts, reward, message):
-    plan = plan_with(tiny_model_path, prompts, reward, loss="rebel", rollouts=ROLLOUTS)
-    with pytest.raises(PluginError, match="reward 'Odd' of test_material, in score") as caught:
-        score(plan, "short", [Sample("q", "a"), Sample("q", "b")])
-    assert message in str(caught.value)
-
-
-def test_abstaining_is_not_a_score_and_a_minimised_objective_is_negated_once(tiny_model_path, prompts):
-    plan = plan_with(tiny_model_path, prompts, Odd(values=(None, 2.0)), "min", loss="rebel", rollouts=ROLLOUTS)
-    values = score(plan, "short", [Sample("q", "a"), Sample("q", "b")])
-    assert np.isnan(values[0]) and values[1] == -2.0
 
 
 def test_sampling_is_a_function_of_the_seed_and_leaves_the_generator_alone(tiny_model_path, prompts):

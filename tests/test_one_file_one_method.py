@@ -36,6 +36,12 @@ DELETED = [
         {"objectives": {"helpful": {"reward": "length", "transform": "par"}}, "rollouts": {}, "loss": "rebel"},
     ),
     (
+        "rewards/regex.py",
+        "reward regex",
+        {"objectives": {"helpful": {"reward": {"name": "regex", "pattern": "a"}}}},
+        {"objectives": {"helpful": {"reward": "length"}}},
+    ),
+    (
         "combiners/chebyshev.py",
         "combiner chebyshev",
         {"combine": "chebyshev", "loss": "rebel"},
@@ -48,7 +54,21 @@ DELETED = [
 
 # Strings in moalign's code that are the name of a method, and why. A name inside a longer string counts as well, unless
 # it is an ordinary word.
-ORDINARY_WORDS = {"columns", "grid", "jsonl", "length", "linear", "listed", "preference", "prompts", "random", "scale"}
+ORDINARY_WORDS = {
+    "columns",
+    "format",
+    "grid",
+    "http",
+    "jsonl",
+    "length",
+    "linear",
+    "listed",
+    "preference",
+    "prompts",
+    "random",
+    "regex",
+    "scale",
+}
 TERMS = "a field of PairTerms"
 SCORE_KINDS = "a kind of evaluation, scores of pairs against those of samples"
 LEGITIMATE = {
@@ -72,11 +92,12 @@ LEGITIMATE = {
     "report/page.py": {"preference": "a key of front.json"},
     "report/picture.py": {"preference": "a key of front.json"},
     "report/table.py": {"preference": "a key of front.json"},
+    "storage.py": {"format": "a key of a model file's header"},
     "sweeps/front.py": {"preference": "a key of front.json"},
     "sweeps/material.py": {"preference": SCORE_KINDS},
     "sweeps/outcomes.py": {"preference": "a key of outcome.json"},
     "sweeps/plan.py": {"preference": SCORE_KINDS},
-    "sweeps/run.py": {"prompts": "a key of run.json"},
+    "sweeps/run.py": dict.fromkeys(("format", "prompts"), "a key of run.json"),
     "testing/batch.py": {"preference": "a field of Batch"},
     "testing/combiner.py": {"scale": TERMS},
     "testing/combiner_trial.py": {"preference": "an argument's name", "scale": TERMS},

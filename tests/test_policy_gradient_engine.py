@@ -17,6 +17,7 @@ from moalign.demo.enumeration import Enumeration, enumerate_replies, reply_logps
 from moalign.engine import train as loop
 from moalign.engine.advantages import Advantages
 from moalign.engine.batches import RolloutSource
+from moalign.engine.rewards import Scored
 from moalign.engine.rollouts import Rollout
 from moalign.engine.train import train_together
 from moalign.engine.trainee import Trainee
@@ -104,7 +105,7 @@ def source_for(objective: Objective, workshop: Workshop) -> RolloutSource:
         source,
         first_round=None,
         prompts=(tuple(workshop.model.tokeniser.prompt(PROMPT)),) * (STEPS * GROUPS),
-        score=lambda rollouts: np.array([known.get(rollout.ids, (grammar.WORST,) * 2) for rollout in rollouts]),
+        score=lambda rollouts: Scored(np.array([known.get(each.ids, (grammar.WORST,) * 2) for each in rollouts])),
         advantages=Advantages(objective, workshop.plan.combiner, CANDIDATE.preference, workshop.plan.objectives, "c"),
     )
 

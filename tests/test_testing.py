@@ -73,10 +73,14 @@ OPTIONS = {
         "strength": {"kind": "by"},
     },
     "tiny-assistant": {"objective": "helpful"},
+    "regex": {"pattern": "[a-z]"},
+    "format": {"sections": ["a", "b"]},
     "gated": {"gates": [{"objective": "concise", "above": 0.2}]},
     "product": {"penalties": ["concise"]},
     "reward-robust": {"nominal": "concise"},
 }
+# They need a file, a model or a server, and are checked in test_rewards_*.py.
+ELSEWHERE = {"exact-answer", "sequence-classification", "implicit-reward", "http"}
 OTHERWISE = [
     ("objective", "dpo", {"label_smoothing": 0.1}),
     ("objective", "ipo", {"average": True}),
@@ -100,11 +104,14 @@ OTHERWISE = [
     ("objective", "gspo", {"kl": "k2"}),
     ("search", "grid", {"warm_start": "neighbour"}),
     ("search", "grid", {"partitions": 4}),
+    ("reward", "length", {"target": 9, "free": 2}),
+    ("reward", "format", {"keys": ["a"]}),
 ]
 
 
 def shipped():
-    every = [(entry.kind, entry.name, OPTIONS.get(entry.name, {})) for entry in REGISTRY.entries]
+    entries = [entry for entry in REGISTRY.entries if entry.name not in ELSEWHERE]
+    every = [(entry.kind, entry.name, OPTIONS.get(entry.name, {})) for entry in entries]
     return [pytest.param(*each, id=f"{each[0]}-{each[1]}-{number}") for number, each in enumerate(every + OTHERWISE)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -28,6 +28,7 @@ class PairDataset:
     ``samples[N]``         prompt and response as text, for rewards that score them
     ``counts``             what was truncated or dropped, and why
     ``advantages[N]``      of sampled responses that are units of their own (None: the pairs are); not part of the hash
+    ``figures``            of a round of sampled responses, for the metrics; not part of the hash either
     ``old_logps``, ``ref_logps``  for each, of its response tokens under the policy that sampled it, and the reference
     """
 
@@ -42,6 +43,7 @@ class PairDataset:
     counts: Mapping[str, int]
     warnings: tuple[str, ...] = ()
     advantages: NDArray[np.float64] | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
     old_logps: tuple[NDArray[np.float32], ...] | None = None
     ref_logps: tuple[NDArray[np.float32], ...] | None = None
 

@@ -93,6 +93,7 @@ class RolloutSource:
     figures: dict[str, float] = field(default_factory=dict)
     _round: int = -1
     _dataset: PairDataset | None = field(default=None, repr=False)
+    _rewards: np.ndarray | None = field(default=None, repr=False)
 
     def at(self, step: int) -> tuple[PairDataset, np.ndarray]:
         current = self._round_of(step)
@@ -138,18 +139,21 @@ class RolloutSource:
 
     def _use(self, dataset: PairDataset, number: int) -> None:
         """Train on these from now on, with this candidate's own transforms and advantages."""
-        raw, self.figures = dataset.rewards, {}
+        raw, figures = dataset.rewards, dict(dataset.figures)
         shaping, rule = copy(self.shaping), copy(self.advantages)  # a round that fails half-way and is tried again
         if shaping is not None:
-            shaped, self.figures = shaping.of(number, dataset)
-            dataset = replace(dataset, rewards=shaped)
+            shaped, more = shaping.of(number, dataset)
+            dataset, figures = replace(dataset, rewards=shaped), figures | more
         if rule is not None:
-            dataset = self._weighed(dataset, raw, number, rule)
+            dataset, more = self._weighed(dataset, raw, number, rule)
+            figures |= more
         self.shaping, self.advantages = shaping, rule  # must not be seen twice
-        self._dataset, self._round = dataset, number
+        self._dataset, self._round, self._rewards, self.figures = dataset, number, raw, figures
 
-    def _weighed(self, dataset: PairDataset, raw: np.ndarray, number: int, advantages: Advantages) -> PairDataset:
-        """With the advantage of every response that is a unit, and what the policy thinks of it now."""
+    def _weighed(
+        self, dataset: PairDataset, raw: np.ndarray, number: int, advantages: Advantages
+    ) -> tuple[PairDataset, dict[str, float]]:
+        """With the advantage of every response that is a unit, and what the policy thinks of it now; and figures."""
         rows, needs = dataset.pairs[:, 0], advantages.objective.needs
         old = reference = None
         if "old_logps" in needs or "reference" in needs:
@@ -168,8 +172,7 @@ class RolloutSource:
             gram = gradient_products(self.model, self.slot, advantages.objective, dataset, each, self.candidate)
         values = np.zeros(len(dataset.sequences))
         values[rows], figures = advantages.of(number, raw[rows], groups, ratios, gram, shaped)
-        self.figures |= figures
-        return replace(dataset, advantages=values)
+        return replace(dataset, advantages=values), figures
 
     def _round_of(self, step: int) -> int:
         return step * self.settings.rounds // self.steps
@@ -177,7 +180,8 @@ class RolloutSource:
     def _dataset_of(self, rollouts: Sequence[Rollout]) -> PairDataset:
         """Of the responses that every reward has scored, all pairs within the groups; or each alone."""
         with calls.on_behalf_of(self.candidate):
-            rewards = self.score(rollouts)
+            scored = self.score(rollouts)
+        rewards = scored.with_constants(self._rewards)
         groups = np.array([rollout.prompt for rollout in rollouts], dtype=np.int64)
         if self.shaping is not None:
             rewards = self.shaping.comparable(rewards, groups)
@@ -202,6 +206,7 @@ class RolloutSource:
             rewards=rewards,
             groups=groups,
             counts={"sampled responses without a reward": int((~known).sum())},
+            figures=scored.figures,
         )
 
 

@@ -67,9 +67,9 @@ def evaluate(
     chosen = accuracies
     if held_out.score is not None:
         scored = held_out.score(rollouts)
-        rewards = _mean_rewards(scored, rollouts, objectives)
+        rewards = _mean_rewards(scored.values, rollouts, objectives)
         details |= {f"{name}/reward": mean for name, (mean, _) in rewards.items()}
-        details |= _abstained(scored, objectives)
+        details |= scored.figures
         chosen = rewards if kind == "generate" else accuracies
     missing = [name for name in objectives if name not in chosen]
     if missing:
@@ -108,12 +108,6 @@ def _mean_rewards(
         if known.any():
             result[name] = _mean_and_error(rewards[known, index], prompts[known])
     return result
-
-
-def _abstained(rewards: np.ndarray, objectives: tuple[str, ...]) -> dict[str, float]:
-    """Share of the samples that a reward would not score, where there are any."""
-    shares = np.isnan(rewards).mean(axis=0).tolist()
-    return {f"{name}/abstained": share for name, share in zip(objectives, shares, strict=True) if share}
 
 
 def _accuracies(

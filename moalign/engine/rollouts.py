@@ -14,6 +14,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from moalign import lora
 from moalign.data.tokenise import Sequence as TokenSequence
 from moalign.engine.model import LanguageModel
+from moalign.engine.rewards import Scored
 from moalign.errors import TrainingError
 from moalign.lora import Mixture
 from moalign.seeds import derive
@@ -33,7 +34,7 @@ class Rollout:
     ended: bool
 
 
-Score = Callable[[Sequence[Rollout]], np.ndarray]  # -> rewards [N, M], larger is better, NaN where a reward abstains
+Score = Callable[[Sequence[Rollout]], Scored]
 
 
 def prompts_of_round(available: int, wanted: int, seed: int, number: int) -> list[int]:

@@ -74,7 +74,7 @@ class References:
             seed=derive(self.seed, "references", number),
         )
         rollouts = [replace(rollout, prompt=new[rollout.prompt]) for rollout in rollouts]
-        rewards = self.score(rollouts)
+        rewards = self.score(rollouts).values
         for prompt in new:
             own = [index for index, rollout in enumerate(rollouts) if rollout.prompt == prompt]
             lengths = np.array([len(rollouts[index].ids) for index in own])

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moalign import door, storage
+from moalign import storage
 from moalign.data.dataset import PairDataset, drop_unrewarded, with_rewards
 from moalign.data.loading import read_file
 from moalign.data.pairing import labelled, scored
@@ -18,13 +17,15 @@ from moalign.data.split import split
 from moalign.data.tokenise import Tokeniser
 from moalign.engine.evaluate import HeldOut
 from moalign.engine.model import LanguageModel
+from moalign.engine.rewards import Scored, Scorer, score_all
 from moalign.engine.rollouts import Rollout, Score
-from moalign.errors import ConfigError, DataError, PluginError
+from moalign.errors import ConfigError, DataError
 from moalign.sweeps.plan import Plan
 from moalign.types import Message, Record, Sample
 
 Prompt = str | tuple[Message, ...]
 Asked = tuple[Prompt, tuple[int, ...]]
+Scorers = Mapping[str, Scorer]
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,13 @@ class Material:
     score_references: Score | None = None
 
 
-def gather(plan: Plan, model: LanguageModel) -> Material:
-    """Read, split, score, tokenise.
+def gather(plan: Plan, model: LanguageModel, warn: Callable[[str], None]) -> Material:
+    """Read, split, score, tokenise. ``warn`` is told of failures of rewards that are skipped, now and later.
 
     Raises DataError with file and line, ConfigError where the data lacks what the configuration asks of it.
     """
     counts: Counter[str] = Counter()
+    scorers = {name: Scorer(name, each, plan.config.objectives[name], warn) for name, each in plan.rewards.items()}
     training, held_out = _records(plan, counts)
     tokeniser = model.tokeniser
     limit = _longest_prompt(plan)
@@ -65,7 +67,7 @@ def gather(plan: Plan, model: LanguageModel) -> Material:
     margins = {name: _margin_source(plan, name, training) for name in plan.objectives}
     train = None
     if plan.config.rollouts is None:
-        train = _dataset(plan, training, tokeniser, margins)
+        train = _dataset(plan, scorers, training, tokeniser, margins)
         counts.update({f"training: {reason}": number for reason, number in train.counts.items()})
         counts["training pairs"] = len(train.pairs)
     pairs = _held_out_pairs(plan, held_out, tokeniser)
@@ -73,25 +75,26 @@ def gather(plan: Plan, model: LanguageModel) -> Material:
     counts["held-out pairs"] = 0 if pairs is None else len(pairs.pairs)
     if plan.evaluation_kind == "preference":
         _check_pairs(plan.objectives, plan, pairs, "evaluate", "score responses with objectives.{}.reward")
-    looked_at = _looked_at(plan, pairs, train, margins, counts)
+    looked_at = _looked_at(plan, scorers, pairs, train, margins, counts)
     paths = [storage.sha256_of(path) for path in plan.config.data_paths if path is not None]
     hashes = [*paths, *(data.content_hash for data in (train, pairs, looked_at) if data is not None)]
-    every_objective_scored = set(plan.rewards) == set(plan.objectives)
     return Material(
         train=train,
         prompts=tuple(ids for _, ids in asked),
-        score=_scorer(plan, asked) if every_objective_scored else None,
+        score=_score_of(scorers, asked, plan.objectives, dispensable=True),
         held_out=HeldOut(
             pairs=pairs,
             prompts=tuple(ids for _, ids in held_out_asked),
-            score=_scorer(plan, held_out_asked) if every_objective_scored else None,
+            score=_score_of(scorers, held_out_asked, plan.objectives, dispensable=False),  # a point needs all scores
         ),
         looked_at=looked_at,
         margins=margins,
         counts={reason: number for reason, number in counts.items() if number or reason.startswith("held-out")},
         warnings=() if train is None else train.warnings,
         digest=hashlib.sha256("/".join(hashes).encode()).hexdigest(),
-        score_references=_scorer(plan, asked, tuple(plan.references)) if plan.references else None,
+        score_references=_score_of(scorers, asked, tuple(plan.references), dispensable=False)
+        if plan.references
+        else None,
     )
 
 
@@ -159,7 +162,9 @@ def _margin_source(plan: Plan, name: str, records: Sequence[Record]) -> str:
     return "reward" if name in plan.rewards else "implicit"
 
 
-def _dataset(plan: Plan, records: Sequence[Record], tokeniser: Tokeniser, margins: Mapping[str, str]) -> PairDataset:
+def _dataset(
+    plan: Plan, scorers: Scorers, records: Sequence[Record], tokeniser: Tokeniser, margins: Mapping[str, str]
+) -> PairDataset:
     settings = plan.config.data
     directions = {name: spec.direction for name, spec in plan.config.objectives.items()}
     from_rewards = [name for name, source in margins.items() if source == "reward"]
@@ -180,17 +185,20 @@ def _dataset(plan: Plan, records: Sequence[Record], tokeniser: Tokeniser, margin
         )
     else:
         dataset = labelled(records, tokeniser, plan.objectives, max_length=settings.max_length, directions=directions)
-    return _rewarded(plan, dataset, margins)
+    return _rewarded(plan, scorers, dataset, margins)
 
 
-def _rewarded(plan: Plan, dataset: PairDataset, margins: Mapping[str, str]) -> PairDataset:
+def _rewarded(plan: Plan, scorers: Scorers, dataset: PairDataset, margins: Mapping[str, str]) -> PairDataset:
     """With the rewards of reward plugins, and without the pairs that lack a reward which the loss or combiner reads."""
     from_rewards = [name for name, source in margins.items() if source == "reward"]
     if from_rewards:
-        rewards = np.array(dataset.rewards)
+        rewards, counts = np.array(dataset.rewards), dict(dataset.counts)
         for name in from_rewards:
-            rewards[:, plan.objectives.index(name)] = score(plan, name, dataset.samples)
-        dataset = with_rewards(dataset, rewards)
+            column = scorers[name].score(dataset.samples)
+            rewards[:, plan.objectives.index(name)] = column.values
+            if column.failed:
+                counts[f"response that the reward of {name} failed on"] = column.failed
+        dataset = replace(with_rewards(dataset, rewards), counts=counts)
     if plan.scored:
         return drop_unrewarded(dataset)
     if plan.mixing_needs_margins:
@@ -212,6 +220,7 @@ def _held_out_pairs(plan: Plan, records: Sequence[Record], tokeniser: Tokeniser)
 
 def _looked_at(
     plan: Plan,
+    scorers: Scorers,
     pairs: PairDataset | None,
     train: PairDataset | None,
     margins: Mapping[str, str],
@@ -222,7 +231,7 @@ def _looked_at(
         return None
     if pairs is not None:
         try:
-            rewarded = _rewarded(plan, pairs, margins)
+            rewarded = _rewarded(plan, scorers, pairs, margins)
         except DataError as error:
             raise ConfigError(f"train.early_stop: of the held-out pairs, {error}; leave train.early_stop out") from None
         counts["early stop: held-out pair lacks a reward"] = len(pairs.pairs) - len(rewarded.pairs)
@@ -242,35 +251,17 @@ def _check_pairs(names: Sequence[str], plan: Plan, pairs: PairDataset | None, ke
             )
 
 
-def _scorer(
-    plan: Plan, asked: Sequence[Asked], names: Sequence[str] | None = None
-) -> Callable[[Sequence[Rollout]], np.ndarray]:
-    """Rewards [N,M] of rollouts to these prompts, larger is better, NaN where a reward abstains; of all objectives, or
-    of those named."""
-    scored_by = plan.objectives if names is None else names
+def _score_of(scorers: Scorers, asked: Sequence[Asked], names: Sequence[str], *, dispensable: bool) -> Score | None:
+    """Rewards of rollouts to these prompts by these objectives; None where one has none, or there are none of them.
 
-    def rewards(rollouts: Sequence[Rollout]) -> np.ndarray:
-        samples = [Sample(asked[rollout.prompt][0], rollout.text) for rollout in rollouts]
-        return np.stack([score(plan, name, samples) for name in scored_by], axis=1)
-
-    return rewards
-
-
-def score(plan: Plan, name: str, samples: Sequence[Sample]) -> np.ndarray:
-    """One objective's reward plugin over samples; float64 [N], direction applied, NaN where it abstains.
-
-    Raises PluginError naming the plugin where it raises or returns the wrong number of scores or one not finite.
+    ``dispensable``: see Scorer.
     """
-    who = f"{door.origin(plan.rewards[name]).who}, in score for {name}:"
-    given = copy.deepcopy(tuple(samples))  # what it does to them must not reach another's
-    values = door.call(plan.rewards[name], "score", given, then=list)
-    if len(values) != len(samples):
-        raise PluginError(f"{who} it returned {len(values)} scores for {len(samples)} samples")
-    try:
-        result = np.array([np.nan if value is None else float(value) for value in values])
-    except Exception as error:  # such as a tensor of several numbers, or of none because it is on the device "meta"
-        raise PluginError(f"{who} a score is a number, or None where it abstains: {error}") from None
-    wrong = [index for index, value in enumerate(values) if value is not None and not np.isfinite(result[index])]
-    if wrong:
-        raise PluginError(f"{who} it returned {values[wrong[0]]!r}; a score is finite, or None where it abstains")
-    return -result if plan.config.objectives[name].direction == "min" else result
+    if not names or not set(scorers) >= set(names):
+        return None
+    ordered = [scorers[name] for name in names]
+
+    def score(rollouts: Sequence[Rollout]) -> Scored:
+        samples = [Sample(asked[rollout.prompt][0], rollout.text) for rollout in rollouts]
+        return score_all(ordered, samples, dispensable=dispensable)
+
+    return score

@@ -21,7 +21,7 @@ from moalign.engine.lower_cache import LowerCache
 from moalign.engine.lower_worth import worth
 from moalign.errors import RunError, TrainingError
 from moalign.registry import Registry
-from moalign.sweeps import front, journal, outcomes, provenance, together
+from moalign.sweeps import callables, front, journal, outcomes, provenance, together
 from moalign.sweeps.candidate import train_candidates
 from moalign.sweeps.mixed import mix_candidate
 from moalign.sweeps.observe import Observer
@@ -63,6 +63,7 @@ def resume(
     through with ``accept_plugin_change``; the journal then tells of it.
     """
     config = Config.model_validate(front.read_record(directory)["config"])
+    callables.check(config, registry, directory)
     plan = prepare(config, registry)
     with watched(plan, directory, observer) as watching:
         return _execute(plan, directory, provenance.used(plan, registry), watching, accept_plugin_change)

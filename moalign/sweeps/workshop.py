@@ -107,7 +107,7 @@ def open_workshop(plan: Plan, directory: Path, observer: Observer, *, keep_cache
         plan=plan,
         directory=directory,
         model=model,
-        material=gather(plan, model),
+        material=gather(plan, model, observer.on_warning),
         cache=LogpCache(model, directory / "cache" if keep_cache else None),
         accelerator=accelerator,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import math
 from collections.abc import Callable, Collection, Sequence
 from copy import deepcopy
@@ -44,7 +46,8 @@ def check_reward(
     """Check a reward on ordinary and odd texts and on ``samples``, at least one of which it must score.
 
     ``samples`` are needed for a reward that knows prompts of its own only; foreign texts it may refuse with a
-    DataError. ``tolerance``: how far a score may move with the batch, relative or absolute (a model's rounding).
+    DataError. ``tolerance``: how far a score may move, relative or absolute, where ``deterministic`` is False (a
+    model's rounding in padded batches); else it may not move at all.
     ``exempt``: names of checks to leave out. Raises ConformanceError.
     """
     trial = Trial(Review("reward", plugin), plugin, list(samples), tolerance, seed)
@@ -64,7 +67,7 @@ class Trial:
         """Checked: one finite number or None per sample, and the samples untouched."""
         given = deepcopy(list(samples))
         change = "score any text; return None for one that cannot be judged, or refuse it with a DataError"
-        found = self.review.call(tried, change, self.plugin.score, given)
+        found = self.review.call(tried, change, self._awaited, given)
         change = "copy what is to be sorted or changed; the samples belong to the host"
         self.review.require(given == list(samples), tried, "the samples were changed during the call", change)
         change = "return one entry per sample, in their order; None where the reward abstains"
@@ -80,10 +83,15 @@ class Trial:
             self.review.require(score is None or (number and math.isfinite(score)), tried, short(score), change)
         return scores
 
+    def _awaited(self, samples: list[Sample]) -> Sequence[float | None]:
+        returned = self.plugin.score(samples)
+        return asyncio.run(returned) if inspect.iscoroutine(returned) else returned
+
     def agree(self, first: float | None, second: float | None) -> bool:
         if first is None or second is None:
             return first is second
-        return math.isclose(first, second, rel_tol=self.tolerance, abs_tol=self.tolerance)
+        tolerance = 0.0 if self.plugin.deterministic else self.tolerance
+        return math.isclose(first, second, rel_tol=tolerance, abs_tol=tolerance)
 
 
 def nothing_gives_nothing(t: Trial) -> None:
@@ -122,6 +130,8 @@ def neighbours_change_nothing(t: Trial) -> None:
         for index, score in zip(order, scores, strict=True):
             alone = t.alone[index][1]
             change = "score every sample by itself: no ranking, centring or scaling over the batch; keep the order"
+            if score is not None and alone is not None and math.isclose(score, alone, rel_tol=1e-4, abs_tol=1e-4):
+                change = "set `deterministic: ClassVar[bool] = False`, as for padded batches, where all rounding counts"
             got = f"{score} for {short(samples[index].response)}, which alone has {alone}"
             t.review.require(t.agree(score, alone), tried, got, change)
 
@@ -130,7 +140,8 @@ def same_twice(t: Trial) -> None:
     samples = [sample for sample, _ in t.alone]
     first, second = t.score("all samples", samples), t.score("all samples again", samples)
     change = "score without chance: no dropout, no sampling, no clock"
-    t.review.require(first == second, "the same samples twice", f"{short(first)}, then {short(second)}", change)
+    same = all(t.agree(*scores) for scores in zip(first, second, strict=True))
+    t.review.require(same, "the same samples twice", f"{short(first)}, then {short(second)}", change)
 
 
 CHECKS: tuple[Callable[[Trial], None], ...] = (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -100,6 +102,36 @@ class Pads(Words):
         return [len(sample.response) / (1 + width) for sample in samples]
 
 
+class Rounds(Words):
+    """Says that it is deterministic, and rounds with the size of the batch."""
+
+    def score(self, samples: Sequence[Sample]) -> Sequence[float | None]:
+        return [value + 1e-7 * len(samples) for value in super().score(samples) if value is not None]
+
+
+class RoundsALot(Rounds):
+    """Says that it is not deterministic, and moves further than rounding does."""
+
+    deterministic: ClassVar[bool] = False
+
+    def score(self, samples: Sequence[Sample]) -> Sequence[float | None]:
+        return [value + 1e-2 * len(samples) for value in super().score(samples) if value is not None]
+
+
+class Later(Words):
+    """Answers with something for each score that nobody has awaited."""
+
+    async def score(self, samples: Sequence[Sample]) -> Sequence[float | None]:  # type: ignore[override]
+        return [_Score(sample) for sample in samples]  # type: ignore[misc]
+
+
+class _Score:
+    """What stands for a score that nobody has awaited."""
+
+    def __init__(self, sample: Sample):
+        self.sample = sample
+
+
 class Verdicts(Words):
     """Answers with True and False."""
 
@@ -125,6 +157,9 @@ WRONG = {
     NeedsASample: "no samples at all",
     Sampled: "the same samples twice",
     SeedsNumpy: r"global random state of numpy\.random",
+    Rounds: r"deterministic: ClassVar\[bool\] = False",
+    RoundsALot: "no ranking, centring or scaling",
+    Later: "plain finite numbers",
     Pads: "no ranking, centring or scaling",
     Verdicts: "plain finite numbers",
     AlwaysAbstains: "not a single score",
@@ -141,4 +176,24 @@ class Primes(Reward):
         return np.array([1.5 if "7" in sample.response else None for sample in samples])  # type: ignore[return-value]
 
 
-UNUSUAL = (Words, Primes)
+class Padded(Words):
+    """Unusual and right: rounds with the size of the batch, and says so."""
+
+    deterministic: ClassVar[bool] = False
+
+    def score(self, samples: Sequence[Sample]) -> Sequence[float | None]:
+        return [len(sample.response) + 1e-7 * len(samples) for sample in samples]
+
+
+class Awaited(Reward):
+    """Unusual and right: a coroutine function."""
+
+    async def score(self, samples: Sequence[Sample]) -> Sequence[float | None]:  # type: ignore[override]
+        return list(await asyncio.gather(*[self._later(sample) for sample in samples]))
+
+    async def _later(self, sample: Sample) -> float:
+        await asyncio.sleep(0)
+        return float(len(sample.response))
+
+
+UNUSUAL = (Words, Primes, Padded, Awaited)

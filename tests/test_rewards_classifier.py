@@ -1,0 +1,185 @@
+"""The reward `sequence-classification`, on tiny random classifiers, against forward passes by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from sweeps import contents, small_config
+from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+
+from moalign import registry
+from moalign.api import DataError, ModelError, Sample
+from moalign.sweeps import run
+from moalign.sweeps.observe import Observer
+from moalign.testing import check_reward
+from moalign_plugins.rewards import sequence_classification
+from moalign_plugins.rewards.sequence_classification import SequenceClassification
+
+TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+TALK = ({"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Eh?"}, {"role": "user", "content": "W!"})
+SAMPLES = [Sample("q: ", text) for text in ("a", "some more text", "b c", "", "another one")]
+
+
+def make(path: Path, tokenizer_of: Path, padding: bool = True, **labels: Any) -> Path:
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_of)
+    tokenizer.chat_template = TEMPLATE
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=tokenizer.pad_token_id if padding else None,
+        **labels,
+    )
+    LlamaForSequenceClassification(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def heads(tiny_model_path, tmp_path_factory) -> Path:
+    labels = {0: "kind", 1: "true", 2: "brief"}
+    return make(tmp_path_factory.mktemp("heads"), tiny_model_path, id2label=labels, label2id={"kind": 0})
+
+
+@pytest.fixture(scope="module")
+def single(tiny_model_path, tmp_path_factory) -> Path:
+    return make(tmp_path_factory.mktemp("single"), tiny_model_path, padding=False, num_labels=1)
+
+
+def by_hand(path: Path, *texts: str) -> list[list[float]]:
+    """All logits of each text alone; one token for each character after <s>, if the tokenizer has one there."""
+    tokenizer, model = AutoTokenizer.from_pretrained(path), LlamaForSequenceClassification.from_pretrained(path).eval()
+    rows = [torch.tensor([tokenizer(text)["input_ids"]]) for text in texts]
+    with torch.no_grad():
+        return [model(input_ids=row).logits[0].tolist() for row in rows]
+
+
+def reward(path: Path, **options: Any) -> SequenceClassification:
+    return SequenceClassification.model_validate({"path": str(path), "device": "cpu"} | options)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+@pytest.mark.parametrize(("head", "index"), [(0, 0), (2, 2), ("true", 1), ("brief", 2)])
+def test_the_score_is_the_logit_of_the_head(heads, head, index, batch_size):
+    expected = [row[index] for row in by_hand(heads, *("q: " + sample.response for sample in SAMPLES))]
+    assert reward(heads, head=head, batch_size=batch_size).score(SAMPLES) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_model_without_padding_scores_one_at_a_time(single):
+    expected = [row[0] for row in by_hand(single, *("q: " + sample.response for sample in SAMPLES))]
+    assert reward(single).score(SAMPLES) == pytest.approx(expected, abs=1e-6)
+
+
+def test_ways_of_reading(single):
+    sample = Sample("q: ", "yes")
+    texts = {"text": "q: yes", "response": "yes", "conversation": "[user]q: [assistant]yes"}
+    for read, text in texts.items():
+        assert reward(single, read=read).score([sample]) == pytest.approx(by_hand(single, text)[0], abs=1e-6)
+    talk = "[user]Why?[assistant]Eh?[user]W![assistant]yes"
+    for read in ("text", "pair", "conversation"):
+        assert reward(single, read=read).score([Sample(TALK, "yes")]) == pytest.approx(by_hand(single, talk)[0])
+    assert reward(single, read="response").score([Sample(TALK, "yes")]) == pytest.approx(by_hand(single, "yes")[0])
+    pair = AutoTokenizer.from_pretrained(single)("q: ", "yes")["input_ids"]
+    model = LlamaForSequenceClassification.from_pretrained(single).eval()
+    with torch.no_grad():
+        expected = model(input_ids=torch.tensor([pair])).logits[0].tolist()
+    assert reward(single, read="pair").score([sample]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_is_too_long(single):
+    sample = Sample("abc", "defgh")
+    assert reward(single, max_length=8).score([sample]) == pytest.approx(by_hand(single, "abcdefgh")[0], abs=1e-6)
+    assert reward(single, max_length=4).score([sample, Sample("a", "b")])[0] is None
+    for lose, kept in (("beginning", "efgh"), ("end", "abcd")):
+        found = reward(single, max_length=4, lose=lose).score([sample])
+        assert found == pytest.approx(by_hand(single, kept)[0], abs=1e-6)
+    assert reward(single).score([Sample("", "x" * 65), Sample("", "x" * 64), Sample("", "")])[::2] == [None, None]
+
+
+def test_heads_share_the_model_and_the_pass(heads, monkeypatch):
+    asked = []
+    computed = sequence_classification._Classifier._computed
+    monkeypatch.setattr(
+        sequence_classification._Classifier,
+        "_computed",
+        lambda self, *question: asked.append(question) or computed(self, *question),
+    )
+    sequence_classification._classifier.cache_clear()
+    kind, true = reward(heads, head="kind"), reward(heads, head="true")
+    assert kind.score(SAMPLES) != true.score(SAMPLES)
+    assert len(asked) == 1 and sequence_classification._classifier.cache_info().currsize == 1
+    true.score(SAMPLES[:2])
+    assert len(asked) == 2
+
+
+def test_it_conforms(heads):
+    check_reward(reward(heads, head=1))
+
+
+@pytest.mark.parametrize("head", [None, 3, -1, "kinder"])
+def test_a_head_that_is_not_there_names_those_that_are(heads, head):
+    with pytest.raises(ModelError, match=r"head: .* of 0 \(kind\), 1 \(true\), 2 \(brief\)"):
+        reward(heads, head=head).score(SAMPLES)
+
+
+def test_what_is_no_classifier_is_refused(tiny_model_path, tmp_path):
+    with pytest.raises(ModelError, match=r"no trained sequence classifier, .* score\.weight"):
+        reward(tiny_model_path).score(SAMPLES)
+    with pytest.raises(ValidationError, match=r"no directory with a config\.json"):
+        reward(tmp_path)
+
+
+def test_weights_in_pickles_are_refused(single, tmp_path):
+    import shutil
+
+    copy = Path(shutil.copytree(single, tmp_path / "pickled"))
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="safetensors"):
+        reward(copy).score(SAMPLES)
+
+
+def test_a_conversation_that_the_template_refuses(single, tmp_path):
+    import shutil
+
+    copy = Path(shutil.copytree(single, tmp_path / "plain"))
+    (copy / "chat_template.jinja").unlink()
+    with pytest.raises(DataError, match="chat template"):
+        reward(copy).score([Sample(TALK, "yes")])
+
+
+class Stop(Observer):
+    """Interrupts a run when its first candidate is done."""
+
+    def on_candidate_end(self, outcome):
+        raise KeyboardInterrupt
+
+
+def test_a_sweep_on_two_heads_interrupted_and_resumed_is_the_unbroken_one(heads, tiny_model_path, tmp_path):
+    """Scores of padded batches depend on the batch in their last bits, so what is asked must not depend on the past."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"q{number}: "}) + "\n" for number in range(8)))
+    choice = {"name": "sequence-classification", "path": str(heads), "device": "cpu", "batch_size": 3}
+    settings = small_config(
+        tiny_model_path,
+        prompts,
+        objectives={name: {"reward": choice | {"head": name}} for name in ("kind", "true")},
+        search={"name": "grid", "points": 3},
+        train={"steps": 4, "lr": 1e-2, "together": 1},
+        loss="rloo",
+        rollouts={"rounds": 2, "samples": 3, "prompts": 4, "prompts_per_step": 2, "max_new_tokens": 5},
+    )
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert len(run.start(settings, whole, registry.discover(), Observer())["points"]) == 3
+    with pytest.raises(KeyboardInterrupt):
+        run.start(settings, cut, registry.discover(), Stop())
+    run.resume(cut, registry.discover(), Observer())
+    assert contents(cut) == contents(whole)

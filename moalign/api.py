@@ -12,6 +12,7 @@ A hook that may be missing in an older moalign is marked ``@hookimpl(optionalhoo
 The hooks, by the version that brought them:
 1  ``register_objectives(register)``, ``register_combiners(register)``, ``register_rewards(register)``,
    ``register_searches(register)``, ``register_readers(register)``, ``register_observers(register)``
+2  ``register_transforms(register)``
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from moalign.types import (
     Preference,
     Record,
     Refusal,
+    Responses,
     Round,
     RunInfo,
     Sample,
@@ -54,7 +56,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-API_VERSION = 1
+API_VERSION = 2
 ENTRY_POINT_GROUP = "moalign"
 
 hookspec = pluggy.HookspecMarker("moalign")
@@ -159,7 +161,7 @@ class Combiner(Plugin):
         """One number for each sampled response: rewards [N,M], preference [N,M], groups [N] -> [N].
 
         All are float64 but the groups, which are whole numbers: those of one prompt share one. A preference of
-        thresholds has NaN for the objectives without one.
+        thresholds has NaN for the objectives without one. The rewards are as transforms left them.
         """
         return self.scalarise(rewards, preference)
 
@@ -180,6 +182,32 @@ class Reward(Plugin):
 
     def score(self, samples: Sequence[Sample]) -> Sequence[float | None]:
         """One finite number per sample, or None to abstain; may be a coroutine function (``async def``)."""
+        raise NotImplementedError
+
+
+class Transform(Plugin):
+    """Shapes the rewards of one objective before the combiner sees them; what is evaluated stays as it was.
+
+    Transforms chain: each sees what the one before it made of the rewards.
+    """
+
+    monotone: ClassVar[bool] = True
+    """whether of two responses to one prompt, alike in all else, the one with more reward never gets less"""
+    pointwise: ClassVar[bool] = False
+    """whether what a response gets depends on no other response and on no state; such a transform is applied to the
+    base's responses too, where one that comes after it compares with them"""
+
+    def references(self) -> int:
+        """How many responses of the untouched base to each prompt it compares with (``about.reference``); 0: none."""
+        return 0
+
+    def init(self) -> Mapping[str, Any]:
+        """The state with which a candidate's training begins, as plain data; for running statistics."""
+        return {}
+
+    def apply(self, rewards: Tensor, about: Responses, state: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, Any]]:
+        """The rewards of a round's responses as they are to count, finite float64 [N] like ``rewards``, and the state
+        after this round. A function of its arguments, none of which it changes."""
         raise NotImplementedError
 
 
@@ -335,6 +363,7 @@ __all__ = [
     "Record",
     "Refusal",
     "Register",
+    "Responses",
     "Reward",
     "Round",
     "Row",
@@ -344,6 +373,7 @@ __all__ = [
     "Search",
     "Space",
     "TrainingError",
+    "Transform",
     "UserError",
     "Watcher",
     "chosen_logps",

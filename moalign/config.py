@@ -41,6 +41,13 @@ def _named(value: Any) -> Any:
 Choice = Annotated[PluginChoice, BeforeValidator(_named)]  # "grid" is short for {name: grid}
 
 
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str | Mapping) else value
+
+
+Chain = Annotated[tuple[Choice, ...], BeforeValidator(_listed)]  # one alone needs no list
+
+
 class LoraSettings(Section):
     r: int = Field(default=8, ge=1)
     """rank"""
@@ -74,6 +81,9 @@ class ObjectiveSettings(Section):
     skip_sample leaves such samples unscored, after a call that fails as a whole has been made for each alone;
     skip_objective takes it for constant in this round of sampled responses, and is stop elsewhere. All is counted in
     the metrics. A call that never returns is plugin_deadline's matter"""
+    transform: Chain = ()
+    """what shapes the rewards of sampled responses, one after the other, before they are combined; they are larger is
+    better by then, whatever the direction, and what is evaluated stays as it was"""
 
 
 class DataSettings(Section):
@@ -252,7 +262,7 @@ def _override(content: dict[str, Any], override: str) -> None:
     *parents, last = key.strip().split(".")
     target = content
     for depth, part in enumerate(parents):
-        if isinstance(target.get(part), str) and part in ("loss", "combine", "search", "reader", "reward"):
+        if isinstance(target.get(part), str) and part in ("loss", "combine", "search", "reader", "reward", "transform"):
             target[part] = _named(target[part])
         default = Config.model_fields[part].default if depth == 0 and part in Config.model_fields else None
         inner = target.setdefault(part, {"name": default.name} if isinstance(default, PluginChoice) else {})

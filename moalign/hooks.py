@@ -37,6 +37,10 @@ class HookSpecifications:
         """Register scorers of responses."""
 
     @hookspec
+    def register_transforms(self, register: Register) -> None:
+        """Register what shapes the rewards of sampled responses."""
+
+    @hookspec
     def register_searches(self, register: Register) -> None:
         """Register searches over preferences."""
 

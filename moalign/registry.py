@@ -29,6 +29,7 @@ from moalign.api import (
     Reader,
     Reward,
     Search,
+    Transform,
 )
 from moalign.calls import CONSTRUCTOR, IMPORT, Call, deaths, under_way
 from moalign.door import Origin, described
@@ -40,6 +41,7 @@ KINDS: Mapping[str, type[Plugin]] = {
     "objective": Objective,
     "combiner": Combiner,
     "reward": Reward,
+    "transform": Transform,
     "search": Search,
     "reader": Reader,
     "observer": Observer,
@@ -53,6 +55,7 @@ HOOKS: Mapping[str, str] = {
     "objective": "register_objectives",
     "combiner": "register_combiners",
     "reward": "register_rewards",
+    "transform": "register_transforms",
     "search": "register_searches",
     "reader": "register_readers",
     "observer": "register_observers",

@@ -198,13 +198,33 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class Responses:
+    """What there is to know of a round's sampled responses beside their rewards, for transforms of these.
+
+    ``number``          of the round, from 0
+    ``groups[N]``       responses to one prompt share a number
+    ``lengths[N]``      response tokens, the end-of-sequence token among them
+    ``ended[N]``        bool; False where the response was cut at rollouts.max_new_tokens
+    ``reference[N,R]``  what the objective's reward, and the transforms before this one, make of R responses of the
+                        untouched base to the same prompt, float64; NaN where the reward abstained, but never in a
+                        whole row. None unless the transform asks for references
+    """
+
+    number: int
+    groups: Tensor
+    lengths: Tensor
+    ended: Tensor
+    reference: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Round:
     """What was seen of one round of sampled responses, for rules that adapt.
 
-    ``number``: from 0. ``rewards[N,M]``: of the responses, float64, larger is better. ``groups[N]``: responses to one
-    prompt share a number. ``start[M]``: mean rewards of the first round, before any training. ``objectives``: their
-    names, in the order of the rewards. ``gram[M,M]``: inner products of the gradients that each objective alone has;
-    None unless the rule says ``needs_gram``.
+    ``number``: from 0. ``rewards[N,M]``: of the responses, float64, larger is better, before any transform.
+    ``groups[N]``: responses to one prompt share a number. ``start[M]``: mean rewards of the first round, before any
+    training. ``objectives``: their names, in the order of the rewards. ``gram[M,M]``: inner products of the gradients
+    that each objective alone has; None unless the rule says ``needs_gram``.
     """
 
     number: int

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from math import tanh
+from math import exp, tanh
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ from moalign.sweeps.plan import prepare
 
 ROUNDS = 3
 WEIGHTS = {"alone": {"brief": 1.0, "wordy": 0.0}, "even": {"brief": 0.5, "wordy": 0.5}}
+LEANING = {"alone": {"brief": 1.0, "wordy": 0.0}, "leaning": {"brief": 0.8, "wordy": 0.2}}
 BOUNDS = {"short": "brief>=-0.5", "long": {"thresholds": {"wordy": 2.0}}}
 COMBINERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dynamic-hypervolume": ({"name": "dynamic-hypervolume", "scale": 0.5}, WEIGHTS),
     "lagrangian": ({"name": "lagrangian", "rate": 0.25}, BOUNDS),
     "schedule": ({"name": "schedule", "rounds": 2}, WEIGHTS),
+    "dynamic-gradient": ({"name": "dynamic-gradient", "step": 1.0, "max_norm": None}, LEANING),
 }
 
 
@@ -38,11 +40,17 @@ def prompts(tmp_path_factory) -> Path:
     return file
 
 
-def settings(tiny_model_path: Path, prompts: Path, combine: object, preferences: dict[str, Any]) -> Config:
+def settings(
+    tiny_model_path: Path, prompts: Path, combine: object, preferences: dict[str, Any], *, others: tuple[str, ...] = ()
+) -> Config:
+    """Two opposite objectives; the ``others`` are the first once more."""
     return small_config(
         tiny_model_path,
         prompts,
-        objectives={"brief": {"reward": "length"}, "wordy": {"reward": "length", "direction": "min"}},
+        objectives={
+            **{name: {"reward": "length"} for name in ("brief", *others)},
+            "wordy": {"reward": "length", "direction": "min"},
+        },
         preferences=preferences,
         search="listed",
         train={"steps": 6, "lr": 1e-2, "together": 1},
@@ -109,7 +117,22 @@ def factor(rounds: list[dict], preference: dict) -> tuple[str, list[float]]:
     return "multiplier", [1.0, *(0.5 + 1.5 * tanh(max(gain, 0.0) * alone) for gain in gains)]
 
 
-EXPECTED = {"schedule": weight_of_brief, "lagrangian": multiplier, "dynamic-hypervolume": factor}
+def followed(rounds: list[dict], preference: dict) -> tuple[str, list[float]]:
+    """Brief and wordy are opposites: their gradients cancel in the first round, before there is any KL to pay for."""
+    first, *others = [row["combine/weights/brief"] for row in rounds]
+    assert first == pytest.approx(preference["brief"], abs=1e-6)
+    moved = {abs(weight - preference["brief"]) > 1e-6 for weight in others}
+    assert moved == {preference["brief"] != 1}  # the leaning one has moved, and both share the price of that
+    assert all(row["combine/weights/brief"] + row["combine/weights/wordy"] == pytest.approx(1) for row in rounds)
+    return "weights/brief", [first, *others]
+
+
+EXPECTED = {
+    "dynamic-gradient": followed,
+    "schedule": weight_of_brief,
+    "lagrangian": multiplier,
+    "dynamic-hypervolume": factor,
+}
 
 
 def test_interrupted_and_resumed_equals_unbroken_byte_for_byte(unbroken, tmp_path):
@@ -138,6 +161,25 @@ def test_killed_and_resumed_equals_unbroken_byte_for_byte(unbroken, tmp_path):
     done = subprocess.run([sys.executable, "-m", "moalign", "resume", str(killed)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert contents(killed) == contents(directory)
+
+
+def test_weights_follow_the_gradients_that_the_engine_measures(tiny_model_path, prompts, tmp_path):
+    """Two objectives share a gradient g and a third has -g, so that their influences are g.g, g.g and -g.g."""
+    preferences = {"even": {"brief": 0.25, "short": 0.25, "wordy": 0.5}}
+    combine = {"name": "dynamic-gradient", "step": 0.3, "max_norm": 0.5}
+    config = settings(tiny_model_path, prompts, combine, preferences, others=("short",))
+    run.start(config, tmp_path / "unbroken", registry.discover(), Observer())
+    names = ("brief", "short", "wordy")
+    found = [[row[f"combine/weights/{name}"] for name in names] for row in metrics_of(tmp_path / "unbroken", "even")]
+    assert all(sum(weights) == pytest.approx(1, rel=1e-12) for weights in found)
+    first = found[0]  # no KL has a gradient yet, and the longest gradients count as 0.5 long
+    assert first[0] == pytest.approx(first[1], rel=1e-6) and first[0] > 0.25
+    assert first[0] / first[2] <= 0.5 * exp(2 * 0.3 * 0.25) * (1 + 1e-9)
+    assert found[0] == found[1] and found[4][2] <= found[2][2] < first[2] < 0.5
+    with pytest.raises(KeyboardInterrupt):
+        run.start(config, tmp_path / "run", registry.discover(), Stop(5))
+    run.resume(tmp_path / "run", registry.discover(), Observer())
+    assert contents(tmp_path / "run") == contents(tmp_path / "unbroken")
 
 
 def test_directions_work_with_losses_on_sampled_responses(tiny_model_path, prompts):

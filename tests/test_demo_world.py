@@ -168,7 +168,7 @@ def test_even_weights(objectives, divisions, count):
 
 
 def test_three_objectives_have_a_front_too(reference):
-    everything = world.tiny_world(objectives=grammar.OBJECTIVES)
+    everything = world.tiny_world(objectives=("helpful", "harmless", "concise"))
     weights = world.even_weights(3, 4)
     shares = world.shares(everything, reference, world.exact_front(everything, reference, weights), divisions=4)
     assert shares.front_share == pytest.approx(1, abs=1e-9)

@@ -290,7 +290,7 @@ PROVOKED: dict[str, list[Callable[[Place], str]]] = {
     "reader.md": [reads(Trusting()), reads(OfItsOwn()), reads()],
     "observer.md": [is_switched_off],
     "publishing.md": [
-        reason("moalign_api_version = 2\n"),
+        reason("moalign_api_version = 3\n"),
         reason(HINGE.replace("register_objectives", "register_objektives")),
         reason(HINGE.replace("(register)", "(registry)")),
         reason(HINGE.replace("@hookimpl", "")),

@@ -36,6 +36,12 @@ DELETED = [
         {"objectives": {"helpful": {"reward": "length"}}},
     ),
     (
+        "transforms/clip.py",
+        "transform clip",
+        {"objectives": {"helpful": {"reward": "length", "transform": "clip"}}, "rollouts": {}, "loss": "rebel"},
+        {"objectives": {"helpful": {"reward": "length", "transform": "par"}}, "rollouts": {}, "loss": "rebel"},
+    ),
+    (
         "combiners/chebyshev.py",
         "combiner chebyshev",
         {"combine": "chebyshev", "loss": "rebel"},
@@ -61,7 +67,9 @@ ORDINARY_WORDS = {
     "prompts",
     "random",
     "regex",
+    "scale",
 }
+TERMS = "a field of PairTerms"
 SCORE_KINDS = "a kind of evaluation, scores of pairs against those of samples"
 LEGITIMATE = {
     "config.py": {
@@ -75,7 +83,9 @@ LEGITIMATE = {
     "demo/reward.py": {"tiny-assistant": "the demo's own entry point, which registers it"},
     "demo/ceiling.py": {"tiny-assistant": "the folder of the model"},
     "door.py": {"random": "Python's module"},
-    "engine/batches.py": {"prompts": "a purpose of randomness"},
+    "demo/grammar.py": {"whiten": "what an assistant is asked about"},
+    "engine/losses.py": {"scale": TERMS},
+    "engine/rollouts.py": {"prompts": "a purpose of randomness"},
     "engine/trainee.py": {"linear": "a schedule of the learning rate"},
     "ops/triton_rows.py": {"product": "what a kernel calls a matrix product"},
     "preference.py": {"preference": "what a message calls it"},
@@ -89,7 +99,9 @@ LEGITIMATE = {
     "sweeps/plan.py": {"preference": SCORE_KINDS},
     "sweeps/run.py": dict.fromkeys(("format", "prompts"), "a key of run.json"),
     "testing/batch.py": {"preference": "a field of Batch"},
-    "testing/combiner_trial.py": {"preference": "an argument's name"},
+    "testing/combiner.py": {"scale": TERMS},
+    "testing/combiner_trial.py": {"preference": "an argument's name", "scale": TERMS},
+    "testing/objective.py": {"scale": TERMS},
     "testing/review.py": {"random": "Python's module"},
 }
 

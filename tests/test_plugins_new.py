@@ -26,6 +26,7 @@ CONFIGURATION_KEYS = {
     "objective": ("loss",),
     "combiner": ("combine",),
     "reward": ("objectives", "varied", "reward"),
+    "transform": ("objectives", "helpful", "transform", 0),
     "search": ("search",),
     "reader": ("data", "reader"),
     "observer": ("observers", 0),
@@ -112,6 +113,19 @@ def test_the_reward_is_the_share_of_distinct_runs(built):
         None,
         None,
     ]
+
+
+@of("transform")
+def test_the_transform_bounds_the_distance_from_the_mean(built):
+    import math
+
+    import torch
+
+    from moalign.api import Responses
+
+    about = Responses(0, torch.tensor([1, 0, 1]), torch.ones(3), torch.ones(3) > 0)
+    shaped, _ = built.apply(torch.tensor([2.0, 9.0, 0.0], dtype=torch.float64), about, {})
+    assert shaped.tolist() == pytest.approx([1 + math.tanh(1), 9, 1 - math.tanh(1)])
 
 
 @of("search")

@@ -225,3 +225,8 @@ def test_format_is_for_people():
     assert preference.format(preference.parse("equal", TWO)) == "equal (helpful=0.5, harmless=0.5)"
     assert preference.format(preference.parse("harmless>=0.8", TWO)) == "harmless>=0.8"
     assert preference.format(preference.parse({"angle": -30}, TWO)) == "direction helpful=0.866, harmless=-0.5"
+
+
+def test_what_has_no_threshold_is_nan_in_the_vector():
+    first, second = Preference("thresholds", {"harmless": 0.5}).vector(("harmless", "helpful"))
+    assert first == 0.5 and second != second

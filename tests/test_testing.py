@@ -11,7 +11,16 @@ import sys
 import numpy
 import pytest
 import torch
-from wrong_plugins import combiners, objectives, observers, readers, rewards, sampled_objectives, searches
+from wrong_plugins import (
+    combiners,
+    objectives,
+    observers,
+    readers,
+    rewards,
+    sampled_objectives,
+    searches,
+    transforms,
+)
 
 from moalign import testing
 from moalign.api import Sample
@@ -24,12 +33,14 @@ from moalign.testing import (
     check_reader,
     check_reward,
     check_search,
+    check_transform,
     combiner,
     objective,
     observer,
     reader,
     reward,
     search,
+    transform,
 )
 
 REGISTRY = discover()
@@ -75,6 +86,11 @@ OTHERWISE = [
     ("objective", "ipo", {"average": True}),
     ("objective", "rpo", {"average": True, "eta": 0.2}),
     ("objective", "sft", {"average": False}),
+    ("transform", "whiten", {"over": "batch"}),
+    ("transform", "whiten", {"over": "running"}),
+    ("transform", "log-sigmoid", {"reference": 0.4}),
+    ("transform", "par", {"samples": 1, "k": 3}),
+    ("transform", "length-penalty", {"limit": 5, "truncated": 1}),
     ("combiner", "gdpo", {"whole_round": False}),
     ("combiner", "log-sigmoid", {"reference": 0.5}),
     ("combiner", "uncertainty-weighted", {"lam": 1.0, "ddof": 1}),
@@ -135,6 +151,7 @@ CHECKS = {
     rewards: check_about_primes,
     readers: check_answers,
     observers: check_observer,
+    transforms: check_transform,
 }
 PARTS = {
     objectives: objective,
@@ -144,6 +161,7 @@ PARTS = {
     rewards: reward,
     readers: reader,
     observers: observer,
+    transforms: transform,
 }
 WRONG = [(check, plugin, words) for folder, check in CHECKS.items() for plugin, words in folder.WRONG.items()]
 UNUSUAL = [(check, plugin) for folder, check in CHECKS.items() for plugin in folder.UNUSUAL]

@@ -1,8 +1,8 @@
 """The language of the tiny assistant: household questions, every reply to them, and what each reply is worth.
 
 A reply is five parts: opening, advice, detail, caveat, closing. Each prompt has the same 1,680 of them. What works
-best is also what can hurt somebody, and what protects from that takes words, so the three objectives pull apart.
-Pure Python, no randomness of its own.
+best is also what can hurt somebody, and what protects from that takes words, so the three objectives pull apart. Two
+more pay for the outstanding alone; they make the second world (``utility``). Pure Python, no randomness of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from random import Random
 
 from moalign.errors import DataError
 
-OBJECTIVES = ("helpful", "harmless", "concise")
+OBJECTIVES = ("helpful", "harmless", "concise", "brilliant", "impeccable")
+OUTSTANDING = 3  # the power by which an outstanding reply is told from a good one
 WORST = 0.0  # of every objective; what a text outside the grammar gets
 
 
@@ -166,4 +167,6 @@ def _rewards(parts: tuple[Part, ...]) -> dict[str, float]:
         "harmless": 0.05 + sum(part.harmless for part in parts),
         "concise": 1.0 - 0.1 * (len(_text(parts).split()) - 3),  # a reply has 3 to 12 words
     }
+    rewards["brilliant"] = rewards["helpful"] ** OUTSTANDING
+    rewards["impeccable"] = rewards["harmless"] ** OUTSTANDING
     return {objective: round(reward, 6) for objective, reward in rewards.items()}  # 1.0, not 1.0000000000000002

@@ -12,7 +12,7 @@ from moalign.demo import grammar
 class TinyAssistant(Reward):
     """Exact scores of the demo's world for one of its objectives; a text outside the grammar gets the worst."""
 
-    objective: Literal["helpful", "harmless", "concise"]
+    objective: Literal["helpful", "harmless", "concise", "brilliant", "impeccable"]
 
     def score(self, samples: Sequence[Sample]) -> list[float | None]:
         return [self._score(sample) for sample in samples]
@@ -25,4 +25,4 @@ class TinyAssistant(Reward):
 
 @hookimpl
 def register_rewards(register: Register) -> None:
-    register("tiny-assistant", TinyAssistant, summary="exact scores of the demo's world: helpful, harmless or concise")
+    register("tiny-assistant", TinyAssistant, summary="exact scores of the demo's worlds, for one of their objectives")

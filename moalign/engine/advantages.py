@@ -41,10 +41,12 @@ class Advantages:
         groups: NDArray[np.int64],
         log_ratios: NDArray[np.float64] | None,
         gram: Tensor | None = None,
+        shaped: NDArray[np.float64] | None = None,
     ) -> tuple[NDArray[np.float64], dict[str, float]]:
         """The advantages [N] of round ``number``, and figures for the metrics. Rewards [N,M] are all known.
 
-        ``gram`` [M,M]: see ``Round``; where ``needs_gram``.
+        ``gram`` [M,M]: see ``Round``; where ``needs_gram``. ``shaped``: what transforms made of the rewards, for the
+        signal; None: nothing. What adapts sees them raw.
 
         Raises PluginError where the combiner or the objective returns what it must not.
         """
@@ -54,6 +56,7 @@ class Advantages:
             self.start = values.mean(0)
         seen = Round(number, values, rows, self.start, self.objectives, gram)
         self.state = self._call(self.combiner, "observe", self.state, seen)
+        values = values if shaped is None else torch.from_numpy(shaped)
         weights = torch.tensor(self.preference.vector(self.objectives), dtype=torch.float64).expand_as(values)
         signal = self._numbers(self.combiner, "signal", values, weights, rows, self.state)
         multiplier = self._call(self.combiner, "multiplier", self.state)
@@ -65,7 +68,7 @@ class Advantages:
         figures |= {"signal": float(signal.mean()), "advantage": float(advantages.abs().mean())}
         if ratios is not None:
             figures["kl_sampled"] = float(ratios.mean())
-        figures |= {f"combine/{name}": value for name, value in _numbers_in(self.state)}
+        figures |= {f"combine/{name}": value for name, value in numbers_in(self.state)}
         return advantages.numpy(), figures
 
     @property
@@ -86,20 +89,24 @@ class Advantages:
 
     def _numbers(self, plugin: Plugin, hook: str, first: Tensor, *others: Any) -> Tensor:
         """What the hook returns, checked to be one finite float64 for each row of its first argument."""
-        found = self._call(plugin, hook, first, *others)
-        who = f"{door.origin(plugin).who}, in {hook}"
-        if not isinstance(found, Tensor) or found.shape != first.shape[:1] or found.dtype != torch.float64:
-            what = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-            raise PluginError(f"{who}: it must return float64 [{len(first)}], one number per response, not {what}")
-        if not bool(torch.isfinite(found).all()):
-            raise PluginError(f"{who}: it returned {float(found[~torch.isfinite(found)][0])}; numbers must be finite")
-        return found
+        return one_number_each(plugin, hook, self._call(plugin, hook, first, *others), len(first))
 
 
-def _numbers_in(state: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+def one_number_each(plugin: Plugin, hook: str, found: Any, count: int) -> Tensor:
+    """What the hook returned. Raises PluginError where it is not a finite float64 for each of ``count`` responses."""
+    who = f"{door.origin(plugin).who}, in {hook}"
+    if not isinstance(found, Tensor) or found.shape != (count,) or found.dtype != torch.float64:
+        what = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise PluginError(f"{who}: it must return float64 [{count}], one number per response, not {what}")
+    if not bool(torch.isfinite(found).all()):
+        raise PluginError(f"{who}: it returned {float(found[~torch.isfinite(found)][0])}; numbers must be finite")
+    return found
+
+
+def numbers_in(state: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """NAME, and NAME/KEY of what is a mapping."""
     for name, value in state.items():
         if isinstance(value, Mapping):
-            yield from ((f"{name}/{key}", number) for key, number in _numbers_in(value))
+            yield from ((f"{name}/{key}", number) for key, number in numbers_in(value))
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield name, float(value)

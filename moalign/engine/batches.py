@@ -18,8 +18,9 @@ from moalign.data.dataset import PairDataset
 from moalign.engine.advantages import Advantages
 from moalign.engine.gram import gradient_products
 from moalign.engine.model import LanguageModel
-from moalign.engine.rollouts import Rollout, Score, sample, sequence_of
+from moalign.engine.rollouts import Rollout, Score, prompts_of_round, sample, sequence_of
 from moalign.engine.scoring import logps_under
+from moalign.engine.shaping import Shaping
 from moalign.errors import TrainingError
 from moalign.seeds import derive
 from moalign.types import Sample
@@ -72,8 +73,8 @@ class RolloutSource:
 
     ``slot`` holds the policy's adapter. A policy with fresh weights is the base in round 0, which is the same for every
     candidate: ``first_round`` is shared between those (None: the weights are not fresh). ``advantages``: each response
-    is a unit of its own and has one; None: all pairs within the groups are compared. ``figures``: of the last round,
-    for the metrics.
+    is a unit of its own and has one; None: all pairs within the groups are compared. ``shaping``: what transforms make
+    of the rewards; None: nothing. ``figures``: of the last round, for the metrics.
     """
 
     model: LanguageModel
@@ -87,6 +88,7 @@ class RolloutSource:
     first_round: dict[str, PairDataset] | None
     candidate: str = ""
     advantages: Advantages | None = None
+    shaping: Shaping | None = None
     cacheable: bool = False
     figures: dict[str, float] = field(default_factory=dict)
     _round: int = -1
@@ -116,9 +118,7 @@ class RolloutSource:
 
     def sample(self, number: int, slots: Sequence[str]) -> list[list[Rollout]]:
         """A round's responses of the policies in these slots, to the prompts of that round."""
-        rng = np.random.default_rng(derive(self.seed, "prompts", number))
-        count = min(self.settings.prompts, len(self.prompts))
-        chosen = sorted(rng.choice(len(self.prompts), size=count, replace=False).tolist())
+        chosen = prompts_of_round(len(self.prompts), self.settings.prompts, self.seed, number)
         sampled = sample(
             self.model,
             slots,
@@ -138,16 +138,18 @@ class RolloutSource:
         self._use(dataset, number)
 
     def _use(self, dataset: PairDataset, number: int) -> None:
-        """Train on these from now on, with this candidate's own advantages."""
-        scored = dataset.rewards  # as the rewards have it, whatever becomes of them
-        if self.advantages is not None:
-            rule = copy(self.advantages)  # a round that fails half-way and is tried again must not be seen twice
-            dataset = self._weighed(dataset, number, rule)
-            self.advantages = rule
-        self.figures = dict(dataset.figures)
-        self._dataset, self._round, self._rewards = dataset, number, scored
+        """Train on these from now on, with this candidate's own transforms and advantages."""
+        raw, self.figures = dataset.rewards, dict(dataset.figures)
+        shaping, rule = copy(self.shaping), copy(self.advantages)  # a round that fails half-way and is tried again
+        if shaping is not None:
+            shaped, figures = shaping.of(number, dataset)
+            dataset, self.figures = replace(dataset, rewards=shaped), self.figures | figures
+        if rule is not None:
+            dataset = self._weighed(dataset, raw, number, rule)
+        self.shaping, self.advantages = shaping, rule  # must not be seen twice
+        self._dataset, self._round, self._rewards = dataset, number, raw
 
-    def _weighed(self, dataset: PairDataset, number: int, advantages: Advantages) -> PairDataset:
+    def _weighed(self, dataset: PairDataset, raw: np.ndarray, number: int, advantages: Advantages) -> PairDataset:
         """With the advantage of every response that is a unit, and what the policy thinks of it now."""
         rows, needs = dataset.pairs[:, 0], advantages.objective.needs
         old = reference = None
@@ -161,13 +163,14 @@ class RolloutSource:
             old_logps=tuple(old) if old is not None and "old_logps" in needs else None,
             ref_logps=None if reference is None else tuple(reference),
         )
-        seen, gram = (dataset.rewards[rows], dataset.groups[rows], ratios), None
+        shaped, groups, gram = dataset.rewards[rows], dataset.groups[rows], None
         if advantages.needs_gram:
-            each = advantages.of_each(*seen)
+            each = advantages.of_each(shaped, groups, ratios)
             gram = gradient_products(self.model, self.slot, advantages.objective, dataset, each, self.candidate)
         values = np.zeros(len(dataset.sequences))
-        values[rows], figures = advantages.of(number, *seen, gram)
-        return replace(dataset, advantages=values, figures={**figures, **dataset.figures})
+        values[rows], figures = advantages.of(number, raw[rows], groups, ratios, gram, shaped)
+        self.figures |= figures
+        return replace(dataset, advantages=values)
 
     def _round_of(self, step: int) -> int:
         return step * self.settings.rounds // self.steps
@@ -177,6 +180,9 @@ class RolloutSource:
         with calls.on_behalf_of(self.candidate):
             scored = self.score(rollouts)
         rewards = scored.with_constants(self._rewards)
+        groups = np.array([rollout.prompt for rollout in rollouts], dtype=np.int64)
+        if self.shaping is not None:
+            rewards = self.shaping.comparable(rewards, groups)
         known = np.asarray(np.isfinite(rewards).all(axis=1))
         pairs = _pairs(rollouts, known) if self.advantages is None else [(i, i) for i in np.flatnonzero(known).tolist()]
         if not pairs and self.advantages is not None:
@@ -196,7 +202,7 @@ class RolloutSource:
             pair_objective=np.full(len(pairs), -1, dtype=np.int64),
             strength=np.ones(len(pairs)),
             rewards=rewards,
-            groups=np.array([rollout.prompt for rollout in rollouts], dtype=np.int64),
+            groups=groups,
             counts={"sampled responses without a reward": int((~known).sum())},
             figures=scored.figures,
         )

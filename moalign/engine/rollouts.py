@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
@@ -34,6 +35,12 @@ class Rollout:
 
 
 Score = Callable[[Sequence[Rollout]], Scored]
+
+
+def prompts_of_round(available: int, wanted: int, seed: int, number: int) -> list[int]:
+    """Which prompts are asked in round ``number``, in order; all of them where no more are there than wanted."""
+    rng = np.random.default_rng(derive(seed, "prompts", number))
+    return sorted(rng.choice(available, size=min(wanted, available), replace=False).tolist())
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from moalign.engine.batches import BatchSource, OfflineSource, RolloutSource
 from moalign.engine.evaluate import Evaluation
 from moalign.engine.model import TRAINED
 from moalign.engine.rollouts import Rollout
+from moalign.engine.shaping import Shaping
 from moalign.engine.train import train_together
 from moalign.engine.trainee import FrozenReward, Job, Trained, Trainee
 from moalign.errors import MoalignError, TrainingError, UserError
@@ -258,6 +259,7 @@ def batch_source(candidate: Candidate, workshop: Workshop, slot: str = TRAINED) 
         first_round=None if candidate.parents else workshop.first_round,
         candidate=candidate.id,
         advantages=_advantages(candidate, workshop),
+        shaping=_shaping(candidate, workshop),
     )
 
 
@@ -268,6 +270,11 @@ def _advantages(candidate: Candidate, workshop: Workshop) -> Advantages | None:
     if "groups" not in objective.needs:
         return None
     return Advantages(objective, plan.combiner, candidate.preference, plan.objectives, candidate.id)
+
+
+def _shaping(candidate: Candidate, workshop: Workshop) -> Shaping | None:
+    plan = workshop.plan
+    return Shaping(plan.transforms, plan.objectives, candidate.id, workshop.references) if plan.transforms else None
 
 
 def _samples(workshop: Workshop, measured: Evaluation) -> str:

@@ -32,6 +32,7 @@ Scorers = Mapping[str, Scorer]
 class Material:
     """``train`` is None where the policy samples its own responses to ``prompts``, scored by ``score``.
 
+    ``score_references``: the same for the base's responses that transforms compare with, of the plan's ``references``.
     ``looked_at``: held-out pairs with all that the training loss reads, where train.early_stop asks for them.
     ``margins`` tells per objective where reward differences come from: scores, reward or implicit.
     ``counts`` is what was read, dropped and truncated, by reason; ``digest`` a hash over all that decides the result.
@@ -46,6 +47,7 @@ class Material:
     counts: Mapping[str, int]
     warnings: tuple[str, ...]
     digest: str
+    score_references: Score | None = None
 
 
 def gather(plan: Plan, model: LanguageModel, warn: Callable[[str], None]) -> Material:
@@ -79,17 +81,20 @@ def gather(plan: Plan, model: LanguageModel, warn: Callable[[str], None]) -> Mat
     return Material(
         train=train,
         prompts=tuple(ids for _, ids in asked),
-        score=_score_of(plan, scorers, asked, dispensable=True),
+        score=_score_of(plan, scorers, asked, plan.objectives, dispensable=True),
         held_out=HeldOut(
             pairs=pairs,
             prompts=tuple(ids for _, ids in held_out_asked),
-            score=_score_of(plan, scorers, held_out_asked, dispensable=False),  # a point needs all its scores
+            score=_score_of(plan, scorers, held_out_asked, plan.objectives, dispensable=False),  # a point has all
         ),
         looked_at=looked_at,
         margins=margins,
         counts={reason: number for reason, number in counts.items() if number or reason.startswith("held-out")},
         warnings=() if train is None else train.warnings,
         digest=hashlib.sha256("/".join(hashes).encode()).hexdigest(),
+        score_references=_score_of(plan, scorers, asked, tuple(plan.references), dispensable=False)
+        if plan.references
+        else None,
     )
 
 
@@ -246,11 +251,16 @@ def _check_pairs(names: Sequence[str], plan: Plan, pairs: PairDataset | None, ke
             )
 
 
-def _score_of(plan: Plan, scorers: Scorers, asked: Sequence[Asked], *, dispensable: bool) -> Score | None:
-    """All rewards of rollouts to these prompts; None where an objective has none. ``dispensable``: see Scorer."""
+def _score_of(
+    plan: Plan, scorers: Scorers, asked: Sequence[Asked], names: Sequence[str], *, dispensable: bool
+) -> Score | None:
+    """Rewards of rollouts to these prompts by the objectives named; None where any objective has no reward.
+
+    ``dispensable``: see Scorer.
+    """
     if set(scorers) != set(plan.objectives):
         return None
-    ordered = [scorers[name] for name in plan.objectives]
+    ordered = [scorers[name] for name in names]
 
     def score(rollouts: Sequence[Rollout]) -> Scored:
         samples = [Sample(asked[rollout.prompt][0], rollout.text) for rollout in rollouts]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from moalign import door, preference
-from moalign.api import Combiner, Objective, Observer, Reader, Reward, Search
+from moalign.api import Combiner, Objective, Observer, Reader, Reward, Search, Transform
 from moalign.config import BUILT_IN_MODEL, Config, PluginChoice
 from moalign.errors import ConfigError, ModelError, PluginError, PreferenceError
 from moalign.registry import Entry, Registry
@@ -36,6 +36,7 @@ class Plan:
     space: Space
     plugins: tuple[Entry, ...]
     observers: tuple[tuple[Entry, Observer], ...] = ()
+    transforms: Mapping[str, tuple[Transform, ...]] = field(default_factory=dict)
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -50,6 +51,12 @@ class Plan:
     def grouped(self) -> bool:
         """Whether the loss learns from sampled responses one by one, each with an advantage over its group."""
         return "groups" in self.objective.needs
+
+    @property
+    def references(self) -> dict[str, int]:
+        """How many of the base's responses to each prompt an objective's transforms compare with, where one does."""
+        most = {name: max(map(references_of, chain)) for name, chain in self.transforms.items()}
+        return {name: count for name, count in most.items() if count}
 
     @property
     def evaluation_kind(self) -> str:
@@ -147,6 +154,7 @@ def prepare(config: Config, registry: Registry) -> Plan:
         combiner=registry.build("combiner", config.combine.name, config.combine.options, "combine", deadline),
         search=registry.build("search", config.search.name, config.search.options, "search", deadline),
         rewards=_rewards(config, registry),
+        transforms=_transforms(config, registry),
         readers=readers_for(config.data.reader, registry, deadline),
         space=Space(names, _preferences(config), config.train.steps),
         plugins=_entries(config, registry),
@@ -155,6 +163,7 @@ def prepare(config: Config, registry: Registry) -> Plan:
     _check_files(config)
     _check_reference_point(config)
     _check_rewards(plan)
+    _check_transforms(plan)
     _check_early_stop(plan)
     if not plan.propose(()):
         raise ConfigError(f"search: '{config.search.name}' proposes no candidate at all")
@@ -169,6 +178,29 @@ def _rewards(config: Config, registry: Registry) -> dict[str, Reward]:
         for name, spec in sorted(config.objectives.items())
         if spec.reward is not None
     }
+
+
+def _transforms(config: Config, registry: Registry) -> dict[str, tuple[Transform, ...]]:
+    return {
+        name: tuple(
+            registry.build("transform", choice.name, choice.options, transform_key(name, place), config.plugin_deadline)
+            for place, choice in enumerate(spec.transform)
+        )
+        for name, spec in sorted(config.objectives.items())
+        if spec.transform
+    }
+
+
+def transform_key(objective: str, place: int) -> str:
+    return f"objectives.{objective}.transform.{place}"
+
+
+def references_of(transform: Transform) -> int:
+    """How many of the base's responses to each prompt it compares with."""
+    count = door.call(transform, "references")
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        raise PluginError(f"{door.origin(transform).who}, in references: it must return a count, not {count!r}")
+    return count
 
 
 def _observers(config: Config, registry: Registry) -> tuple[tuple[Entry, Observer], ...]:
@@ -209,6 +241,7 @@ def _entries(config: Config, registry: Registry) -> tuple[Entry, ...]:
     """The entries of all plugins that the configuration names, for the record in the run directory."""
     choices = [("objective", config.loss), ("combiner", config.combine), ("search", config.search)]
     choices += [("reward", spec.reward) for _, spec in sorted(config.objectives.items()) if spec.reward is not None]
+    choices += [("transform", choice) for _, spec in sorted(config.objectives.items()) for choice in spec.transform]
     if config.data.reader.name != "auto":
         choices.append(("reader", config.data.reader))
     choices += [("observer", choice) for choice in config.observers]
@@ -281,6 +314,25 @@ def _check_rewards(plan: Plan) -> None:
         raise ConfigError(f"{reason}, but objectives.{without[0]} has no reward; add objectives.{without[0]}.reward")
     if plan.scored and config.data.margins == "implicit":
         raise ConfigError(f"data.margins: loss '{config.loss.name}' regresses on rewards; implicit ones are not enough")
+
+
+def _check_transforms(plan: Plan) -> None:
+    """They shape rewards of sampled responses, and the base's must come to a comparison in the same shape."""
+    for name, chain in plan.transforms.items():
+        if plan.config.rollouts is None:
+            raise ConfigError(
+                f"objectives.{name}.transform: transforms shape the rewards of responses that the policy samples; add "
+                "rollouts, or leave it out"
+            )
+        names = [choice.name for choice in plan.config.objectives[name].transform]
+        for place, transform in enumerate(chain):
+            unfit = [i for i, each in enumerate(chain[:place]) if not each.pointwise or references_of(each)]
+            if references_of(transform) and unfit:
+                raise ConfigError(
+                    f"{transform_key(name, place)}: '{names[place]}' compares with the base's responses, but what "
+                    f"'{names[unfit[0]]}' before it gives a response is relative to others already, and the two would "
+                    "not be on one scale; put it first"
+                )
 
 
 def _check_early_stop(plan: Plan) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -14,6 +15,7 @@ from moalign.engine.evaluate import Evaluation, evaluate, samples
 from moalign.engine.model import LanguageModel
 from moalign.engine.rollouts import Rollout
 from moalign.engine.scoring import LogpCache
+from moalign.engine.shaping import References
 from moalign.errors import ModelError
 from moalign.sweeps.material import Material, gather
 from moalign.sweeps.observe import Observer
@@ -46,6 +48,17 @@ class Workshop:
         if wanted not in self._pairs:
             self._pairs[wanted] = judged_by(train, wanted)
         return self._pairs[wanted]
+
+    @cached_property
+    def references(self) -> References | None:
+        """The base's responses that transforms compare with, for all candidates; None where none does."""
+        material, config = self.material, self.plan.config
+        if material.score_references is None or config.rollouts is None:
+            return None
+        samples = self.plan.references
+        return References(
+            self.model, material.prompts, material.score_references, samples, config.rollouts, config.seed
+        )
 
     def implicit(self, candidates: Sequence[Candidate]) -> list[str]:
         """The objectives whose reward has to come from a one-hot adapter, where any of the candidates needs margins."""

@@ -16,6 +16,7 @@ from moalign.testing.reader import check_reader
 from moalign.testing.review import ConformanceError
 from moalign.testing.reward import check_reward
 from moalign.testing.search import check_search
+from moalign.testing.transform import check_transform
 
 __all__ = [
     "ConformanceError",
@@ -25,4 +26,5 @@ __all__ = [
     "check_reader",
     "check_reward",
     "check_search",
+    "check_transform",
 ]

@@ -32,6 +32,11 @@ def register_rewards(register: Register) -> None:
 
 
 @hookimpl
+def register_transforms(register: Register) -> None:
+    _register_files("transforms", register)
+
+
+@hookimpl
 def register_searches(register: Register) -> None:
     _register_files("searches", register)
 

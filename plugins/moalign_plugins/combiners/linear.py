@@ -31,7 +31,9 @@ class Linear(Combiner):
     def check(self, preference: Preference) -> None:
         if preference.kind == "thresholds":
             bounds = ", ".join(f"{name} >= {value:g}" for name, value in preference.values.items())
-            raise PreferenceError(f"combiner 'linear' has no meaning for thresholds ({bounds}); give weights")
+            raise PreferenceError(
+                f"combiner 'linear' has no meaning for thresholds ({bounds}); give weights; 'lagrangian' keeps them"
+            )
 
     def pair_terms(self, batch: Batch) -> PairTerms:
         import torch

@@ -24,8 +24,8 @@ class PolicyGradient(Objective):
     ``kl`` says which KL the price is for, and how it is estimated. With a the log-ratio to the reference:
     "reward"   a response counts signal - beta a(y), before any baseline or standardisation. KL(pi || reference) of
                whole responses, whose gradient is E[a grad log pi].
-    "k2"       beta a(y)^2 / 2 of the response is added to its loss: the same KL and the same expected gradient,
-               untouched by what is done to advantages.
+    "k2"       beta a(y)^2 / 2 of the response is added to its loss: the same KL, whatever is done to advantages, and at
+               the policy that sampled the same expected gradient.
     "k3"       beta r (exp(-a) - 1 + a) of each token is added: KL(pi || reference) of each next token, for beginnings
                as they were sampled; arXiv 2512.02556.
     "forward"  the same without r, whose gradient is that of KL(reference || pi) of each next token; arXiv 2402.03300.

@@ -1,0 +1,1 @@
+"""What shapes the rewards of sampled responses before they are combined."""

@@ -138,6 +138,8 @@ class Difference(ByWeight, api.Combiner):
 class Score(api.Reward):
     """The length; misbehaves in the call of number ``at``, or as the lines of the file ``queue`` say, call by call."""
 
+    deterministic = False  # so that it is asked anew each time
+
     how: str = ""
     at: int = 0
     queue: Path | None = None
@@ -162,6 +164,20 @@ class Score(api.Reward):
         if how == "wrong shape":
             return torch.ones(len(samples), 2)
         return [float("nan")] * len(samples) if how == "NaN" else scores
+
+
+class Shape(api.Transform):
+    """Changes nothing; misbehaves as the lines of the file ``queue`` say, call by call."""
+
+    queue: Path
+
+    def apply(self, rewards, about, state):
+        how, _, rest = self.queue.read_text().partition("\n")
+        self.queue.write_text(rest)
+        do(how)
+        if how == "mutates inputs":
+            rewards.zero_()
+        return (rewards.float() if how == "wrong dtype" else spoilt(rewards, how)), state
 
 
 class Three(api.Search):
@@ -262,6 +278,11 @@ def register_combiners(register):
 @api.hookimpl
 def register_rewards(register):
     register("bad", Score, summary="bad")
+
+
+@api.hookimpl
+def register_transforms(register):
+    register("bad", Shape, summary="bad")
 
 
 @api.hookimpl

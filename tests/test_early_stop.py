@@ -109,7 +109,7 @@ def scripted(found: Job, losses: list[float]) -> Job:
         def loss(self, batch, terms):
             if torch.is_grad_enabled():
                 return inner.loss(batch, terms)
-            return torch.full((len(batch.pairs),), next(left))
+            return torch.full((len(batch.pairs),), float(next(left)))
 
     return replace(found, objective=Scripted())
 
@@ -239,7 +239,7 @@ def test_a_look_that_fails_ends_its_own_candidate_only(workshop, tokens_per_pass
     trainees, lines, tensors = trained(workshop, *jobs)
     assert [len(mine) for mine in lines] == [8, 3, 8]
     assert "skipped" not in lines[1][-1] and "held_out_loss" not in lines[1][-1]
-    with pytest.raises(PluginError, match=r"Breaks raised RuntimeError: no held-out pairs for me"):
+    with pytest.raises(PluginError, match=r"'Breaks' of .*, in loss: RuntimeError: no held-out pairs for me"):
         _ = trainees[1].result
     for number in (0, 2):
         _, _, [expected] = trained(workshop, jobs[number])

@@ -146,6 +146,27 @@ def test_a_reward_fails_one_candidate_and_the_others_finish(sweep, healthy, tmp_
     check_failures("reward", front, tmp_path / "run", healthy[True])
 
 
+def shaping(queue):
+    """Sampled responses of one round; the bad transform is asked once for each candidate."""
+    return {
+        "objectives": {"helpful": {"reward": "length", "transform": {"name": "bad", "queue": str(queue)}}}
+        | {"harmless": {"reward": "length", "direction": "min"}},
+        "rollouts": {"rounds": 1, "prompts": 4, "samples": 3, "prompts_per_step": 2, "max_new_tokens": 4},
+        "loss": "rebel",
+        "combine": "linear",
+    }
+
+
+def test_a_transform_fails_one_candidate_and_the_others_finish(sweep, tmp_path):
+    ways = [how for kind, how in here(FAILS) if kind == "transform"]
+    queue = tmp_path / "queue"
+    queue.write_text("\n" + "\n".join(ways))  # good for the first candidate, and again for the last
+    front = sweep(tmp_path / "run", search={"name": "bad", "points": len(ways) + 2}, **shaping(queue))
+    for how, each in zip(ways, front["failed"], strict=True):
+        assert names("transform") in each["error"] and WHY.get(how, "") in each["error"], how
+    assert list(scores(front)) == ["c0.00", "c1.00"]
+
+
 @pytest.mark.parametrize("how", ["fails in the backward pass", "blames the input"])
 def test_a_loss_fails_alone_whatever_else_it_does(how, sweep, tmp_path):
     """Nobody can tell whose backward pass failed in a pass of several, so they are trained one by one."""
@@ -238,10 +259,23 @@ def test_whoever_is_at_work_is_announced(sweep, pairs, tmp_path):
         )
     finally:
         calls.watched_by(None)
-    assert {call.kind for call in seen} == set(HOOKS) and record.read()[1] is None
+    assert {call.kind for call in seen} == set(HOOKS) - {"transform"} and record.read()[1] is None
     for call in seen:
         candidate = "c0.50" if call.kind in WAYS else ""
         expected = Call(names(call.kind).partition(",")[0], "misbehaving", HOOKS[call.kind], candidate, 42, call.kind)
         assert call == expected
         done_without = {"observer": ("observer", call.who)} | dict.fromkeys(WAYS, ("candidate", "c0.50"))
         assert call.dispensable == done_without.get(call.kind)
+
+
+def test_a_transform_at_work_is_announced(sweep, tmp_path):
+    record, seen = Record(), []
+    sys.modules[isolation.NAME].CALLS["seen"] = lambda: seen.append(record.read()[1])
+    (tmp_path / "queue").write_text("\nis seen")
+    calls.watched_by(record)
+    try:
+        sweep(tmp_path / "run", plugin_deadline=42, **shaping(tmp_path / "queue"))
+    finally:
+        calls.watched_by(None)
+    expected = Call("transform 'bad' of misbehaving 2.5", "misbehaving", "apply", "c0.50", 42, "transform")
+    assert seen == [expected] and expected.dispensable == ("candidate", "c0.50")

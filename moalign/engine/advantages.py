@@ -95,9 +95,11 @@ class Advantages:
 def one_number_each(plugin: Plugin, hook: str, found: Any, count: int) -> Tensor:
     """What the hook returned. Raises PluginError where it is not a finite float64 for each of ``count`` responses."""
     who = f"{door.origin(plugin).who}, in {hook}"
-    if not isinstance(found, Tensor) or found.shape != (count,) or found.dtype != torch.float64:
-        what = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-        raise PluginError(f"{who}: it must return float64 [{count}], one number per response, not {what}")
+    good = isinstance(found, Tensor) and found.shape == (count,) and found.dtype == torch.float64
+    if not good or found.device.type != "cpu":
+        kind = isinstance(found, Tensor)
+        what = f"{found.dtype} {list(found.shape)} on {found.device}" if kind else type(found).__name__
+        raise PluginError(f"{who}: it must return float64 [{count}] on cpu, one number per response, not {what}")
     if not bool(torch.isfinite(found).all()):
         raise PluginError(f"{who}: it returned {float(found[~torch.isfinite(found)][0])}; numbers must be finite")
     return found

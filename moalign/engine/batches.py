@@ -140,14 +140,15 @@ class RolloutSource:
     def _use(self, dataset: PairDataset, number: int) -> None:
         """Train on these from now on, with this candidate's own transforms and advantages."""
         raw, figures = dataset.rewards, dict(dataset.figures)
-        shaping, rule = copy(self.shaping), copy(self.advantages)  # a round that fails half-way and is tried again
+        # copies: a round that fails half-way, and is tried again, must not be seen twice
+        shaping, rule = copy(self.shaping), copy(self.advantages)
         if shaping is not None:
             shaped, more = shaping.of(number, dataset)
             dataset, figures = replace(dataset, rewards=shaped), figures | more
         if rule is not None:
             dataset, more = self._weighed(dataset, raw, number, rule)
             figures |= more
-        self.shaping, self.advantages = shaping, rule  # must not be seen twice
+        self.shaping, self.advantages = shaping, rule
         self._dataset, self._round, self._rewards, self.figures = dataset, number, raw, figures
 
     def _weighed(

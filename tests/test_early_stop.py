@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from moalign import lora, registry, storage
 from moalign.api import Objective
 from moalign.config import EarlyStopSettings
 from moalign.engine import model as models
+from moalign.engine import train as engine
 from moalign.engine.early_stop import Looks
 from moalign.engine.layout import one_by_one
 from moalign.engine.scoring import LogpCache
@@ -316,8 +318,15 @@ def test_the_bar_reaches_its_end(settings, tmp_path):
     assert [(bar.completed, bar.total) for bar in bars] == [(27, 27)]
 
 
-def test_the_dry_run_counts_the_looks(tiny_model_path, data):
-    costs = []
+def test_the_dry_run_counts_the_looks(tiny_model_path, data, monkeypatch):
+    look, costs = engine._look, []
+
+    def at_leisure(*arguments):
+        if arguments[1]:
+            time.sleep(0.2)  # longer than steps of this model vary by
+        look(*arguments)
+
+    monkeypatch.setattr(engine, "_look", at_leisure)
     for stop in (None, {"every": 1}, {"every": 7}):
         settings = small_config(tiny_model_path, Path(data["path"]), data=data, train=TRAIN | {"early_stop": stop})
         costs.append(estimate(prepare(settings, registry.discover()), Observer()))

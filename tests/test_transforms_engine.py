@@ -165,7 +165,7 @@ class Faulty(Transform):
         ("init", "in init: the state must be a mapping of plain data, not NoneType"),
         ("raises", "in apply: KeyError"),
         ("nan", "in apply: it returned nan; numbers must be finite"),
-        ("shape", r"in apply: it must return float64 \[12\], one number per response, not torch.float64 \[\]"),
+        ("shape", r"in apply: it must return float64 \[12\] on cpu, one number per response, not torch.float64 \[\]"),
         ("float32", r"not torch.float32 \[12\]"),
         ("alone", "it must return the rewards and a state, not Tensor"),
         ("state", "in apply: the state must be a mapping of plain data, not NoneType"),

@@ -19,6 +19,7 @@ from benchmarks import measure, online_run, online_speed, online_tables, tables
 from benchmarks.online_run import FIRST, LOSSES, RULES, SECOND, Request
 from benchmarks.online_speed import ENGINES, Work
 from benchmarks.processes import ALLOCATORS, Child, ChildError
+from moalign.validation import nearest
 
 SEEDS = (0, 1, 2)
 
@@ -58,6 +59,11 @@ def main(
             tables.write(output, report, online_tables.text_of(report))
 
     parts = part or list(PartName)
+    for name, known, option in [(each, RULES, "--rule") for each in rule or ()] + [
+        (each, (FIRST, SECOND), "--world") for each in world or ()
+    ]:
+        if name not in known:
+            raise typer.BadParameter(f"there is no {name!r}{nearest(name, known)}", param_hint=option)
     if PartName.rules in parts:
         asked = requests(
             world or (FIRST, SECOND), rule or list(RULES), loss or list(LOSSES), seed or SEEDS, steps, looks

@@ -9,6 +9,7 @@ from typing import Any
 
 from moalign import config
 from moalign.config import Config
+from moalign.sweeps.observe import Observer
 
 
 def write_pairs(file: Path, prompts: int = 20, seed: int = 0) -> Path:
@@ -42,3 +43,13 @@ def contents(directory: Path) -> dict[str, bytes]:
     """Front and all candidates of a run, byte for byte."""
     files = [directory / "front.json", *sorted((directory / "candidates").rglob("*"))]
     return {str(file.relative_to(directory)): file.read_bytes() for file in files if file.is_file()}
+
+
+class Warned(Observer):
+    """Keeps what a user would be warned of."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def on_warning(self, what):
+        self.warnings.append(what)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from math import exp, tanh
 from pathlib import Path
 from typing import Any
 
 import pytest
+from interruptions import StopAfterSteps, kill_and_resume
 from sweeps import contents, small_config
 
 from moalign import registry
@@ -58,18 +55,6 @@ def settings(
         loss={"name": "rloo"},
         combine=combine,
     )
-
-
-class Stop(Observer):
-    """Interrupts, as ctrl-C does, after that many steps."""
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    def on_step(self, candidate, step, metrics):
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
 
 
 def metrics_of(directory: Path, candidate: str) -> list[dict]:
@@ -139,7 +124,7 @@ def test_interrupted_and_resumed_equals_unbroken_byte_for_byte(unbroken, tmp_pat
     """One candidate is finished, the other in its second round."""
     config, directory = unbroken
     with pytest.raises(KeyboardInterrupt):
-        run.start(config, tmp_path / "run", registry.discover(), Stop(9))
+        run.start(config, tmp_path / "run", registry.discover(), StopAfterSteps(9))
     run.resume(tmp_path / "run", registry.discover(), Observer())
     assert contents(tmp_path / "run") == contents(directory)
 
@@ -147,20 +132,7 @@ def test_interrupted_and_resumed_equals_unbroken_byte_for_byte(unbroken, tmp_pat
 @pytest.mark.parametrize("unbroken", ["dynamic-hypervolume", "lagrangian"], indirect=True)
 def test_killed_and_resumed_equals_unbroken_byte_for_byte(unbroken, tmp_path):
     config, directory = unbroken
-    file, killed = tmp_path / "sweep.yaml", tmp_path / "run"
-    file.write_text(json.dumps(config.model_dump(mode="json")))
-    command = [sys.executable, "-m", "moalign", "sweep", str(file), "--out", str(killed)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(killed.glob("candidates/*/MANIFEST.json")):  # one candidate is whole, another under way
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (killed / "front.json").exists()
-    done = subprocess.run([sys.executable, "-m", "moalign", "resume", str(killed)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert contents(killed) == contents(directory)
+    assert contents(kill_and_resume(config, tmp_path)) == contents(directory)
 
 
 def test_weights_follow_the_gradients_that_the_engine_measures(tiny_model_path, prompts, tmp_path):
@@ -177,7 +149,7 @@ def test_weights_follow_the_gradients_that_the_engine_measures(tiny_model_path, 
     assert first[0] / first[2] <= 0.5 * exp(2 * 0.3 * 0.25) * (1 + 1e-9)
     assert found[0] == found[1] and found[4][2] <= found[2][2] < first[2] < 0.5
     with pytest.raises(KeyboardInterrupt):
-        run.start(config, tmp_path / "run", registry.discover(), Stop(5))
+        run.start(config, tmp_path / "run", registry.discover(), StopAfterSteps(5))
     run.resume(tmp_path / "run", registry.discover(), Observer())
     assert contents(tmp_path / "run") == contents(tmp_path / "unbroken")
 

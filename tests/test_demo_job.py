@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from interruptions import StopAfterCandidates
 
 from moalign import config, recipes, registry, storage
 from moalign.demo import job, world
@@ -65,13 +66,9 @@ def test_sampled_scores_stay_in_the_journal_and_agree_with_the_exact_ones(demo):
 
 
 def test_an_interrupted_demo_goes_on_and_ends_the_same(demo, tmp_path, monkeypatch):
-    class Stop(Observer):
-        def on_candidate_end(self, outcome):
-            raise KeyboardInterrupt
-
     monkeypatch.setattr(job, "settings", fast_settings)
     with pytest.raises(KeyboardInterrupt):
-        job.run_demo(tmp_path / "run", registry.discover(), Stop())
+        job.run_demo(tmp_path / "run", registry.discover(), StopAfterCandidates())
     job.run_demo(tmp_path / "run", registry.discover(), Observer())
     assert (tmp_path / "run" / "front.json").read_bytes() == (demo / "front.json").read_bytes()
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from interruptions import StopAfterSteps
 from rich.console import Console
 from sweeps import contents, small_config, write_pairs
 from torch.nn.functional import logsigmoid
@@ -289,16 +290,8 @@ def test_the_front_says_where_each_candidate_ended(unbroken):
 
 @pytest.mark.parametrize("after", [2, 7, 9])
 def test_interrupted_and_resumed_equals_unbroken_byte_for_byte(settings, unbroken, tmp_path, after):
-    class Stop(Observer):
-        left = after
-
-        def on_step(self, candidate, step, metrics):
-            self.left -= 1
-            if self.left == 0:
-                raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        run.start(settings, tmp_path / "run", registry.discover(), Stop())
+        run.start(settings, tmp_path / "run", registry.discover(), StopAfterSteps(after))
     run.resume(tmp_path / "run", registry.discover(), Observer())
     assert contents(tmp_path / "run") == contents(unbroken)
 

@@ -13,7 +13,7 @@ import numpy
 import pytest
 import torch
 from isolation import ENDS, FAILS, HARMLESS, HOOKS, IN_A_PROCESS_OF_ITS_OWN, REFUSED, WITHOUT, cases, rewarded
-from sweeps import contents, write_pairs
+from sweeps import Warned, contents, write_pairs
 
 from moalign import calls, config, registry
 from moalign.calls import Call, Record
@@ -33,14 +33,6 @@ WHY = {
 def here(*outcomes):
     """Cases that do not take the process."""
     return [case for case in cases(*outcomes) if case[1] not in IN_A_PROCESS_OF_ITS_OWN]
-
-
-class Warned(Observer):
-    def __init__(self):
-        self.warnings = []
-
-    def on_warning(self, what):
-        self.warnings.append(what)
 
 
 @pytest.fixture(scope="module")

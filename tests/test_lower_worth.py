@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from interruptions import StopAfterSteps
 from sweeps import contents, small_config, write_pairs
-from test_sweep import Stop
 
 from moalign import registry, storage
 from moalign.engine import lower_worth
@@ -106,7 +106,7 @@ def test_interrupted_and_resumed_equals_unbroken_byte_for_byte(tiny_model_path, 
     assert any(phase.startswith("keeping the hidden states below the adapters: up to") for phase in watch.phases)
     assert list((tmp_path / "unbroken" / "cache" / "lower").rglob("*.safetensors"))
     with pytest.raises(KeyboardInterrupt):
-        run.start(settings, tmp_path / "run", registry.discover(), Stop(9))  # in the second candidate
+        run.start(settings, tmp_path / "run", registry.discover(), StopAfterSteps(9))  # in the second candidate
     for file in (tmp_path / "run" / "cache" / "lower").rglob("*.safetensors") if lost else ():
         file.unlink()
     monkeypatch.setattr(lower_worth, "DISK_SHARE", 0.0)  # as if the disk had filled up since

@@ -8,7 +8,7 @@ import random
 import numpy
 import pytest
 import torch
-from sweeps import small_config, write_pairs
+from sweeps import Warned, small_config, write_pairs
 
 from moalign import api, registry
 from moalign.errors import ConfigError
@@ -95,14 +95,6 @@ KINDS: dict[str, type[api.Observer]] = {
     "meddles": Meddles,
     "needy": Needy,
 }
-
-
-class Warned(Observer):
-    def __init__(self):
-        self.warnings: list[str] = []
-
-    def on_warning(self, what):
-        self.warnings.append(what)
 
 
 def installed() -> Registry:

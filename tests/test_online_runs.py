@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from interruptions import StopAfterSteps, kill_and_resume
 from sweeps import contents, small_config
 
 from moalign import lora, registry
@@ -89,40 +86,17 @@ def test_the_figures_of_a_round_are_among_the_metrics(unbroken):
 # --- broken off and resumed -----------------------------------------------------------------------------------------
 
 
-class Stop(Observer):
-    """Interrupts the run as Ctrl-C does, after so many steps in all."""
-
-    def __init__(self, after: int):
-        self.left = after
-
-    def on_step(self, candidate, step, metrics):
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
-
-
 def test_interrupted_and_resumed_equals_unbroken_byte_for_byte(settings, unbroken, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        run.start(settings, tmp_path / "run", registry.discover(), Stop(9))  # in the second round of two candidates
+        run.start(
+            settings, tmp_path / "run", registry.discover(), StopAfterSteps(9)
+        )  # in the second round of two candidates
     run.resume(tmp_path / "run", registry.discover(), Observer())
     assert contents(tmp_path / "run") == contents(unbroken)
 
 
 def test_sigkill_in_the_middle_and_resume(settings, unbroken, tmp_path):
-    directory, file = tmp_path / "run", tmp_path / "sweep.yaml"
-    file.write_text(json.dumps(settings.model_dump(mode="json")))
-    command = [sys.executable, "-m", "moalign", "sweep", str(file), "--out", str(directory)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(directory.glob("candidates/*/MANIFEST.json")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (directory / "front.json").exists()
-    done = subprocess.run([sys.executable, "-m", "moalign", "resume", str(directory)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert contents(directory) == contents(unbroken)
+    assert contents(kill_and_resume(settings, tmp_path)) == contents(unbroken)
 
 
 # --- side by side ---------------------------------------------------------------------------------------------------

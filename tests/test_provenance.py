@@ -9,6 +9,7 @@ import sys
 from importlib import metadata
 
 import pytest
+from interruptions import StopAfterCandidates
 from sweeps import small_config, write_pairs
 
 import moalign
@@ -29,13 +30,6 @@ class Hinge(Objective):
         return (1 - pair_logits(batch, terms, 0.1)).relu()
 """
 KEY = "objective stranger:hinge"
-
-
-class Stop(Observer):
-    """Ends the process as Ctrl-C would, after the first candidate."""
-
-    def on_candidate_end(self, outcome):
-        raise KeyboardInterrupt
 
 
 def installed(version: str = "1.0") -> Registry:
@@ -65,7 +59,7 @@ def started(module, tiny_model_path, tmp_path):
         observers=["jsonl"],
     )
     with pytest.raises(KeyboardInterrupt):
-        run.start(settings, tmp_path / "run", installed(), Stop())
+        run.start(settings, tmp_path / "run", installed(), StopAfterCandidates())
     return tmp_path / "run"
 
 

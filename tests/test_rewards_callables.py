@@ -7,6 +7,7 @@ import json
 import sys
 
 import pytest
+from interruptions import StopAfterCandidates
 from sweeps import contents, small_config
 
 import moalign
@@ -25,13 +26,6 @@ async def digits(samples):
 
 
 REWARDS = {"letters": letters, "digits": digits}
-
-
-class Stop(Observer):
-    """Interrupts a run when its first candidate is done."""
-
-    def on_candidate_end(self, outcome):
-        raise KeyboardInterrupt
 
 
 @pytest.fixture
@@ -53,7 +47,7 @@ def test_a_run_with_callables_goes_on_with_the_same_and_with_nothing_else(settin
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert len(moalign.sweep(settings, whole, rewards=REWARDS).front["points"]) == 2
     with pytest.raises(KeyboardInterrupt):
-        moalign.sweep(settings, cut, rewards=REWARDS, observer=Stop())
+        moalign.sweep(settings, cut, rewards=REWARDS, observer=StopAfterCandidates())
 
     record = storage.read_json(cut / "run.json")
     assert record["config"]["objectives"]["letters"]["reward"] == {"name": "python:letters()"}

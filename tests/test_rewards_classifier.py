@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from interruptions import StopAfterCandidates
 from pydantic import ValidationError
 from sweeps import contents, small_config
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
@@ -156,13 +157,6 @@ def test_a_conversation_that_the_template_refuses(single, tmp_path):
         reward(copy).score([Sample(TALK, "yes")])
 
 
-class Stop(Observer):
-    """Interrupts a run when its first candidate is done."""
-
-    def on_candidate_end(self, outcome):
-        raise KeyboardInterrupt
-
-
 def test_a_sweep_on_two_heads_interrupted_and_resumed_is_the_unbroken_one(heads, tiny_model_path, tmp_path):
     """Scores of padded batches depend on the batch in their last bits, so what is asked must not depend on the past."""
     prompts = tmp_path / "prompts.jsonl"
@@ -180,6 +174,6 @@ def test_a_sweep_on_two_heads_interrupted_and_resumed_is_the_unbroken_one(heads,
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert len(run.start(settings, whole, registry.discover(), Observer())["points"]) == 3
     with pytest.raises(KeyboardInterrupt):
-        run.start(settings, cut, registry.discover(), Stop())
+        run.start(settings, cut, registry.discover(), StopAfterCandidates())
     run.resume(cut, registry.discover(), Observer())
     assert contents(cut) == contents(whole)

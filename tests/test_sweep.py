@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
+from interruptions import StopAfterCandidates, StopAfterSteps, kill_and_resume
 from sweeps import contents, small_config, write_pairs
 
 from moalign import config, registry, storage
@@ -67,56 +64,23 @@ def test_one_hot_candidates_come_first_and_serve_as_rewards(unbroken):
     assert [sorted(event["preference"]["values"].values()) for event in events] == [[0, 1], [0, 1], [0.5, 0.5]]
 
 
-class Stop(Observer):
-    """Interrupts the run as Ctrl-C does, after so many steps in all."""
-
-    def __init__(self, after: int):
-        self.left = after
-
-    def on_step(self, candidate, step, metrics):
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("after", [1, 6, 7, 15, 18])
 def test_interrupted_and_resumed_equals_unbroken_byte_for_byte(settings, unbroken, tmp_path, after):
     with pytest.raises(KeyboardInterrupt):
-        run.start(settings, tmp_path / "run", registry.discover(), Stop(after))
+        run.start(settings, tmp_path / "run", registry.discover(), StopAfterSteps(after))
     assert not list((tmp_path / "run").rglob(".partial-*"))
     run.resume(tmp_path / "run", registry.discover(), Observer())
     assert contents(tmp_path / "run") == contents(unbroken)
 
 
 def test_sigkill_in_the_middle_and_resume(settings, unbroken, tmp_path):
-    directory = tmp_path / "run"
-    file = tmp_path / "sweep.yaml"
-    file.write_text(json.dumps(settings.model_dump(mode="json")))
-    command = [sys.executable, "-m", "moalign", "sweep", str(file), "--out", str(directory)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(directory.glob("candidates/*/MANIFEST.json")):  # one candidate is whole, another under way
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (directory / "front.json").exists()
-    done = subprocess.run([sys.executable, "-m", "moalign", "resume", str(directory)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert contents(directory) == contents(unbroken)
-
-
-class StopAtEnd(Observer):
-    """Interrupts when the first candidate has ended."""
-
-    def on_candidate_end(self, outcome):
-        raise KeyboardInterrupt
+    assert contents(kill_and_resume(settings, tmp_path)) == contents(unbroken)
 
 
 def test_a_finished_candidate_that_is_not_in_the_journal_is_not_trained_again(settings, unbroken, tmp_path):
     directory = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        run.start(settings, directory, registry.discover(), StopAtEnd())
+        run.start(settings, directory, registry.discover(), StopAfterCandidates())
     file = directory / "journal.jsonl"
     file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:-1]))  # killed before the append
     started = []
@@ -146,7 +110,7 @@ def test_a_folder_with_other_things_in_it_is_refused(settings, tmp_path):
 def test_changed_data_is_refused_at_resume(tiny_model_path, tmp_path):
     data = write_pairs(tmp_path / "pairs.jsonl")
     with pytest.raises(KeyboardInterrupt):
-        run.start(small_config(tiny_model_path, data), tmp_path / "run", registry.discover(), Stop(1))
+        run.start(small_config(tiny_model_path, data), tmp_path / "run", registry.discover(), StopAfterSteps(1))
     write_pairs(data, seed=1)
     with pytest.raises(RunError, match="the data changed since this run was started"):
         run.resume(tmp_path / "run", registry.discover(), Observer())
@@ -154,7 +118,7 @@ def test_changed_data_is_refused_at_resume(tiny_model_path, tmp_path):
 
 def test_a_damaged_candidate_is_named(settings, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        run.start(settings, tmp_path / "run", registry.discover(), StopAtEnd())
+        run.start(settings, tmp_path / "run", registry.discover(), StopAfterCandidates())
     adapter = next((tmp_path / "run").glob("candidates/*/adapter_model.safetensors"))
     data = bytearray(adapter.read_bytes())
     data[100] ^= 4
@@ -263,7 +227,7 @@ def test_an_adaptive_search_is_asked_the_same_after_a_crash(tiny_model_path, pai
     expected = sorted(set(asked))
     asked.clear()
     with pytest.raises(KeyboardInterrupt):
-        run.start(settings, tmp_path / "broken", registry.discover(), Stop(2))
+        run.start(settings, tmp_path / "broken", registry.discover(), StopAfterSteps(2))
     run.resume(tmp_path / "broken", registry.discover(), Observer())
     assert sorted(set(asked)) == expected == sorted({(), ("0-0", "0-1"), ("0-0", "0-1", "2-0", "2-1")})
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")

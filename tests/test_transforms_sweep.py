@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from interruptions import StopAfterSteps
 from sweeps import contents, small_config
 
 from moalign import registry
@@ -70,18 +71,6 @@ def workshop_of(settings: Config) -> Workshop:
     return open_workshop(prepare(settings, REGISTRY), Path(), Observer(), keep_cache=False)
 
 
-class Stop(Observer):
-    """Interrupts the run as Ctrl-C does, after so many steps in all."""
-
-    def __init__(self, after: int):
-        self.left = after
-
-    def on_step(self, candidate, step, metrics):
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
-
-
 @pytest.fixture(scope="module")
 def settings(tiny_model_path, prompts) -> Config:
     return settings_of(tiny_model_path, prompts, CHAINS)
@@ -98,7 +87,7 @@ def test_killed_and_resumed_a_run_is_the_same_to_the_bit(unbroken, settings, tmp
     for after in (3, 8, 14):
         directory = tmp_path / f"stopped-{after}"
         with pytest.raises(KeyboardInterrupt):
-            run.start(settings, directory, REGISTRY, Stop(after))
+            run.start(settings, directory, REGISTRY, StopAfterSteps(after))
         run.resume(directory, REGISTRY, Observer())
         assert contents(directory) == contents(unbroken)
     lines = (unbroken / "candidates" / "w-0.50-0.50" / "metrics.jsonl").read_text().splitlines()

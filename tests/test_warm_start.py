@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from interruptions import StopAfterCandidates
 from peft import PeftModel
 from sweeps import small_config, write_pairs
 from transformers import AutoModelForCausalLM
@@ -57,22 +58,12 @@ def test_a_warm_start_takes_fewer_steps_from_the_nearest_finished_candidate(tiny
     assert first["loss"] != pytest.approx(json.loads(lines["w-0.50-0.50"][0])["loss"], abs=1e-3)  # not the base
 
 
-class StopAfter(Observer):
-    def __init__(self, candidates: int):
-        self.left = candidates
-
-    def on_candidate_end(self, outcome):
-        self.left -= 1
-        if not self.left:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("after", [2, 4])
 def test_an_interrupted_warm_start_goes_on(tiny_model_path, pairs, tmp_path, after):
     settings = small_config(tiny_model_path, pairs, search=WARM)
     run.start(settings, tmp_path / "whole", registry.discover(), Observer())
     with pytest.raises(KeyboardInterrupt):
-        run.start(settings, tmp_path / "run", registry.discover(), StopAfter(after))
+        run.start(settings, tmp_path / "run", registry.discover(), StopAfterCandidates(after))
     run.resume(tmp_path / "run", registry.discover(), Observer())
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
 

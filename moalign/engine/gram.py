@@ -91,12 +91,7 @@ def _unit_loss(objective: Objective, batch: Batch, candidate: str) -> Tensor:
 
 
 def _batch(dataset: PairDataset, chosen: NDArray[np.int64], layout: Layout, logps: Tensor) -> Batch:
-    def placed(values: tuple[NDArray[np.float32], ...] | None) -> Tensor | None:
-        if values is None:
-            return None
-        return layout.place(torch.from_numpy(np.concatenate([values[row] for row in chosen])).to(logps.device))
-
-    number, device = len(chosen), logps.device
+    number, device, reference = len(chosen), logps.device, dataset.ref_logps
     return Batch(
         logps=logps,
         mask=layout.mask,
@@ -105,6 +100,6 @@ def _batch(dataset: PairDataset, chosen: NDArray[np.int64], layout: Layout, logp
         preference=torch.zeros(number, len(dataset.objectives), device=device),
         strength=torch.ones(number, device=device),
         groups=torch.from_numpy(dataset.groups[chosen]).to(device),
-        ref_logps=placed(dataset.ref_logps),
+        ref_logps=None if reference is None else layout.place_known([reference[row] for row in chosen]),
         old_logps=logps.detach(),
     )

@@ -59,6 +59,10 @@ class Layout:
         rows, width = self.shape
         return values.new_zeros(rows * width).index_copy(0, self.target, values).view(rows, width)
 
+    def place_known(self, values: Sequence[np.ndarray]) -> Tensor:
+        """What is known of the response tokens of each of the N sequences -> [N,T] with 0 elsewhere."""
+        return self.place(torch.from_numpy(np.concatenate(values)).to(self.input_ids.device))
+
     def attention(self, dtype: torch.dtype) -> Tensor | None:
         """What is added to the attention logits, [B,1,L,L]: 0 where a position attends to another, else the lowest."""
         if self.segments is None:

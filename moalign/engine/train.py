@@ -282,9 +282,8 @@ class _Frozen:
         self.old_logps = None if old is None else self._placed(old, share)
 
     def _placed(self, values: Sequence[np.ndarray], share: _Share) -> Tensor:
-        """What is known of the response tokens of each sequence of the dataset, for those of this pass; [N,T]."""
-        own = np.concatenate([values[index] for index in share.part.sequences])
-        return self.layout.place(torch.from_numpy(own).to(self.layout.input_ids.device))
+        """Of all sequences of the dataset, those of this pass; [N,T]."""
+        return self.layout.place_known([values[index] for index in share.part.sequences])
 
     def prepare(self, job: Job) -> None:
         """Run the frozen policies that the job needs, before the trained ones run."""

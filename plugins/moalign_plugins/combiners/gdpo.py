@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from moalign.api import Combiner, Preference
+from moalign_plugins._groups import group_deviation, group_mean
 from moalign_plugins.combiners._preferences import needs_no_thresholds
 from moalign_plugins.combiners._scalarised import weighted_sum
 
@@ -52,8 +53,4 @@ class GDPO(Combiner):
 
 def normalised(values: Tensor, groups: Tensor, eps: float) -> Tensor:
     """(x - mean) / (std + eps) within the groups, column by column; 0 in a group of one. [N,K] -> [N,K]."""
-    _, index, counts = groups.unique(return_inverse=True, return_counts=True)
-    zeros = values.new_zeros(len(counts), values.shape[1])
-    centred = values - (zeros.index_add(0, index, values) / counts[:, None])[index]
-    variance = zeros.index_add(0, index, centred**2) / (counts - 1).clamp(min=1)[:, None]
-    return centred / (variance.sqrt()[index] + eps)
+    return (values - group_mean(values, groups)) / (group_deviation(values, groups) + eps)

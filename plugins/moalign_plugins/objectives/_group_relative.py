@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from moalign_plugins.objectives._policy_gradient import PolicyGradient, Positive, group_deviation, group_mean
+from moalign_plugins._groups import group_deviation, group_mean
+from moalign_plugins.objectives._policy_gradient import PolicyGradient, Positive
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -115,28 +115,3 @@ def advantages_of(batch: Batch) -> Tensor:
     if batch.advantages is None:
         raise PluginError('the loss reads advantages but does not declare "groups" in `needs`')
     return batch.advantages
-
-
-def group_mean(values: Tensor, groups: Tensor) -> Tensor:
-    """The mean over the responses to the same prompt, for each of them; [N] -> [N]."""
-    index, counts = _numbered(groups)
-    totals = values.new_zeros(len(counts)).index_add(0, index, values)
-    return (totals / counts)[index]
-
-
-def group_size(values: Tensor, groups: Tensor) -> Tensor:
-    """How many responses there are to the same prompt, for each of them; [N] -> [N]."""
-    index, counts = _numbered(groups)
-    return counts.to(values)[index]
-
-
-def group_deviation(values: Tensor, groups: Tensor) -> Tensor:
-    """The standard deviation within the group, with the divisor G - 1 and 0 for a group of one; [N] -> [N]."""
-    centred = values - group_mean(values, groups)
-    size = group_size(values, groups)
-    return (group_mean(centred**2, groups) * size / (size - 1).clamp(min=1)).sqrt()
-
-
-def _numbered(groups: Tensor) -> tuple[Tensor, Tensor]:
-    _, index, counts = groups.unique(return_inverse=True, return_counts=True)
-    return index, counts

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from moalign_plugins.objectives._policy_gradient import PolicyGradient, group_mean
+from moalign_plugins._groups import group_mean
+from moalign_plugins.objectives._policy_gradient import PolicyGradient
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,0 +1,55 @@
+"""Runs that are broken off, as a user or the system does it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from moalign.config import Config
+from moalign.sweeps.observe import Observer
+
+
+class StopAfterSteps(Observer):
+    """Interrupts the run as Ctrl-C does, after so many steps in all."""
+
+    def __init__(self, steps: int):
+        self.left = steps
+
+    def on_step(self, candidate, step, metrics):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+class StopAfterCandidates(Observer):
+    """Interrupts the run as Ctrl-C does, when so many candidates have ended."""
+
+    def __init__(self, candidates: int = 1):
+        self.left = candidates
+
+    def on_candidate_end(self, outcome):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+def kill_and_resume(settings: Config, folder: Path) -> Path:
+    """A run of the command line, killed while one candidate is whole and another under way, and then resumed."""
+    directory, file = folder / "run", folder / "sweep.yaml"
+    file.write_text(json.dumps(settings.model_dump(mode="json")))
+    command = [sys.executable, "-m", "moalign", "sweep", str(file), "--out", str(directory)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(directory.glob("candidates/*/MANIFEST.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (directory / "front.json").exists()
+    done = subprocess.run([sys.executable, "-m", "moalign", "resume", str(directory)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return directory

@@ -34,7 +34,8 @@ def tables_of(report: Mapping[str, Any]) -> list[tables.Table]:
     for world in (FIRST, SECOND):
         of_world = [found for found in results if found["part"] == "rules" and found["world"] == world]
         for key in dict.fromkeys(map(_key, of_world)):
-            made.append(_shares(world, [found for found in of_world if _key(found) == key], report["not_run"]))
+            alike = [found for found in of_world if _key(found) == key]
+            made += [_shares(world, alike, report["not_run"]), *_domination(world, alike)]
     made += [_step(found) for found in results if found["part"] == "step"]
     made += [_speed(found) for found in results if found["part"] == "speed"]
     return made
@@ -45,10 +46,7 @@ def _key(found: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _shares(world: str, founds: Results, not_run: Sequence[str]) -> tables.Table:
-    ways: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for found in sorted(founds, key=lambda found: found["seed"]):
-        ways.setdefault((found["loss"], found["rule"]), []).append(found)
-    rows = []
+    ways, rows = _ways(founds), []
     for (loss, rule), mine in ways.items():
         fixed = ways.get((loss, FIXED), [])
         last = [found["looks"][-1] for found in mine]
@@ -80,6 +78,46 @@ def _shares(world: str, founds: Results, not_run: Sequence[str]) -> tables.Table
     )
     title = TITLES[world] + "".join(f", {change}" for change in founds[0]["further"])
     return tables.Table(title, columns, rows, [*_notes(world, founds, ways), *not_run])
+
+
+def _domination(world: str, founds: Results) -> list[tables.Table]:
+    """Who dominates whom, candidate by candidate: what arXiv 2509.11452 claims of weights that move."""
+    ways = _ways(founds)
+    rows = []
+    for (loss, rule), mine in ways.items():
+        fixed = {found["seed"]: found for found in ways.get((loss, FIXED), ())}
+        both = [(found, fixed[found["seed"]]) for found in mine if rule != FIXED and found["seed"] in fixed]
+        if not both:
+            continue
+        along = zip(*(zip(own["looks"], other["looks"], strict=True) for own, other in both), strict=True)
+        rows.append([f"{loss}, {rule}", *map(_counted, along)])
+    marks = [look["step"] for look in founds[0]["looks"]]
+    title = f"{world.capitalize()} world: expected rewards, candidates that dominate / are dominated by fixed weights"
+    note = (
+        "Per cent of the candidates of all seeds, each against the one with the same preference, seed and step that "
+        "fixed weights have trained; the others are better in one objective and worse in another."
+    )
+    return [tables.Table(title, ("loss, rule", *(f"step {mark}" for mark in marks)), rows, [note])] if rows else []
+
+
+def _counted(looks: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> str:
+    """Of all candidates of all seeds, how many dominate the other's, and how many are dominated by it."""
+    pairs = [pair for own, other in looks for pair in zip(own["expected"], other["expected"], strict=True)]
+    wins = sum(_dominates(own, other) for own, other in pairs)
+    losses = sum(_dominates(other, own) for own, other in pairs)
+    return f"{100 * wins / len(pairs):.0f} / {100 * losses / len(pairs):.0f}"
+
+
+def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
+    return tuple(one) != tuple(other) and all(a >= b for a, b in zip(one, other, strict=True))
+
+
+def _ways(founds: Results) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
+    """What was found, by loss and rule, each in the order of the seeds."""
+    ways: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for found in sorted(founds, key=lambda found: found["seed"]):
+        ways.setdefault((found["loss"], found["rule"]), []).append(found)
+    return ways
 
 
 def _notes(world: str, founds: Results, ways: Mapping[tuple[str, str], Results]) -> list[str]:

@@ -68,6 +68,7 @@ def fake(each: Request) -> dict[str, Any]:
     gain = 0.0 if each.rule == "fixed weights" else 0.1
     looks = [
         {"step": mark, "tokens": 100 * mark, "share": share, "worst": share - 0.1, "kl": [1.0, 2.0], "mass": [0.99]}
+        | {"expected": [[share, 0.5], [0.5, 0.5], [0.5, 1 - share]]}
         for mark, share in zip(each.marks, (0.5 + gain, 0.6 + gain + 0.02 * each.seed), strict=True)
     ]
     return {"candidates": [], "looks": looks, "step_seconds": 0.5, "most_of_linear": [0.05, 0.1, 0.15]}
@@ -97,6 +98,8 @@ def test_tables_compare_with_fixed_weights_and_a_killed_table_goes_on(tmp_path, 
     row = "| rloo, other | 0.600 | 0.710 | 0.710 ± 0.010 | 0.610 ± 0.010 | +0.100 ± 0.000 | 10 | 1 | 1.50 | 0.990 |"
     assert text.count(row) == 2
     assert "| rloo, fixed weights | 0.500 | 0.610 | 0.610 ± 0.010 |" in text
+    # the first of three candidates is better, the second as good, the third worse
+    assert text.count("| rloo, other | 33 / 33 | 33 / 33 |") == 2
     assert "the best of all weights and prices of KL: 0.100 (0.050, 0.100, 0.150 for the targets)" in text
 
 

@@ -18,9 +18,12 @@ from published import (
 )
 from pydantic import ValidationError
 from test_data_readers import only, read, refusal
+from test_data_tokenise import build
 
 from moalign.data.check import examine
+from moalign.data.pairing import labelled
 from moalign.data.records import merge
+from moalign.data.tokenise import Tokeniser
 from moalign.errors import DataError
 from moalign.types import Pair
 from moalign_plugins.readers.helpsteer import HelpSteer
@@ -149,6 +152,15 @@ def test_helpsteer_signed_preference(form):
     assert list(only(HelpSteer(names={"liked": "preference"}), form(1), ["liked", "short"]).pairs) == ["liked"]
     for value in (-100, 4, "better", True):  # -100: neither response is valid
         assert "column '" in refusal(HelpSteer(), form(value))
+
+
+def test_a_tie_is_counted_and_never_trained_on():
+    rows = [helpsteer2_preference(value) | {"prompt": f"Q{number}"} for number, value in enumerate((0, 2, 0, -1, 0))]
+    dataset = labelled(read(HelpSteer(), rows), Tokeniser.of(build()), ["preference"])
+    assert dataset.counts["dropped pair: tie for preference"] == 3
+    assert dataset.strength.tolist() == [2.0, 1.0]
+    chosen = [dataset.samples[pair[0]].response for pair in dataset.pairs]
+    assert chosen == ["A note.", "A language."]
 
 
 def test_helpsteer_conversations():

@@ -224,7 +224,13 @@ class Search(Plugin):
 
 
 class Reader(Plugin):
-    """The format of a dataset: rows -> records. moalign itself parses JSON, JSONL, CSV and Parquet into rows."""
+    """The format of a dataset: rows -> records. moalign itself parses JSON, JSONL, CSV and Parquet into rows.
+
+    ``general``: a reader of tables from anywhere, such as all with certain columns; ``auto`` takes it only where no
+    reader of one dataset's format recognises the row.
+    """
+
+    general: ClassVar[bool] = False
 
     def recognises(self, row: Mapping[str, Any]) -> bool:
         """Whether the first row of a file looks like this format; asked when the configuration says ``auto``."""

@@ -18,8 +18,14 @@ from moalign.data.tokenise import Tokeniser
 from moalign.errors import DataError
 from moalign.types import Record
 from moalign_plugins.readers.columns import Columns
+from moalign_plugins.readers.helpsteer import ATTRIBUTES, HelpSteer
+from moalign_plugins.readers.hh_rlhf import HHRLHF
+from moalign_plugins.readers.pku_saferlhf import PKUSafeRLHF
 from moalign_plugins.readers.preference import PreferenceRows
 from moalign_plugins.readers.qa_feedback import QAFeedback
+from moalign_plugins.readers.rewardbench import RewardBench
+from moalign_plugins.readers.stepwise import Stepwise
+from moalign_plugins.readers.ultrafeedback import UltraFeedback
 
 CASES = int(os.environ.get("MOALIGN_FUZZ_CASES", "200"))  # per test; the long run is started by hand
 TOKENISER = Tokeniser.of(build())
@@ -99,6 +105,62 @@ QA = row_of(
     feedback=FEEDBACK,
     **{f"prediction {i}": TEXTS for i in range(1, 5)},
 )
+RATING = st.sampled_from(["1", "3", "5", "N/A"])
+ULTRAFEEDBACK = row_of(
+    instruction=TEXTS,
+    completions=st.lists(
+        row_of(
+            response=TEXTS,
+            annotations=row_of(**{name: row_of(Rating=RATING) for name in ("honesty", "helpfulness")}),
+            overall_score=st.sampled_from([1.0, 7.5, 10.0]),
+            **{"fine-grained_score": st.floats(1, 5)},
+        ),
+        max_size=4,
+    ),
+) | row_of(
+    prompt=TEXTS,
+    prompt_id=TEXTS,
+    chosen=CONVERSATION,
+    rejected=CONVERSATION,
+    score_chosen=st.floats(1, 10),
+    score_rejected=st.floats(1, 10),
+)
+TURNS = TEXTS | st.sampled_from(["a\n<extra_id_1>Assistant\nb\n<extra_id_1>User\nc", "a\n<extra_id_1>User\nc"])
+STRENGTH = st.integers(-3, 3)
+HELPSTEER = (
+    row_of(prompt=TURNS, response=TEXTS, **{name: st.integers(0, 4) for name in ATTRIBUTES})
+    | row_of(prompt=TURNS, response_1=TEXTS, response_2=TEXTS, preference_strength=STRENGTH)
+    | row_of(context=CONVERSATION, response1=TEXTS, response2=TEXTS, overall_preference=STRENGTH)
+)
+PKU = row_of(
+    prompt=TEXTS,
+    response_0=TEXTS,
+    response_1=TEXTS,
+    is_response_0_safe=st.booleans(),
+    is_response_1_safe=st.booleans(),
+    better_response_id=st.integers(0, 1),
+    safer_response_id=st.integers(0, 1),
+)
+DIALOGUE = st.lists(
+    st.tuples(st.sampled_from(["\n\nHuman:", "\n\nAssistant:"]), TEXTS).map("".join), min_size=1, max_size=4
+).map("".join)
+ANSWERED = TEXTS.map(lambda answer: f"\n\nHuman: hi\n\nAssistant: {answer}")
+HH = row_of(chosen=ANSWERED, rejected=ANSWERED, objective=st.sampled_from(["x", "y", ""])) | row_of(
+    chosen=DIALOGUE, rejected=DIALOGUE
+)
+SUBSET = st.sampled_from(["Ties", "x", "Precise IF", ""])
+REWARDBENCH = row_of(
+    prompt=TEXTS, chosen=TEXTS, chosen_model=TEXTS, rejected=TEXTS, rejected_model=TEXTS, subset=SUBSET, id=TEXTS
+) | row_of(
+    prompt=TEXTS,
+    chosen=st.lists(TEXTS, max_size=3),
+    rejected=st.lists(TEXTS, max_size=3),
+    num_correct=st.integers(0, 3),
+    num_incorrect=st.integers(0, 3),
+    subset=SUBSET,
+    id=TEXTS,
+)
+STEPWISE = row_of(prompt=TEXTS, completions=st.lists(TEXTS, max_size=3), labels=st.lists(st.booleans(), max_size=3))
 COLUMNS = Columns(
     responses=("a", "b"),
     scores={"x": ("score_a", "score_b")},
@@ -111,6 +173,15 @@ READERS = {
     "preference for one objective": (PreferenceRows(objective="x"), PREFERENCE, ("x", "y")),
     "columns": (COLUMNS, TABLE, ("x", "y")),
     "qa-feedback": (QAFeedback(passages=20), QA, ()),
+    "ultrafeedback": (UltraFeedback(tens="one"), ULTRAFEEDBACK, ()),
+    "ultrafeedback for two": (UltraFeedback(names={"x": "overall"}, scale="10-90"), ULTRAFEEDBACK, ("x", "honesty")),
+    "helpsteer": (HelpSteer(), HELPSTEER, ()),
+    "pku-saferlhf": (PKUSafeRLHF(), PKU, ()),
+    "hh-rlhf": (HHRLHF(turns="text"), HH, ()),
+    "hh-rlhf, messages": (HHRLHF(), HH, ("x",)),
+    "rewardbench": (RewardBench(), REWARDBENCH, ()),
+    "rewardbench by subset": (RewardBench(by_subset=True), REWARDBENCH, ("x", "ties")),
+    "stepwise": (Stepwise(), STEPWISE, ()),
 }
 
 

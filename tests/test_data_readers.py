@@ -120,13 +120,16 @@ def test_preference_text_prompt_before_lone_replies():
         ),
         (
             {"prompt": "Q", "chosen": "y", "rejected": "x", "score_chosen": math.nan},
-            "score_chosen is not a finite number",
+            "not a finite number: column 'score_chosen'",
         ),
         (
             {"prompt": "Q", "chosen": "y", "rejected": "x", "score_rejected": "inf"},
-            "score_rejected is not a finite number",
+            "not a finite number: column 'score_rejected'",
         ),
-        ({"prompt": "Q", "chosen": "y", "rejected": "x", "score_chosen": True}, "score_chosen is not a finite number"),
+        (
+            {"prompt": "Q", "chosen": "y", "rejected": "x", "score_chosen": True},
+            "not a finite number: column 'score_chosen'",
+        ),
         ({"prompt": "Q", "chosen": "y", "rejected": "x", "objective": 3}, "not a name"),
         ({"prompt": "Q\0", "chosen": "y", "rejected": "x"}, "NUL"),
         ({"prompt": "Q", "chosen": "y\ud800", "rejected": "x"}, "lone surrogate"),

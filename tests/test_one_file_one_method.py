@@ -49,6 +49,7 @@ DELETED = [
     ),
     ("searches/random.py", "search random", {"search": "random"}, {"search": "grid"}),
     ("readers/qa_feedback.py", "reader qa-feedback", {"data": {"reader": "qa-feedback"}}, {}),
+    ("readers/helpsteer.py", "reader helpsteer", {"data": {"reader": "helpsteer"}}, {"data": {"reader": "columns"}}),
     ("observers/jsonl.py", "observer jsonl", {"observers": ["jsonl"]}, {"observers": []}),
 ]
 

@@ -11,6 +11,7 @@ import sys
 import numpy
 import pytest
 import torch
+from published import FORMS, rows_of
 from wrong_plugins import (
     combiners,
     objectives,
@@ -64,6 +65,7 @@ ROWS = {
     "columns": [{"prompt": "Why?", "a": "Because.", "b": "No.", "score": [1, None], "better": "tie", "by": -2}],
     "prompts": [{"prompt": "Why?"}, {"prompt": SPEECH}],
     "qa-feedback": [QUESTION],
+    **{name: rows_of(name) for name, _ in FORMS.values()},
 }
 OPTIONS = {
     "columns": {
@@ -105,6 +107,11 @@ OTHERWISE = [
     ("search", "grid", {"warm_start": "neighbour"}),
     ("search", "grid", {"partitions": 4}),
     ("reward", "length", {"target": 9, "free": 2}),
+    ("reader", "ultrafeedback", {"scale": "10-90", "tens": "unknown"}),
+    ("reader", "helpsteer", {"scale": "10-90", "turns": "text"}),
+    ("reader", "hh-rlhf", {"turns": "text", "objective": "helpful"}),
+    ("reader", "rewardbench", {"by_subset": True}),
+    ("reader", "stepwise", {"separator": " "}),
     ("reward", "format", {"keys": ["a"]}),
 ]
 

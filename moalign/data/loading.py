@@ -94,7 +94,10 @@ def read_records(rows: Iterable[Row], reader: Reader, objectives: Sequence[str])
 
 
 def choose_reader(row: Row, readers: Mapping[str, Reader]) -> str:
-    """The name of the one reader that recognises the first row of a file. Raises DataError where none or several do."""
+    """The name of the one reader that recognises the first row of a file; those of one format go before general ones.
+
+    Raises DataError where none or several do.
+    """
     file, line, columns = row
     names, failures = [], []
     for name, reader in readers.items():
@@ -103,6 +106,7 @@ def choose_reader(row: Row, readers: Mapping[str, Reader]) -> str:
                 names.append(name)
         except (PluginError, UserError) as error:  # one that nobody asked for must not keep the others from their work
             failures.append(f"; {error}")
+    names = [name for name in names if not readers[name].general] or names
     if len(names) == 1:
         return names[0]
     shown = ", ".join(map(repr, list(columns)[:20]))

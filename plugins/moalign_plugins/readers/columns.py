@@ -1,22 +1,22 @@
 """Any table, with a map from its columns to prompt, responses, scores and judgements.
 
 A score is a number, or text that is one; empty text, "N/A" and null mean that it is not known. For example
-HelpSteer2    ``{responses: [response], scores: {helpful: helpfulness, short: verbosity}}``
-PKU-SafeRLHF  ``{responses: [response_0, response_1], better: {helpful: better_response_id, safe: safer_response_id}}``
-HelpSteer3    ``{prompt: context, responses: [response1, response2], strength: {helpful: overall_preference}}``
+``{responses: [answer], scores: {helpful: usefulness, short: brevity}}``
+``{responses: [a, b], better: {helpful: more_helpful, safe: safer}}``
+``{prompt: context, responses: [a, b], strength: {helpful: overall}}``
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field
 
 from moalign.api import DataError, Message, Pair, Reader, Record, Refusal, Row
+from moalign_plugins.readers._fields import index, is_missing, number, signed
 
 REGISTRATION = {
     "name": "columns",
@@ -39,6 +39,8 @@ class Columns(Reader):
                    positive, the second; 0, a tie
     ``group``      the column whose value must not stand on both sides of the held-out split; else the prompt
     """
+
+    general: ClassVar[bool] = True
 
     prompt: str = "prompt"
     responses: Names = Field(("response",), min_length=1)
@@ -84,7 +86,7 @@ class Columns(Reader):
         for name, column in self.better.items():
             pairs.setdefault(name, []).extend(self._better(row.get(column), column, len(responses)))
         for name, column in self.strength.items():
-            pairs.setdefault(name, []).extend(_signed(_number(row.get(column), column), column, len(responses)))
+            pairs.setdefault(name, []).extend(_signed(row.get(column), column, len(responses)))
         prompt = _prompt(row, self.prompt)
         group = prompt if self.group is None else row.get(self.group)
         return Record(
@@ -109,18 +111,12 @@ class Columns(Reader):
         return tuple(values)
 
     def _better(self, value: Any, column: str, responses: int) -> list[Pair]:
-        if _is_missing(value):
-            return []
         if isinstance(value, str) and value.strip().lower() == "tie":
             return [Pair(0, other, strength=0.0) for other in range(1, responses)]
         if isinstance(value, str) and value in self.responses and len(self.responses) > 1:
-            best = self.responses.index(value)
-        else:
-            number = _number(value, column)
-            if number is None or not number.is_integer() or not 0 <= number < responses:
-                raise ValueError(f"column {column!r} does not name one of the responses: {str(value)[:40]!r}")
-            best = int(number)
-        return [Pair(best, other) for other in range(responses) if other != best]
+            value = self.responses.index(value)
+        best = index(value, column, responses)
+        return [] if best is None else [Pair(best, other) for other in range(responses) if other != best]
 
 
 def _prompt(row: Mapping[str, Any], column: str) -> str | tuple[Message, ...]:
@@ -136,33 +132,17 @@ def _scores(row: Mapping[str, Any], columns: Sequence[str], responses: int) -> t
     values = [row.get(column) for column in columns]
     if len(columns) == 1 and isinstance(values[0], list):
         values = values[0]
-    elif len(columns) == 1 and _is_missing(values[0]):
+    elif len(columns) == 1 and is_missing(values[0]):
         values = [None] * responses
     if len(values) != responses:
         raise ValueError(f"number of scores differs from number of responses: {', '.join(columns)}")
-    return tuple(_number(value, columns[0]) for value in values)
+    return tuple(number(value, columns[0]) for value in values)
 
 
-def _signed(value: float | None, column: str, responses: int) -> list[Pair]:
-    if value is None:
+def _signed(value: Any, column: str, responses: int) -> list[Pair]:
+    strength = number(value, column)
+    if strength is None:
         return []
     if responses != 2:
         raise ValueError(f"a signed strength needs exactly two responses: column {column!r}, {responses} responses")
-    return [Pair(0, 1, strength=abs(value)) if value <= 0 else Pair(1, 0, strength=value)]
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and value.strip().lower() in ("", "n/a"))
-
-
-def _number(value: Any, column: str) -> float | None:
-    """The number, or None where there is none. Raises ValueError for anything that is neither."""
-    if _is_missing(value):
-        return None
-    try:
-        number = math.nan if isinstance(value, bool) or "_" in str(value) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"not a finite number: column {column!r} has {str(value)[:40]!r}")
-    return number
+    return [signed(strength)]

@@ -7,12 +7,13 @@ name of the objective that judged the pair. Format: https://huggingface.co/docs/
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
-from moalign.api import DataError, Message, Pair, Reader, Record, Refusal, Row
+from moalign.api import Pair, Reader, Record, Refusal, Row
+from moalign_plugins.readers._dialogue import Text, group_of, messages, parted, shared
+from moalign_plugins.readers._fields import number
+from moalign_plugins.readers._judges import judge_of
 
 REGISTRATION = {
     "name": "preference",
@@ -20,11 +21,13 @@ REGISTRATION = {
     "summary": "TRL preference rows: prompt, chosen, rejected",
 }
 
-Text = str | tuple[Message, ...]
+SCORES = ("score_chosen", "score_rejected")
 
 
 class PreferenceRows(Reader):
     """``objective`` names the objective that judged the pairs of rows without a column ``objective``."""
+
+    general: ClassVar[bool] = True
 
     objective: str | None = None
 
@@ -34,9 +37,9 @@ class PreferenceRows(Reader):
     def read(self, rows: Iterable[Row], objectives: Sequence[str]) -> Iterator[Record | Refusal]:
         for file, line, row in rows:
             try:
-                objective = self._objective(row, objectives, file, line)
+                objective = judge_of(row, self.objective, objectives, file, line)
                 prompt, chosen, rejected = _split(row)
-                scores = (_score(row, "score_chosen"), _score(row, "score_rejected"))
+                scores = tuple(number(row.get(column), column) for column in SCORES)
             except ValueError as reason:
                 yield Refusal(file, line, str(reason))
                 continue
@@ -45,29 +48,10 @@ class PreferenceRows(Reader):
                 responses=(chosen, rejected),
                 scores={} if scores == (None, None) else {objective: scores},
                 pairs={objective: (Pair(0, 1),)},
-                group=prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True),
+                group=group_of(prompt),
                 file=file,
                 line=line,
             )
-
-    def _objective(self, row: Mapping[str, Any], objectives: Sequence[str], file: str, line: int) -> str:
-        named = row.get("objective")
-        if named is not None and not isinstance(named, str):
-            raise ValueError(f"the column objective is not a name: {named!r}")
-        if named:
-            if objectives and named not in objectives:
-                raise ValueError(f"unknown objective: {named!r}; the configuration has {', '.join(sorted(objectives))}")
-            return named
-        if self.objective is not None:
-            if objectives and self.objective not in objectives:
-                reason = f"the reader's objective '{self.objective}' is none of {', '.join(sorted(objectives))}"
-                raise DataError(reason, file=file, line=line)
-            return self.objective
-        if len(objectives) > 1:
-            fault = "the row does not say which objective judged it"
-            cure = f"add a column objective, or set the reader's objective to one of {', '.join(sorted(objectives))}"
-            raise DataError(f"{fault}: {cure}", file=file, line=line)
-        return objectives[0] if objectives else "preference"
 
 
 def _split(row: Mapping[str, Any]) -> tuple[Text, str, str]:
@@ -77,48 +61,17 @@ def _split(row: Mapping[str, Any]) -> tuple[Text, str, str]:
     if isinstance(chosen, str) and isinstance(rejected, str):
         return _split_texts(prompt, chosen, rejected)
     if isinstance(chosen, tuple) and isinstance(rejected, tuple):
-        return _split_conversations(prompt, chosen, rejected)
+        return parted(prompt, chosen, rejected)
     raise ValueError("one of chosen and rejected is text, the other a conversation")
 
 
 def _split_texts(prompt: Text | None, chosen: str, rejected: str) -> tuple[Text, str, str]:
     if prompt is not None:
         return prompt, chosen, rejected
-    end = _shared(chosen, rejected)
+    end = shared(chosen, rejected)
     if end == 0:
         raise ValueError("no column prompt, and chosen and rejected do not begin with the same text")
     return chosen[:end], chosen[end:], rejected[end:]
-
-
-def _split_conversations(
-    prompt: Text | None, chosen: tuple[Message, ...], rejected: tuple[Message, ...]
-) -> tuple[Text, str, str]:
-    """A prompt given beside conversations may be repeated in both of them; then the repeated one is taken."""
-    if isinstance(prompt, tuple):
-        repeats = chosen[: len(prompt)] == prompt == rejected[: len(prompt)]
-        length = len(prompt) if repeats else 0
-    else:
-        length = _shared(chosen, rejected)
-        prompt = chosen[:length] or prompt
-        if prompt is None:
-            raise ValueError("no column prompt, and chosen and rejected do not begin with the same message")
-    return prompt, _reply(chosen[length:], "chosen"), _reply(rejected[length:], "rejected")
-
-
-def _shared(chosen: Sequence[Any], rejected: Sequence[Any]) -> int:
-    """Length of the shared beginning that leaves a rest of both; a space before the responses goes with them."""
-    most = min(len(chosen), len(rejected)) - 1
-    end = next((i for i in range(most + 1) if chosen[i] != rejected[i]), None)
-    if end is None:
-        return max(most, 0)
-    return end - 1 if end > 0 and chosen[end - 1] == " " else end
-
-
-def _reply(messages: Sequence[Message], what: str) -> str:
-    if len(messages) != 1 or messages[0]["role"] != "assistant":
-        roles = ", ".join(message["role"] for message in messages)
-        raise ValueError(f"a completion must be one assistant message: {what} has {roles or 'none'}")
-    return messages[0]["content"]
 
 
 def _text(row: Mapping[str, Any], column: str) -> Text:
@@ -129,26 +82,4 @@ def _text(row: Mapping[str, Any], column: str) -> Text:
         return value
     if not isinstance(value, list) or not value:
         raise ValueError(f"{column} is neither text nor a list of messages: {type(value).__name__}")
-    return tuple(_message(message, column) for message in value)
-
-
-def _message(message: Any, column: str) -> Message:
-    if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-        raise ValueError(f"a message of {column} lacks role or content")
-    kept = {key: value for key, value in message.items() if value is not None}
-    if not all(isinstance(value, str) for value in kept.values()) or "content" not in kept or "role" not in kept:
-        raise ValueError(f"a message of {column} holds more than text")
-    return kept
-
-
-def _score(row: Mapping[str, Any], column: str) -> float | None:
-    value = row.get(column)
-    if value is None or (isinstance(value, str) and value.strip().lower() in ("", "n/a")):
-        return None
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"{column} is not a finite number: {str(value)[:40]!r}")
-    return number
+    return messages(value, column)

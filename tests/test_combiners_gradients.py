@@ -346,7 +346,7 @@ def test_the_directions_are_those_of_torchjd(objectives):
         gradients = gradients / gradients.norm()
         column = preference[:, None]
         ours = weights_of(MGDA(**RAW), gradients, preference) @ gradients
-        theirs: Any = aggregation.MGDA(epsilon=1e-9, max_iters=1000)
+        theirs = aggregation.MGDA(epsilon=1e-9, max_iters=1000)
         torch.testing.assert_close(ours, theirs(gradients / column), rtol=1e-6, atol=1e-6)
         ours = weights_of(UPGrad(**RAW), gradients, preference) @ gradients
         theirs = aggregation.UPGrad(preference, linalg.QuadprogProjector(norm_eps=0.0, reg_eps=1e-10))
@@ -361,6 +361,6 @@ def test_the_direction_of_cagrad_is_torchjds(objectives):
     for seed in range(5):
         gradients, preference = drawn(objectives, seed)
         ours = weights_of(CAGrad(**RAW), gradients, preference) @ gradients
-        theirs: Any = aggregation.CAGrad(c=0.5)
+        theirs = aggregation.CAGrad(c=0.5)
         expected = objectives * theirs(preference[:, None] * gradients)
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5 * float(expected.norm()))

@@ -105,6 +105,8 @@ OTHERWISE = [
     ("objective", "grpo", {"kl": "forward", "epsilon_high": 0.28}),
     ("objective", "grpo", {"kl": "reward", "standardise": False, "length": 64}),
     ("objective", "gspo", {"kl": "k2"}),
+    ("objective", "gspo", {"entropy": 0.2}),
+    ("objective", "rloo", {"entropy": 0.2}),
     ("search", "grid", {"warm_start": "neighbour"}),
     ("search", "grid", {"partitions": 4}),
     ("reward", "length", {"target": 9, "free": 2}),

@@ -25,7 +25,7 @@ from moalign.engine.layout import Layout
 from moalign.engine.lower import Copies
 from moalign.engine.passes import OPERATIONS_PER_SECOND, Packing
 from moalign.errors import ModelError
-from moalign.ops import frozen_linear, token_logps
+from moalign.ops import TokenLogps, frozen_linear, token_logps
 
 TRAINED = "candidate"  # the adapter slot that is trained; further slots hold frozen adapters
 CPU_MEMORY = 4 * 2**30  # bytes that the activations of one pass may take
@@ -88,7 +88,11 @@ class LanguageModel:
         return layouts.lay_out(sequences, rows, self.pad_id, self.packing.multiple).to(self.device)
 
     def response_logps(self, layout: Layout, copies: Copies | None = None) -> Tensor:
-        """Log-probability of every response token under the active adapter; float32 [N,T], 0 elsewhere.
+        """Log-probability of every response token under the active adapter; float32 [N,T], 0 elsewhere."""
+        return self.response_scores(layout, copies).logps
+
+    def response_scores(self, layout: Layout, copies: Copies | None = None, *, entropy: bool = False) -> TokenLogps:
+        """``response_logps``, and with ``entropy`` that of each of those tokens' choice, with a gradient; all [N,T].
 
         Only the hidden states that predict a response token meet the output head. ``copies``: rows that
         ``lower.copied`` makes behind the layers that compute the same for all of a kind.
@@ -102,8 +106,9 @@ class LanguageModel:
         output = self.base.base_model(input_ids=layout.input_ids[once], use_cache=False, **arguments)
         hidden = output.last_hidden_state.flatten(0, 1).index_select(0, layout.source)
         hidden, weight, bias = lora.adapted_head(self.head, hidden)
-        scored = token_logps(hidden, weight, layout.labels, bias, temperature=self.temperature, softcap=self.softcap)
-        return layout.place(scored.logps)
+        how: Any = {"temperature": self.temperature, "softcap": self.softcap, "entropy_gradient": entropy}
+        scored = token_logps(hidden, weight, layout.labels, bias, **how)
+        return TokenLogps(layout.place(scored.logps), None if scored.entropy is None else layout.place(scored.entropy))
 
     def checkpoint(self, on: bool) -> None:
         """Whether activations are computed again in backward instead of kept; the output head is no part of it."""

@@ -40,7 +40,7 @@ STEPS = 4
 BONUS = 0.5
 
 
-def adapted(path: Path, targets: list[str]) -> LanguageModel:
+def adapted(path: Path, targets: tuple[str, ...]) -> LanguageModel:
     settings = ModelSettings(lora=LoraSettings(r=3, alpha=6, targets=targets))
     model = models.load(str(path), settings, torch.device("cpu"))
     torch.manual_seed(1)
@@ -57,7 +57,7 @@ def from_logits(model: LanguageModel, layout: Layout) -> tuple[Tensor, Tensor]:
     return layout.place(chosen), layout.place(-(logps.exp() * logps).sum(-1))
 
 
-@pytest.mark.parametrize("targets", [["q_proj", "down_proj"], ["q_proj", "lm_head"]], ids=["frozen head", "adapted"])
+@pytest.mark.parametrize("targets", [("q_proj", "down_proj"), ("q_proj", "lm_head")], ids=["frozen head", "adapted"])
 def test_value_and_gradient_are_those_of_the_plain_logits(tiny_model_path, targets):
     """In float32; in float64 the core is compared in test_ops_token_logps.py."""
     model = adapted(tiny_model_path, targets)
@@ -216,7 +216,7 @@ def test_the_objectives_gradients_are_what_they_are_without_a_bonus(workshop):
 
 
 def test_a_row_alone_has_the_entropies_that_it_has_among_others(tiny_model_path):
-    model = adapted(tiny_model_path, ["q_proj", "down_proj"])
+    model = adapted(tiny_model_path, ("q_proj", "down_proj"))
     shared = [replace(each, prompt_length=2, ids=(*SEQUENCES[0].ids[:2], *each.response)) for each in SEQUENCES[:3]]
     apart, together = (model.lay_out(shared, rows) for rows in ([[0], [1], [2]], [[0, 1, 2]]))
     with lora.mixed(model.policy, Mixture((TRAINED,), (3,))):

@@ -63,7 +63,7 @@ def test_value_and_gradient_are_those_of_the_plain_logits(tiny_model_path, targe
     model = adapted(tiny_model_path, targets)
     layout = model.lay_out(SEQUENCES, [[index] for index in range(len(SEQUENCES))])
     parameters = list(trainable(model.policy, TRAINED).values())
-    found, expected = model.response_scores(layout, entropy=True), from_logits(model, layout)
+    found, expected = model.scores_of(model.response_states(layout), layout, entropy=True), from_logits(model, layout)
     assert found.entropy is not None and ((found.entropy != 0) == (layout.mask > 0)).all()
     weights = torch.linspace(-1, 1, found.logps.numel()).view_as(found.logps)
     gradients = []
@@ -220,8 +220,8 @@ def test_a_row_alone_has_the_entropies_that_it_has_among_others(tiny_model_path)
     shared = [replace(each, prompt_length=2, ids=(*SEQUENCES[0].ids[:2], *each.response)) for each in SEQUENCES[:3]]
     apart, together = (model.lay_out(shared, rows) for rows in ([[0], [1], [2]], [[0, 1, 2]]))
     with lora.mixed(model.policy, Mixture((TRAINED,), (3,))):
-        first = model.response_scores(apart, entropy=True)
+        first = model.scores_of(model.response_states(apart), apart, entropy=True)
     with lora.mixed(model.policy, Mixture((TRAINED,), (1,))):
-        second = model.response_scores(together, entropy=True)
+        second = model.scores_of(model.response_states(together), together, entropy=True)
     for one, other in zip(first, second, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)

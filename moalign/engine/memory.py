@@ -218,7 +218,7 @@ def _one_pass(
     once = nullcontext() if copies is None else copied(model.upper, copies)
     with lora.mixed(model.policy, mixture), once, counted(model.device) as allocations:
         with model.checkpointing(checkpointing):
-            scored = model.response_scores(layout, copies, entropy=entropy)
+            scored = model.scores_of(model.response_states(layout, copies), layout, entropy=entropy)
             loss = scored.logps.sum() if scored.entropy is None else (scored.logps + scored.entropy).sum()
         del scored
         kept = allocations.live

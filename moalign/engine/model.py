@@ -89,13 +89,12 @@ class LanguageModel:
 
     def response_logps(self, layout: Layout, copies: Copies | None = None) -> Tensor:
         """Log-probability of every response token under the active adapter; float32 [N,T], 0 elsewhere."""
-        return self.response_scores(layout, copies).logps
+        return self.scores_of(self.response_states(layout, copies), layout).logps
 
-    def response_scores(self, layout: Layout, copies: Copies | None = None, *, entropy: bool = False) -> TokenLogps:
-        """``response_logps``, and with ``entropy`` that of each of those tokens' choice, with a gradient; all [N,T].
+    def response_states(self, layout: Layout, copies: Copies | None = None) -> Tensor:
+        """The last hidden states that predict a response token, [S,D]; no others meet the output head.
 
-        Only the hidden states that predict a response token meet the output head. ``copies``: rows that
-        ``lower.copied`` makes behind the layers that compute the same for all of a kind.
+        ``copies``: rows that ``lower.copied`` makes behind the layers that compute the same for all of a kind.
         """
         once: Any = slice(None) if copies is None else copies.first
         arguments: dict[str, Tensor | None] = {}
@@ -104,11 +103,18 @@ class LanguageModel:
             arguments = {"attention_mask": mask, "position_ids": layout.position_ids[once]}
         # without a mask attention is causal, and padding on the right is seen by nobody
         output = self.base.base_model(input_ids=layout.input_ids[once], use_cache=False, **arguments)
-        hidden = output.last_hidden_state.flatten(0, 1).index_select(0, layout.source)
-        hidden, weight, bias = lora.adapted_head(self.head, hidden)
+        return output.last_hidden_state.flatten(0, 1).index_select(0, layout.source)
+
+    def scores_of(self, states: Tensor, layout: Layout, *, entropy: bool = False) -> TokenLogps:
+        """What the output head makes of ``response_states``: see ``response_logps``; all [N,T].
+
+        ``entropy``: with the entropy of the choice at each response token, and its gradient.
+        """
+        hidden, weight, bias = lora.adapted_head(self.head, states)
         how: Any = {"temperature": self.temperature, "softcap": self.softcap, "entropy_gradient": entropy}
         scored = token_logps(hidden, weight, layout.labels, bias, **how)
-        return TokenLogps(layout.place(scored.logps), None if scored.entropy is None else layout.place(scored.entropy))
+        placed = None if scored.entropy is None else layout.place(scored.entropy)
+        return TokenLogps(layout.place(scored.logps), placed)
 
     def checkpoint(self, on: bool) -> None:
         """Whether activations are computed again in backward instead of kept; the output head is no part of it."""

@@ -223,7 +223,7 @@ def _losses(
     with lora.mixed(model.policy, mixture), known, once:
         entropy = any("entropy" in share.trainee.job.needs for share in members)
         with model.checkpointing(wanted and at is not None):
-            scored = model.response_scores(layout, copies, entropy=entropy)
+            scored = model.scores_of(model.response_states(layout, copies), layout, entropy=entropy)
         start = 0
         for share, own in zip(members, frozen, strict=True):
             end = start + len(share.part.sequences)

@@ -89,11 +89,22 @@ class Objective(Plugin):
     "reference"  log-probabilities under the reference
     "groups"     responses that the policy has sampled, several for each prompt; each has an advantage (``advantages``)
     "old_logps"  log-probabilities under the policy that sampled them
+    "entropy"    the entropy of every next token, with a gradient
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
+    needs_with: ClassVar[Mapping[str, frozenset[str]]] = {}
+    """what options need beside, where they are set: {"bonus": frozenset({"entropy"})} asks for the entropy unless the
+    field ``bonus`` is 0, none or false"""
     shiftable: ClassVar[bool] = True
     """whether the loss reads ``terms.scale`` and ``terms.margin``, so that every combiner can reach it"""
+
+    @property
+    def wants(self) -> frozenset[str]:
+        """``needs``, and what ``needs_with`` adds for the options as they are: what the engine supplies."""
+        if unknown := self.needs_with.keys() - type(self).model_fields.keys():
+            raise PluginError(f"{type(self).__name__}: needs_with has '{min(unknown)}', which is no field of the class")
+        return frozenset(self.needs).union(*(more for name, more in self.needs_with.items() if getattr(self, name)))
 
     def loss(self, batch: Batch, terms: PairTerms) -> Tensor:
         """float32 [P], one value per pair, never reduced and without ``terms.weight``, which the engine applies.

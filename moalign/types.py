@@ -164,7 +164,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a loss sees. ``logps`` carries the gradient; everything else is constant.
+    """What a loss sees. ``logps``, and ``entropy`` where it is there, carry gradients; everything else is constant.
 
     ``logps[N,T]``        log-probability of each response token, 0 where ``mask`` is 0
     ``mask[N,T]``         1 at response tokens, the end-of-sequence token among them
@@ -178,6 +178,8 @@ class Batch:
     ``groups[N]``         rows of one prompt share a number
     ``advantages[N]``     how much better the response is than expected; None unless the objective needs "groups"
     ``old_logps[N,T]``    ``logps`` under the policy that sampled the response; None unless it needs "old_logps"
+    ``entropy[N,T]``      entropy in nats of the policy's choice at each response token, given those before it, 0 where
+                          ``mask`` is 0; None unless the objective needs "entropy"
 
     Where the objective needs "groups", each row is a unit of its own, and every pair names one row twice; the loss does
     not read ``pairs``.
@@ -195,6 +197,7 @@ class Batch:
     rewards: Tensor | None = None
     advantages: Tensor | None = None
     old_logps: Tensor | None = None
+    entropy: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,14 @@ class Language:
         rows = [[tables[state][token] for state, token in response] for response in self.responses]
         return torch.stack([torch.stack(row + [end] * (self.width - len(row))) for row in rows])
 
+    def entropies(self, parameters: Tensor) -> Tensor:
+        """[R,T], of the choice at each step of a response, 0 where it has ended; differentiable."""
+        tables = [logits.log_softmax(-1) for logits in parameters.split(self.choices)]
+        own = [-(table.exp() * table).sum() for table in tables]
+        end = parameters.new_zeros(())
+        rows = [[own[state] for state, _ in response] for response in self.responses]
+        return torch.stack([torch.stack(row + [end] * (self.width - len(row))) for row in rows])
+
 
 # "c" ends at once; "a" and "b" go on with three and two tokens.
 SPEECH = Language(
@@ -84,6 +92,7 @@ class Situation:
             ref_logps=reference[rows],
             advantages=objective.advantages(self.rewards[rows], groups, ratios[rows]),
             old_logps=old[rows],
+            entropy=language.entropies(self.policy)[rows] if "entropy" in objective.wants else None,
         )
         return objective.loss(batch, plain_terms(count)).view_as(drawn)
 
@@ -119,6 +128,13 @@ class Situation:
             p, q = first.log_softmax(-1), second.log_softmax(-1)
             total = total + often * (p.exp() * (p - q)).sum()
         return total
+
+    def entropy_of_tokens(self) -> Tensor:
+        """Of the next token, summed over the states as often as the sampler comes there."""
+        visits = visits_of(self.language, self.language.logps(self.sampler.detach()).sum(-1).exp().tolist())
+        tables = [own.log_softmax(-1) for own in self.policy.split(self.language.choices)]
+        found = [-often * (table.exp() * table).sum() for often, table in zip(visits, tables, strict=True)]
+        return torch.stack(found).sum()
 
 
 def visits_of(language: Language, probabilities: Sequence[float]) -> list[float]:

@@ -27,6 +27,9 @@ COMBINERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "lagrangian": ({"name": "lagrangian", "rate": 0.25}, BOUNDS),
     "schedule": ({"name": "schedule", "rounds": 2}, WEIGHTS),
     "dynamic-gradient": ({"name": "dynamic-gradient", "step": 1.0, "max_norm": None}, LEANING),
+    "mgda": ({"name": "mgda"}, LEANING),
+    "upgrad": ({"name": "upgrad"}, LEANING),
+    "cagrad": ({"name": "cagrad", "sum_to_one": False}, LEANING),
 }
 
 
@@ -64,6 +67,9 @@ def metrics_of(directory: Path, candidate: str) -> list[dict]:
 
 @pytest.fixture(scope="module", params=list(COMBINERS))
 def unbroken(request, tiny_model_path, prompts, tmp_path_factory) -> tuple[Config, Path]:
+    known = registry.discover()
+    for module in known.load(known.find("combiner", request.param)).requires:
+        pytest.importorskip(module)
     config = settings(tiny_model_path, prompts, *COMBINERS[request.param])
     directory = tmp_path_factory.mktemp("runs") / request.param
     run.start(config, directory, registry.discover(), Observer())
@@ -112,8 +118,28 @@ def followed(rounds: list[dict], preference: dict) -> tuple[str, list[float]]:
     return "weights/brief", [first, *others]
 
 
+def balanced(rounds: list[dict], preference: dict) -> tuple[str, list[float]]:
+    """In the first round the gradients are opposite, and cancel for equal weights whatever is preferred."""
+    first, *others = [row["combine/weights/brief"] for row in rounds]
+    assert first == pytest.approx(0.5 if preference["brief"] != 1 else 1, abs=1e-6)
+    assert all(row["combine/weights/brief"] + row["combine/weights/wordy"] == pytest.approx(1) for row in rounds)
+    assert (others[-1] != first) == (preference["brief"] != 1)  # then there is a KL, whose gradient both share
+    return "weights/brief", [first, *others]
+
+
+def worst_served(rounds: list[dict], preference: dict) -> tuple[str, list[float]]:
+    """With (0.8 - 0.2) g as the sum, wordy is served worst, and gets half of its length."""
+    first = {name: rounds[0][f"combine/weights/{name}"] for name in ("brief", "wordy")}
+    leaning = {"brief": 0.8, "wordy": 0.2 + 0.5 * 0.6}
+    assert first == pytest.approx(leaning if preference["brief"] != 1 else {"brief": 1.5, "wordy": 0}, abs=1e-5)
+    return "weights/brief", [row["combine/weights/brief"] for row in rounds]
+
+
 EXPECTED = {
     "dynamic-gradient": followed,
+    "mgda": balanced,
+    "upgrad": balanced,
+    "cagrad": worst_served,
     "schedule": weight_of_brief,
     "lagrangian": multiplier,
     "dynamic-hypervolume": factor,

@@ -137,14 +137,14 @@ def assert_same(found, expected) -> None:
 def test_a_second_epoch_and_a_second_candidate_run_no_reference_pass(workshop, monkeypatch):
     """Forward passes of the bare base are counted: one epoch's worth, then none, whatever the passes look like."""
     of_the_base: list[int] = []
-    ask = LanguageModel.response_logps
+    ask = LanguageModel.response_states
 
-    def counted(self, layout, copies=None):
+    def counted(self, layout, *arguments, **options):
         if not torch.is_grad_enabled():
             of_the_base.append(len(layout.counts))
-        return ask(self, layout, copies)
+        return ask(self, layout, *arguments, **options)
 
-    monkeypatch.setattr(LanguageModel, "response_logps", counted)
+    monkeypatch.setattr(LanguageModel, "response_states", counted)
     assert workshop.material.train is not None
     pairs = len(workshop.material.train.pairs)
     epoch = -(-pairs // 6)
@@ -173,7 +173,7 @@ def test_checkpointing_computes_layers_again_and_the_head_once(workshop, monkeyp
         return call
 
     monkeypatch.setattr(models, "token_logps", counted("head", ops.token_logps))
-    monkeypatch.setattr(LanguageModel, "response_logps", counted("pass", LanguageModel.response_logps))
+    monkeypatch.setattr(LanguageModel, "response_states", counted("pass", LanguageModel.response_states))
     mlp = workshop.model.base.model.layers[0].mlp
     monkeypatch.setattr(mlp, "forward", counted("layer", mlp.forward))
     model = replace(workshop.model, packing=replace(workshop.model.packing, overhead=10**9))

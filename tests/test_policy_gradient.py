@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from tabular import DIE, REWARDS, SPEECH, on_policy, plain_terms
 
-from moalign.api import Batch
+from moalign.api import Batch, PluginError
 from moalign_plugins.objectives._policy_gradient import PolicyGradient
 from moalign_plugins.objectives.grpo import GRPO
 from moalign_plugins.objectives.gspo import GSPO
@@ -66,6 +66,64 @@ def test_the_sampled_gradient_is_within_its_standard_error(kind):
     error = found.std(0) / len(found) ** 0.5
     assert ((found.mean(0) - expected).abs() < 4 * error + 1e-12).all()
     assert (expected.abs() > 8 * error).sum() >= 4  # another gradient would be seen
+
+
+# --- the entropy bonus ----------------------------------------------------------------------------------------------
+
+BONUS = 0.7
+
+
+@pytest.mark.parametrize("kind", [without_baseline, RLOO, REINFORCE, centred], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kl", ["reward", "k3"])
+def test_the_bonus_adds_the_gradient_of_the_entropies_at_sampled_beginnings(kind, kl):
+    """Beside that of E[signal] - beta KL: c times the entropy of each next token, where the policy goes."""
+    world = on_policy(SPEECH)
+    plain = world.expected_gradient(kind(beta=BETA, kl=kl), 2)
+    found = world.expected_gradient(kind(beta=BETA, kl=kl, entropy=BONUS), 2)
+    bonus = world.gradient(world.entropy_of_tokens())
+    torch.testing.assert_close(found, plain - BONUS * bonus, **EXACT)
+    assert bonus.abs().max() > 0.1
+
+
+def test_it_is_not_the_gradient_of_the_entropy_of_whole_responses():
+    """The values are the same, by the chain rule of entropies; the gradient of the visits is missing. With one token
+    there are none.
+    """
+    for language, whole in ((SPEECH, False), (DIE, True)):
+        world = on_policy(language)
+        responses = world.expected(lambda own, reference: -own.sum(-1))
+        torch.testing.assert_close(responses, world.entropy_of_tokens(), **EXACT)
+        apart = (world.gradient(responses) - world.gradient(world.entropy_of_tokens())).abs().max()
+        assert (apart < 1e-12) == whole and (whole or apart > 0.01)
+
+
+def test_the_bonus_is_divided_as_the_sum_over_tokens_is():
+    world = on_policy(SPEECH)
+    entropies, mask = SPEECH.entropies(world.policy), SPEECH.mask
+    every = torch.arange(6)[:, None]
+    for length, expected in (
+        ("none", entropies.sum(-1)),
+        ("response", entropies.sum(-1) / mask.sum(-1)),
+        (8.0, entropies.sum(-1) / 8),
+    ):
+        plain, bonus = (
+            world.losses(GRPO(length=length, entropy=entropy), every).squeeze(1) for entropy in (0.0, BONUS)
+        )
+        torch.testing.assert_close(plain - bonus, BONUS * expected, **EXACT)
+
+
+def test_without_a_bonus_no_entropy_is_wanted_or_read():
+    for kind in (GRPO, GSPO, RLOO, REINFORCE):
+        assert kind().wants == kind.needs and kind(entropy=0.1).wants == kind.needs | {"entropy"}
+    batch = batch_of([[1.1, 0.9]], [1])
+    assert batch.entropy is None
+    losses, _ = loss_and_gradient(GRPO(), batch)
+    odd = replace(batch, entropy=torch.full_like(batch.logps, torch.nan))
+    assert loss_and_gradient(GRPO(), odd)[0] == losses
+    with pytest.raises(PluginError, match=r'"entropy" in `needs` or `needs_with`'):
+        GRPO(entropy=0.1).loss(batch, plain_terms(1))
+    with pytest.raises(ValidationError):
+        GRPO(entropy=-0.1)
 
 
 # --- GRPO's own target ----------------------------------------------------------------------------------------------

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
 from moalign import config, lora, registry
-from moalign.api import Objective
+from moalign.api import Batch, Objective, PairTerms
 from moalign.demo import grammar
 from moalign.demo import world as worlds
 from moalign.demo.enumeration import Enumeration, enumerate_replies, reply_logps
@@ -129,7 +130,7 @@ def gradients(objective: Objective, workshop: Workshop, sampled: dict[str, list[
         return [sampled["drawn"]]
 
     monkeypatch.setattr(RolloutSource, "sample", once)
-    job = replace(job_of(CANDIDATE, workshop, ()), objective=objective, needs=objective.needs)
+    job = replace(job_of(CANDIDATE, workshop, ()), objective=objective, needs=objective.wants)
     trainee = Trainee(job, source_for(objective, workshop), SLOT, lambda step, metrics: None)
     train_together(workshop.model, [trainee], workshop.cache, workshop.accelerator)
     assert trainee.error is None
@@ -183,6 +184,53 @@ def standardised(workshop: Workshop):
 
 
 BETA = 0.3
+UNLISTED = -99.0
+
+
+def entropy_bonus(workshop: Workshop, every_reply: Enumeration) -> torch.Tensor:
+    """Minus the gradient of the entropies of next tokens, summed along each reply, replies as likely as they are."""
+    policy = workshop.model.policy
+    rows = lora.stack(policy, [SLOT]).parameters[SLOT]
+    with lora.mixed(policy, Mixture((SLOT,), (len(every_reply.input_ids),))):
+        with torch.no_grad():
+            likely = reply_logps(policy, every_reply).exp()
+        known = {"position_ids": every_reply.positions, "attention_mask": every_reply.attention}
+        logps = policy(input_ids=every_reply.input_ids, use_cache=False, **known).logits.flatten(0, 1).log_softmax(-1)
+        of_edges = -(logps.exp() * logps).sum(-1)[every_reply.parent]
+        of_replies = torch.cat([of_edges, of_edges.new_zeros(1)])[every_reply.path].sum(-1)
+        (-(likely * of_replies).sum()).backward()
+    assert rows[0].grad is not None
+    return rows[0].grad.double().clone()
+
+
+class OfListedReplies(RLOO):
+    """The bonus is for replies that are listed; the few others are told by their reward."""
+
+    needs: ClassVar[frozenset[str]] = RLOO.needs | {"margins"}
+
+    def loss(self, batch: Batch, terms: PairTerms) -> torch.Tensor:
+        if batch.entropy is not None:
+            assert batch.rewards is not None
+            batch = replace(batch, entropy=batch.entropy * (batch.rewards[:, :1] > UNLISTED))
+        return super().loss(batch, terms)
+
+
+def test_a_bonus_adds_the_gradient_of_the_entropies_at_sampled_beginnings(workshop, sampled, every_reply, monkeypatch):
+    """The same responses with and without it: nothing but the bonus is left in the difference."""
+    monkeypatch.setattr(grammar, "WORST", UNLISTED)
+    plain, bonus = (
+        gradients(OfListedReplies(beta=BETA, entropy=entropy), workshop, sampled, monkeypatch) for entropy in (0.0, 0.5)
+    )
+    found, expected = (bonus - plain) / 0.5, entropy_bonus(workshop, every_reply)
+    along = found @ expected / expected.norm()
+    error = along.std() / STEPS**0.5
+    assert (along.mean() - expected.norm()).abs() < 4 * error < expected.norm()
+    few = expected.abs().topk(20).indices
+    errors = found[:, few].std(0) / STEPS**0.5
+    assert ((found.mean(0) - expected)[few].abs() < 4 * errors).all()
+    assert (expected[few].abs() > 3 * errors).sum() > 10
+
+
 CASES = {
     "reinforce": (REINFORCE(beta=BETA, baseline="none"), lambda workshop: target(workshop, 1.0, BETA)),
     "reinforce, mean": (REINFORCE(beta=BETA), lambda workshop: target(workshop, 1 - 1 / SIZE, BETA)),

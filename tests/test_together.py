@@ -214,13 +214,13 @@ def test_a_mixture_that_does_not_fit_the_batch_is_refused(workshop):
 
 
 def test_where_memory_does_not_suffice_half_are_trained_at_a_time(tiny_model_path, pairs, tmp_path, monkeypatch):
-    forward = LanguageModel.response_logps
+    forward = LanguageModel.response_states
     phases = []
 
-    def limited(self, layout, copies=None):
+    def limited(self, layout, *arguments, **options):
         if torch.is_grad_enabled() and len(layout.input_ids) > 9:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return forward(self, layout, copies)
+        return forward(self, layout, *arguments, **options)
 
     class Watch(Observer):
         def on_phase(self, what):
@@ -229,7 +229,7 @@ def test_where_memory_does_not_suffice_half_are_trained_at_a_time(tiny_model_pat
     changes = {"train": {"steps": 3, "pairs_per_step": 8, "together": 3}}
     settings = small_config(tiny_model_path, pairs, **changes)
     expected = run.start(settings, tmp_path / "enough", registry.discover(), Observer())
-    monkeypatch.setattr(LanguageModel, "response_logps", limited)
+    monkeypatch.setattr(LanguageModel, "response_states", limited)
     found = run.start(settings, tmp_path / "little", registry.discover(), Watch())
     assert any("3 candidates together: out of memory" in phase and "1 at a time" in phase for phase in phases)
     assert [point["id"] for point in found["points"]] == [point["id"] for point in expected["points"]]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -66,10 +67,33 @@ class Advantages:
         advantages = self._numbers(self.objective, "advantages", signal, rows, ratios) * multiplier
         figures = {f"{name}/reward": mean for name, mean in zip(self.objectives, rewards.mean(0).tolist(), strict=True)}
         figures |= {"signal": float(signal.mean()), "advantage": float(advantages.abs().mean())}
+        figures |= self._sizes_alone(values, rows, ratios) | self._sizes_weighted(values, weights, rows, signal)
         if ratios is not None:
             figures["kl_sampled"] = float(ratios.mean())
         figures |= {f"combine/{name}": value for name, value in numbers_in(self.state)}
         return advantages.numpy(), figures
+
+    def _sizes_alone(self, values: Tensor, rows: Tensor, ratios: Tensor | None) -> dict[str, float]:
+        """NAME/normalised: the mean size of the advantages that an objective's rewards alone have, without any KL."""
+        nothing = None if ratios is None else ratios * 0
+
+        def alone(place: int) -> Tensor:
+            return self._numbers(self.objective, "advantages", values[:, place].clone(), rows, nothing, thorough=False)
+
+        return {f"{name}/normalised": _size(alone, place) for place, name in enumerate(self.objectives)}
+
+    def _sizes_weighted(self, values: Tensor, weights: Tensor, rows: Tensor, signal: Tensor) -> dict[str, float]:
+        """NAME/weighted: how far the signal is, on average, from what it were if all had the objective's mean reward.
+
+        Of a weighted sum it is |w_k| times the mean distance of a reward from its mean; 0 of what decides nothing.
+        """
+
+        def moved(place: int) -> Tensor:
+            without = values.clone()
+            without[:, place] = values[:, place].mean()
+            return signal - self._numbers(self.combiner, "signal", without, weights, rows, self.state, thorough=False)
+
+        return {f"{name}/weighted": _size(moved, place) for place, name in enumerate(self.objectives)}
 
     @property
     def needs_gram(self) -> bool:
@@ -84,12 +108,21 @@ class Advantages:
         columns = torch.from_numpy(rewards).t().contiguous()
         return np.stack([self._numbers(self.objective, "advantages", own, rows, ratios).numpy() for own in columns])
 
-    def _call(self, plugin: Plugin, hook: str, *arguments: Any) -> Any:
-        return door.call(plugin, hook, *arguments, candidate=self.candidate)
+    def _call(self, plugin: Plugin, hook: str, *arguments: Any, thorough: bool = True) -> Any:
+        return door.call(plugin, hook, *arguments, candidate=self.candidate, thorough=thorough)
 
-    def _numbers(self, plugin: Plugin, hook: str, first: Tensor, *others: Any) -> Tensor:
+    def _numbers(self, plugin: Plugin, hook: str, first: Tensor, *others: Any, thorough: bool = True) -> Tensor:
         """What the hook returns, checked to be one finite float64 for each row of its first argument."""
-        return one_number_each(plugin, hook, self._call(plugin, hook, first, *others), len(first))
+        found = self._call(plugin, hook, first, *others, thorough=thorough)
+        return one_number_each(plugin, hook, found, len(first))
+
+
+def _size(values: Callable[[int], Tensor], place: int) -> float:
+    """The mean size; nan where a plugin has no answer for rewards that nobody has: this is for the metrics alone."""
+    try:
+        return float(values(place).abs().mean())
+    except PluginError:
+        return math.nan
 
 
 def one_number_each(plugin: Plugin, hook: str, found: Any, count: int) -> Tensor:

@@ -155,7 +155,7 @@ class RolloutSource:
         self, dataset: PairDataset, raw: np.ndarray, number: int, advantages: Advantages
     ) -> tuple[PairDataset, dict[str, float]]:
         """With the advantage of every response that is a unit, and what the policy thinks of it now; and figures."""
-        rows, needs = dataset.pairs[:, 0], advantages.objective.needs
+        rows, needs = dataset.pairs[:, 0], advantages.objective.wants
         old = reference = None
         if "old_logps" in needs or "reference" in needs:
             reference, old = logps_under(self.model, dataset.sequences, dataset.groups.tolist(), (None, self.slot))

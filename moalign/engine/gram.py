@@ -73,7 +73,11 @@ def gradient_products(
         per_row = torch.from_numpy(advantages[:, start : start + per_pass] / len(rows)).to(model.device)
         products.begin(per_row.repeat_interleave(layout.input_ids.shape[1], dim=1))
         with torch.enable_grad(), lora.mixed(model.policy, Mixture((slot,), (len(chosen),), tap=products)):
-            batch = _batch(dataset, chosen, layout, model.response_logps(layout))
+            wanted = "entropy" in objective.wants
+            scored = model.scores_of(model.response_states(layout), layout, entropy=wanted)
+            batch = _batch(dataset, chosen, layout, scored.logps)
+            if scored.entropy is not None:  # a bonus does not depend on the advantages
+                batch = replace(batch, entropy=scored.entropy.detach())
             _unit_loss(objective, batch, candidate).backward()
     return products.total().cpu()
 

@@ -39,7 +39,7 @@ def loss_of(batch: Batch, job: Job, metrics: StepMetrics | None, thorough: bool 
 def _checked_terms(terms: PairTerms, batch: Batch, job: Job) -> PairTerms:
     pairs = len(batch.pairs)
     names = ["scale", "margin", "weight"]
-    if "margins" in job.objective.needs or getattr(terms, "difference", None) is not None:
+    if "margins" in job.objective.wants or getattr(terms, "difference", None) is not None:
         names.append("difference")
     for name in names:
         value: Any = getattr(terms, name, None)

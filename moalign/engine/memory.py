@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -166,15 +167,18 @@ def passes(model: LanguageModel, dataset: PairDataset, pairs: np.ndarray, limit:
     return [PassSize.of(part, dataset, packing.multiple) for part in pair_passes(dataset, pairs, packing)]
 
 
-def measure(model: LanguageModel, checkpointing: bool = False) -> Memory:
-    """Find the coefficients: takes the time of a few passes over a hundred positions; weights stay as they are."""
+def measure(model: LanguageModel, checkpointing: bool = False, entropy: bool = False) -> Memory:
+    """Find the coefficients: takes the time of a few passes over a hundred positions; weights stay as they are.
+
+    ``entropy``: of passes that form its gradient too.
+    """
     policy, weight = model.policy, model.head.weight
     lora.stack(policy, SLOTS)  # with gradients, so that they are not counted with activations
     model.checkpoint(checkpointing)
-    apart = _heights(model, checkpointing, shared=False)
-    shared = _heights(model, checkpointing, shared=True) if model.packing.shares else apart
+    apart = _heights(model, checkpointing, shared=False, entropy=entropy)
+    shared = _heights(model, checkpointing, shared=True, entropy=entropy) if model.packing.shares else apart
     model.checkpoint(False)
-    chunk = default_chunk_tokens(weight, Options(softcap=model.softcap))
+    chunk = default_chunk_tokens(weight, Options(softcap=model.softcap, entropy=entropy))
     tensors = {**dict(policy.named_parameters()), **dict(policy.named_buffers())}
     base = {tensor.data_ptr(): tensor.nbytes for name, tensor in tensors.items() if "lora_" not in name}
     return Memory(
@@ -183,16 +187,16 @@ def measure(model: LanguageModel, checkpointing: bool = False) -> Memory:
         apart=apart,
         shared=shared,
         hidden=weight.shape[1] * weight.itemsize,
-        logits=_head_bytes(model, chunk) / chunk,
+        logits=_head_bytes(model, chunk, entropy) / chunk,
         chunk=chunk,
     )
 
 
-def _heights(model: LanguageModel, checkpointing: bool, shared: bool) -> Heights:
+def _heights(model: LanguageModel, checkpointing: bool, shared: bool, entropy: bool) -> Heights:
     positions = getattr(model.base.config.get_text_config(), "max_position_embeddings", None) or UNIT * LONGEST
     unit = min(UNIT, positions // LONGEST)
     found = [
-        _one_pass(model, prompts, prompt * unit, response * unit, checkpointing, shared)
+        _one_pass(model, prompts, prompt * unit, response * unit, checkpointing, shared, entropy)
         for prompts, prompt, response in PROBES
     ]
     sizes, kept, backward = zip(*found, strict=True)
@@ -200,7 +204,7 @@ def _heights(model: LanguageModel, checkpointing: bool, shared: bool) -> Heights
 
 
 def _one_pass(
-    model: LanguageModel, prompts: int, prompt: int, response: int, checkpointing: bool, shared: bool
+    model: LanguageModel, prompts: int, prompt: int, response: int, checkpointing: bool, shared: bool, entropy: bool
 ) -> tuple[PassSize, int, int]:
     """(its size, bytes at the end of the forward pass, bytes at the height of the backward pass)."""
     times = 2 if model.upper else 1  # behind the lower layers masks and positions are copied as well
@@ -214,21 +218,24 @@ def _one_pass(
     once = nullcontext() if copies is None else copied(model.upper, copies)
     with lora.mixed(model.policy, mixture), once, counted(model.device) as allocations:
         with model.checkpointing(checkpointing):
-            loss = model.response_logps(layout, copies).sum()
+            scored = model.scores_of(model.response_states(layout, copies), layout, entropy=entropy)
+            loss = scored.logps.sum() if scored.entropy is None else (scored.logps + scored.entropy).sum()
+        del scored
         kept = allocations.live
         allocations.restart()
         loss.backward()
         return PassSize(rows, length, len(layout.labels)), kept, allocations.peak
 
 
-def _head_bytes(model: LanguageModel, tokens: int) -> int:
+def _head_bytes(model: LanguageModel, tokens: int, entropy: bool) -> int:
     """What the head needs for so many tokens, beyond what it keeps."""
     weight = model.head.weight
     hidden = torch.zeros(tokens, weight.shape[1], dtype=weight.dtype, device=weight.device, requires_grad=True)
     labels = torch.zeros(tokens, dtype=torch.long, device=weight.device)
     bias = getattr(model.head, "bias", None)
     with torch.enable_grad(), counted(model.device) as allocations:
-        scored = token_logps(hidden, weight.detach(), labels, bias, model.temperature, model.softcap)
+        how: Any = {"temperature": model.temperature, "softcap": model.softcap, "entropy_gradient": entropy}
+        scored = token_logps(hidden, weight.detach(), labels, bias, **how)
         height, kept = allocations.peak, allocations.live
         del scored
     return height - kept

@@ -18,7 +18,8 @@ class StepMetrics:
     reward of the better minus that of the worse response, beta * log-ratio difference), ``accuracy`` (share of pairs
     whose better response has the larger log-ratio; equal counts a half). ``kl_estimate`` is the mean over rows of
     exp(-a) - 1 + a summed over tokens (a: token log-ratio): an estimate of KL(policy || reference) on the batch's
-    responses, exact in expectation only for the policy's own samples.
+    responses, exact in expectation only for the policy's own samples. ``entropy``, where the loss needs it: the mean
+    over response tokens.
     """
 
     def __init__(self, objectives: tuple[str, ...]):
@@ -27,12 +28,15 @@ class StepMetrics:
         self.tokens = 0
         self._kl: list[Tensor] = []
         self._loss: list[Tensor] = []
+        self._entropy: list[Tensor] = []
         self._per_objective: list[list[Tensor]] = [[] for _ in objectives]  # each [rows, 3]: loss, margin, accuracy
 
     @torch.no_grad()
     def add(self, batch: Batch, losses: Tensor, weight: Tensor, beta: float) -> None:
         self.tokens += int(batch.mask.sum())
         self._loss.append(torch.where(weight == 0, 0.0, losses * weight))
+        if batch.entropy is not None:
+            self._entropy.append(batch.entropy.detach()[batch.mask > 0])
         difference = torch.zeros_like(losses)
         if batch.ref_logps is not None:
             log_ratio = ((batch.logps - batch.ref_logps) * batch.mask).detach()
@@ -55,6 +59,8 @@ class StepMetrics:
         result: dict[str, Any] = {"tokens": self.tokens, "gradient_norm": number(self.gradient_norm)}
         if self._loss:
             result["loss"] = number(torch.cat(self._loss).mean().item())
+        if self._entropy:
+            result["entropy"] = number(torch.cat(self._entropy).mean().item())
         if self._kl:
             result["kl_estimate"] = number(torch.cat(self._kl).mean().item())
         for name, parts in zip(self.objectives, self._per_objective, strict=True):

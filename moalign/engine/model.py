@@ -25,7 +25,7 @@ from moalign.engine.layout import Layout
 from moalign.engine.lower import Copies
 from moalign.engine.passes import OPERATIONS_PER_SECOND, Packing
 from moalign.errors import ModelError
-from moalign.ops import frozen_linear, token_logps
+from moalign.ops import TokenLogps, frozen_linear, token_logps
 
 TRAINED = "candidate"  # the adapter slot that is trained; further slots hold frozen adapters
 CPU_MEMORY = 4 * 2**30  # bytes that the activations of one pass may take
@@ -88,10 +88,13 @@ class LanguageModel:
         return layouts.lay_out(sequences, rows, self.pad_id, self.packing.multiple).to(self.device)
 
     def response_logps(self, layout: Layout, copies: Copies | None = None) -> Tensor:
-        """Log-probability of every response token under the active adapter; float32 [N,T], 0 elsewhere.
+        """Log-probability of every response token under the active adapter; float32 [N,T], 0 elsewhere."""
+        return self.scores_of(self.response_states(layout, copies), layout).logps
 
-        Only the hidden states that predict a response token meet the output head. ``copies``: rows that
-        ``lower.copied`` makes behind the layers that compute the same for all of a kind.
+    def response_states(self, layout: Layout, copies: Copies | None = None) -> Tensor:
+        """The last hidden states that predict a response token, [S,D]; no others meet the output head.
+
+        ``copies``: rows that ``lower.copied`` makes behind the layers that compute the same for all of a kind.
         """
         once: Any = slice(None) if copies is None else copies.first
         arguments: dict[str, Tensor | None] = {}
@@ -100,10 +103,18 @@ class LanguageModel:
             arguments = {"attention_mask": mask, "position_ids": layout.position_ids[once]}
         # without a mask attention is causal, and padding on the right is seen by nobody
         output = self.base.base_model(input_ids=layout.input_ids[once], use_cache=False, **arguments)
-        hidden = output.last_hidden_state.flatten(0, 1).index_select(0, layout.source)
-        hidden, weight, bias = lora.adapted_head(self.head, hidden)
-        scored = token_logps(hidden, weight, layout.labels, bias, temperature=self.temperature, softcap=self.softcap)
-        return layout.place(scored.logps)
+        return output.last_hidden_state.flatten(0, 1).index_select(0, layout.source)
+
+    def scores_of(self, states: Tensor, layout: Layout, *, entropy: bool = False) -> TokenLogps:
+        """What the output head makes of ``response_states``: see ``response_logps``; all [N,T].
+
+        ``entropy``: with the entropy of the choice at each response token, and its gradient.
+        """
+        hidden, weight, bias = lora.adapted_head(self.head, states)
+        how: Any = {"temperature": self.temperature, "softcap": self.softcap, "entropy_gradient": entropy}
+        scored = token_logps(hidden, weight, layout.labels, bias, **how)
+        placed = None if scored.entropy is None else layout.place(scored.entropy)
+        return TokenLogps(layout.place(scored.logps), placed)
 
     def checkpoint(self, on: bool) -> None:
         """Whether activations are computed again in backward instead of kept; the output head is no part of it."""

@@ -33,6 +33,7 @@ from moalign.engine.scoring import LogpCache
 from moalign.engine.trainee import Job, Trained, Trainee
 from moalign.errors import MoalignError, UserError
 from moalign.lora import Mixture
+from moalign.ops import TokenLogps
 from moalign.seeds import derive
 from moalign.types import Batch
 
@@ -220,13 +221,17 @@ def _losses(
     known = cache.skipping(layout, copies, keep=all(own.keep for own in frozen))
     wanted = any(share.trainee.job.settings.gradient_checkpointing for share in members)
     with lora.mixed(model.policy, mixture), known, once:
+        entropy = any("entropy" in share.trainee.job.needs for share in members)
         with model.checkpointing(wanted and at is not None):
-            logps = model.response_logps(layout, copies)
+            scored = model.scores_of(model.response_states(layout, copies), layout, entropy=entropy)
         start = 0
         for share, own in zip(members, frozen, strict=True):
             end = start + len(share.part.sequences)
-            mine = logps[start:end, : own.layout.width].clone()  # a loss that writes into it must not reach another's
-            losses.append(_loss(share, own, mine, at is not None))
+            mine = scored.logps[
+                start:end, : own.layout.width
+            ].clone()  # a loss that writes into it must not reach another's
+            wide = None if scored.entropy is None else scored.entropy[start:end, : own.layout.width].clone()
+            losses.append(_loss(share, own, TokenLogps(mine, wide), at is not None))
             start = end
         yield losses
 
@@ -245,14 +250,14 @@ def _copies(members: Sequence[_Share], rows: Sequence[int], device: torch.device
     return Copies(torch.tensor(first, device=device), torch.tensor(of, device=device))
 
 
-def _loss(share: _Share, frozen: _Frozen, logps: Tensor, training: bool) -> Tensor | None:
+def _loss(share: _Share, frozen: _Frozen, scored: TokenLogps, training: bool) -> Tensor | None:
     """The candidate's loss, a sum over its pairs; None, and its ``error`` set, where a plugin failed.
 
     Where it is not finite it is the ``problem`` of the step.
     """
     trainee = share.trainee
     with _own_errors(trainee):
-        batch, metrics = frozen.batch(share, logps), trainee.metrics if training else None
+        batch, metrics = frozen.batch(share, scored), trainee.metrics if training else None
         loss = loss_of(batch, trainee.job, metrics, trainee.looks_closely)
         if training and not torch.isfinite(loss):
             sound = bool(torch.isfinite(batch.logps).all())
@@ -300,8 +305,8 @@ class _Frozen:
             self._logps[identity] = found
         return self._logps[identity].clone()  # a plugin that writes into its batch must not reach another's
 
-    def batch(self, share: _Share, logps: Tensor) -> Batch:
-        job, pairs = share.trainee.job, self.known["pairs"]
+    def batch(self, share: _Share, scored: TokenLogps) -> Batch:
+        job, pairs, logps = share.trainee.job, self.known["pairs"], scored.logps
         reference = self.logps(None, "") if needs_reference(job) else None
         rewards = self._rewards(job, reference)
         return Batch(
@@ -317,6 +322,7 @@ class _Frozen:
             margins=None if rewards is None else rewards[pairs[:, 0]] - rewards[pairs[:, 1]],
             advantages=self.known["advantages"].clone() if "advantages" in self.known else None,
             old_logps=None if self.old_logps is None else self.old_logps.clone(),
+            entropy=scored.entropy if "entropy" in job.needs else None,
         )
 
     def _rewards(self, job: Job, reference: Tensor | None) -> Tensor | None:

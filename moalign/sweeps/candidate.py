@@ -267,7 +267,7 @@ def _advantages(candidate: Candidate, workshop: Workshop) -> Advantages | None:
     """The rule of a candidate whose loss takes sampled responses one by one; None where it compares pairs of them."""
     plan = workshop.plan
     objective = plan.variant(candidate.changes).objective
-    if "groups" not in objective.needs:
+    if "groups" not in objective.wants:
         return None
     return Advantages(objective, plan.combiner, candidate.preference, plan.objectives, candidate.id)
 

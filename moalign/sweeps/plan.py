@@ -45,12 +45,12 @@ class Plan:
     @property
     def scored(self) -> bool:
         """Whether the loss learns from reward differences of any pairs, not from labelled pairs."""
-        return "margins" in self.objective.needs
+        return "margins" in self.objective.wants
 
     @property
     def grouped(self) -> bool:
         """Whether the loss learns from sampled responses one by one, each with an advantage over its group."""
-        return "groups" in self.objective.needs
+        return "groups" in self.objective.wants
 
     @property
     def references(self) -> dict[str, int]:
@@ -76,9 +76,10 @@ class Plan:
         return bool(self._combiner_needs(Preference("weights", dict.fromkeys(self.objectives, share))))
 
     def needs(self, candidate: Candidate) -> frozenset[str]:
+        own = self.variant(candidate.changes).objective.wants
         if self.grouped:  # the combiner works on rewards, not on pairs
-            return frozenset(self.objective.needs)
-        return frozenset(self.objective.needs) | self._combiner_needs(candidate.preference)
+            return own
+        return own | self._combiner_needs(candidate.preference)
 
     def _combiner_needs(self, preferred: Preference) -> frozenset[str]:
         return door.call(self.combiner, "needs", preferred, then=frozenset)
@@ -284,7 +285,7 @@ def _check_rewards(plan: Plan) -> None:
         raise ConfigError(
             f"rollouts.temperature: loss '{config.loss.name}' follows the policy's own distribution, so it must be 1"
         )
-    if "old_logps" in plan.objective.needs and config.model.lora.dropout:
+    if "old_logps" in plan.objective.wants and config.model.lora.dropout:
         raise ConfigError(
             f"model.lora.dropout: loss '{config.loss.name}' compares the policy with itself when it sampled, where "
             "nothing is dropped; their ratio would be noise, so it must be 0"

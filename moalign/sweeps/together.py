@@ -119,7 +119,8 @@ def memory_of(
     settings = workshop.plan.config.train
     source = batch_source(candidates[0], workshop)
     steps = range(0, settings.steps, -(-settings.steps // MEMORY_STEPS)) if source.cacheable else range(1)
-    formula = memory.measure(workshop.model, settings.gradient_checkpointing)
+    entropy = any("entropy" in workshop.plan.needs(candidate) for candidate in candidates)
+    formula = memory.measure(workshop.model, settings.gradient_checkpointing, entropy)
     sizes = [memory.passes(workshop.model, *source.at(step), settings.tokens_per_pass) for step in steps]
     beyond = {number: max(formula.training(number, each) for each in sizes) - formula.base for number in numbers}
     return formula.base, beyond

@@ -28,7 +28,7 @@ def made_up_round(t: Trial) -> tuple[Tensor, Tensor, Tensor | None]:
     generator = torch.Generator().manual_seed(t.seed + 2)
     groups = torch.cat([torch.arange(t.prompts).repeat(RESPONSES) * 5 + 2, torch.tensor([1])])
     signal, log_ratios = torch.randn((2, len(groups)), generator=generator, dtype=torch.float64)
-    return signal, groups, log_ratios if "reference" in t.plugin.needs else None
+    return signal, groups, log_ratios if "reference" in t.plugin.wants else None
 
 
 def advantages_of(t: Trial, tried: str, signal: Tensor, groups: Tensor, log_ratios: Tensor | None) -> Tensor:
@@ -117,7 +117,7 @@ def a_better_response_becomes_likelier(t: Trial) -> None:
     batch = at_start(t.batch())
     generator = torch.Generator().manual_seed(t.seed)
     signal = torch.randn(len(batch.groups), generator=generator, dtype=torch.float64)
-    log_ratios = torch.zeros_like(signal) if "reference" in t.plugin.needs else None
+    log_ratios = torch.zeros_like(signal) if "reference" in t.plugin.wants else None
 
     def slope(tried: str, rewards: Tensor) -> float:
         """Of the summed losses, in direction of the first response's log-probability."""

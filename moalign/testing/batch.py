@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 RESPONSES = 3  # to each prompt
 ORDER = ((0, 1), (0, 2), (2, 1))  # the pairs of a prompt: they share rows
-OF_ROWS = ("logps", "mask", "ref_logps", "old_logps", "rewards", "advantages", "preference", "groups")
-OF_TOKENS = ("logps", "mask", "ref_logps", "old_logps")
+OF_ROWS = ("logps", "mask", "ref_logps", "old_logps", "rewards", "advantages", "preference", "groups", "entropy")
+OF_TOKENS = ("logps", "mask", "ref_logps", "old_logps", "entropy")
 OF_PAIRS = ("pair_objective", "strength", "margins")
 
 
@@ -30,9 +30,9 @@ def made_up(
 ) -> Batch:
     """3 responses and 3 pairs per prompt, and one row more, without response tokens, that no pair names.
 
-    ``needs``: "reference", "margins" and "old_logps" are supplied where they are in it, and only there; with "groups"
-    every row has an advantage and is a pair with itself. ``scored``: pairs that no single objective judged. The numbers
-    are the same for every dtype, to its rounding.
+    ``needs``: "reference", "margins", "old_logps" and "entropy" are supplied where they are in it, and only there; with
+    "groups" every row has an advantage and is a pair with itself. ``scored``: pairs that no single objective judged.
+    The numbers are the same for every dtype, to its rounding.
     """
     import torch
 
@@ -51,6 +51,7 @@ def made_up(
     strength = 1 + torch.rand(len(pairs), generator=generator, dtype=torch.float64)
     nearby = (0.8 + 0.4 * torch.rand(shape, generator=generator, dtype=torch.float64)).to(dtype)
     advantages = torch.randn(rows + 1, generator=generator, dtype=torch.float64).to(dtype)
+    entropy = (2 * torch.rand(shape, generator=generator, dtype=torch.float64)).to(dtype) * mask
     return Batch(
         logps=logps,
         mask=mask,
@@ -64,6 +65,7 @@ def made_up(
         margins=rewards[pairs[:, 0]] - rewards[pairs[:, 1]] if "margins" in needs else None,
         advantages=advantages if "groups" in needs else None,
         old_logps=logps * nearby if "old_logps" in needs else None,
+        entropy=entropy if "entropy" in needs else None,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from moalign.api import Batch, MoalignError, Objective, PairTerms
@@ -14,7 +15,7 @@ from moalign.testing.review import Review, described, first, run
 if TYPE_CHECKING:
     from torch import Tensor
 
-KNOWN = {"pairs", "margins", "reference", "groups", "old_logps"}
+KNOWN = {"pairs", "margins", "reference", "groups", "old_logps", "entropy"}
 TOLERANCE = 1e-9  # of float64 sums in another order, relative
 
 
@@ -50,7 +51,7 @@ class Trial:
     @property
     def grouped(self) -> bool:
         """Whether the loss takes responses one by one, and not pairs of them."""
-        return "groups" in self.plugin.needs
+        return "groups" in self.plugin.wants
 
     @property
     def unit(self) -> str:
@@ -59,7 +60,7 @@ class Trial:
     @property
     def supplied(self) -> tuple[str, ...]:
         """What the engine could supply beside the pairs or responses."""
-        return ("old_logps", "reference") if self.grouped else ("margins", "reference")
+        return ("entropy", "old_logps", "reference") if self.grouped else ("entropy", "margins", "reference")
 
     def batch(self, dtype: Any = None, extra: Collection[str] = (), seed: int = 0) -> Batch:
         """What the engine supplies: what is declared in ``needs``, and ``extra``."""
@@ -69,8 +70,8 @@ class Trial:
             prompts=self.prompts,
             tokens=self.tokens,
             preference=[(index + 1) / sum(range(self.objectives + 1)) for index in range(self.objectives)],
-            needs=self.plugin.needs | set(extra),
-            scored=bool(self.plugin.needs & {"margins", "groups"}),
+            needs=self.plugin.wants | set(extra),
+            scored=bool(self.plugin.wants & {"margins", "groups"}),
             seed=self.seed + seed,
             dtype=dtype or torch.float64,
         )
@@ -103,9 +104,13 @@ class Trial:
 
 
 def declarations_are_known(t: Trial) -> None:
-    """``needs`` names what the engine knows, and says which pairs the loss learns from."""
-    tried, needs = "reading the class attributes", t.plugin.needs
-    unknown = sorted(set(needs) - KNOWN)
+    """``needs`` and ``needs_with`` name what the engine knows, and which pairs the loss learns from."""
+    tried = "reading the class attributes"
+    strangers = sorted(set(t.plugin.needs_with) - set(type(t.plugin).model_fields))
+    change = "name options of the class, which are its fields"
+    t.review.require(not strangers, tried, f"needs_with has {strangers}", change)
+    needs = t.plugin.wants
+    unknown = sorted(set(needs).union(*t.plugin.needs_with.values()) - KNOWN)
     names = ", ".join(f'"{name}"' for name in sorted(KNOWN))
     t.review.require(not unknown, tried, f"needs has {unknown}", f"the engine knows {names}")
     change = (
@@ -123,7 +128,7 @@ def declarations_are_known(t: Trial) -> None:
 
 def needs_are_enough(t: Trial) -> None:
     """What is not declared is not there."""
-    tried = f"a batch with what `needs` declares and nothing else: {sorted(t.plugin.needs)}"
+    tried = f"a batch with what `needs` declares and nothing else: {sorted(t.plugin.wants)}"
     plain = t.batch()
     try:
         t.plugin.loss(copied(plain), plain_terms(plain))
@@ -137,7 +142,7 @@ def needs_are_enough(t: Trial) -> None:
 def nothing_else_is_read(t: Trial) -> None:
     """Where something undeclared happens to be there, because a combiner needs it, it changes nothing."""
     before = t.loss("a batch", t.batch())
-    for name in sorted(set(t.supplied) - t.plugin.needs):
+    for name in sorted(set(t.supplied) - t.plugin.wants):
         tried = f'the same batch with "{name}", which `needs` lacks'
         change = f'declare "{name}" in `needs`, or do not read it: whether it is there depends on the combiner'
         t.review.require(_agrees(before, t.loss(tried, t.batch(extra=[name]))), tried, "other losses", change)
@@ -229,18 +234,21 @@ def gradient_is_the_derivative(t: Trial) -> None:
     """autograd against central differences, in float64."""
     import torch
 
-    batch, tried = t.batch(), "torch.autograd.gradcheck in float64, through batch.logps"
+    batch = t.batch()
     terms = plain_terms(batch)
+    names = ["logps"] if batch.entropy is None else ["logps", "entropy"]
+    tried = f"torch.autograd.gradcheck in float64, through {' and '.join(f'batch.{name}' for name in names)}"
 
-    def losses(logps: Tensor) -> Tensor:
-        return t.plugin.loss(replace(copied(batch), logps=logps * 1), copied(terms))
+    def losses(*given: Tensor) -> Tensor:
+        own: Any = {name: value * 1 for name, value in zip(names, given, strict=True)}
+        return t.plugin.loss(replace(copied(batch), **own), copied(terms))
 
     change = (
         "let the backward pass be that of the value: no detach, no `.data`, no rounding in between. Where a part is "
         'detached on purpose, exempt "gradient_is_the_derivative"'
     )
     try:
-        torch.autograd.gradcheck(losses, (batch.logps.clone().requires_grad_(),))
+        torch.autograd.gradcheck(losses, tuple(getattr(batch, name).clone().requires_grad_() for name in names))
     except Exception as error:
         t.review.fail(tried, described(error).partition(" numerical:")[0], change, error)
 
@@ -254,9 +262,10 @@ def no_need_is_unused(t: Trial) -> None:
         "pairs": ("chosen and rejected the other way round", swapped(batch)),
         "groups": ("other advantages", replace(batch, advantages=other.advantages)),
         "old_logps": ("other log-probabilities under the policy that sampled", replace(batch, old_logps=_older(batch))),
+        "entropy": ("other entropies", replace(batch, entropy=other.entropy)),
     }
     before = t.loss("a batch", batch)
-    for name in sorted(t.plugin.needs):
+    for name in sorted(t.plugin.wants):
         tried, given = changed[name]
         change = f'take "{name}" out of `needs`: the engine pays for it (or use it)'
         same = _agrees(before, t.loss(tried, given)) and not (name == "reference" and _reads_log_ratios(t))
@@ -346,9 +355,9 @@ def _reads_log_ratios(t: Trial) -> bool:
 
 
 def _more(t: Trial) -> list[tuple[str, ...]]:
-    """What could be declared beside: each alone, then all."""
-    missing = tuple(sorted(set(t.supplied) - t.plugin.needs))
-    return [*((name,) for name in missing), *([missing] if len(missing) > 1 else [])]
+    """What could be declared beside: the fewest first."""
+    missing = sorted(set(t.supplied) - t.plugin.wants)
+    return [names for size in range(1, len(missing) + 1) for names in combinations(missing, size)]
 
 
 def _works(t: Trial, extra: tuple[str, ...]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, cast
 
 import torch
@@ -50,6 +51,46 @@ class NeverReadsTheOld(Sampled):
     """Declares old log-probabilities that it has no use for."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"groups", "old_logps"})
+
+
+class Curious(Sampled):
+    """Right: is paid for entropy where an option says so."""
+
+    needs_with: ClassVar[Mapping[str, frozenset[str]]] = {"bonus": frozenset({"entropy"})}
+    bonus: float = 0.1
+
+    def loss(self, batch: Batch, terms: PairTerms) -> Tensor:
+        return super().loss(batch, terms) - self.bonus * self.entropy(batch)
+
+    def entropy(self, batch: Batch) -> Tensor:
+        assert batch.entropy is not None
+        return batch.entropy.sum(-1)
+
+
+class Indifferent(Curious):
+    """Declares an entropy that it has no use for."""
+
+    def entropy(self, batch: Batch) -> Tensor:
+        return 0 * super().entropy(batch)
+
+
+class DetachesTheEntropy(Curious):
+    """Pays for entropy without teaching it."""
+
+    def entropy(self, batch: Batch) -> Tensor:
+        return super().entropy(batch).detach()
+
+
+class NamesNoOption(Curious):
+    """Declares what an option needs that it does not have."""
+
+    needs_with: ClassVar[Mapping[str, frozenset[str]]] = {"bonuss": frozenset({"entropy"})}
+
+
+class AsksForMore(Curious):
+    """Declares what nobody supplies."""
+
+    needs_with: ClassVar[Mapping[str, frozenset[str]]] = {"bonus": frozenset({"entropies"})}
 
 
 class HasNoUseForRewards(Sampled):
@@ -114,6 +155,10 @@ WRONG = {
     OldPairs: 'declare "groups" too',
     ReadsTheOld: 'declare "old_logps" in `needs`',
     NeverReadsTheOld: 'take "old_logps" out',
+    Indifferent: 'take "entropy" out',
+    DetachesTheEntropy: "no detach",
+    NamesNoOption: r"needs_with has \['bonuss'\]",
+    AsksForMore: r"needs has \['entropies'\]",
     HasNoUseForRewards: 'take "groups" out',
     RowsInTurn: "responses of the batch in another order",
     SinglePrecision: "advantages of torch.float32",
@@ -124,4 +169,4 @@ WRONG = {
     UpsideDown: "let the advantage grow with the reward",
 }
 
-UNUSUAL = (Sampled,)
+UNUSUAL = (Sampled, Curious)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from moalign.api import Combiner, PluginError, Preference, Round
+from moalign.api import Combiner, Preference, Round
+from moalign_plugins.combiners._gradients import wanted_products
 from moalign_plugins.combiners._preferences import needs_weights
 from moalign_plugins.combiners._scalarised import weighted_sum
 
@@ -50,7 +51,9 @@ class DynamicGradient(Combiner):
     def observe(self, state: Mapping[str, Any], seen: Round) -> Mapping[str, Any]:
         first = seen.start.new_tensor(state["first"])
         counts = first > 0
-        gram = _wanted(seen, counts) if self.max_norm is None else shortened(_wanted(seen, counts), self.max_norm)
+        gram = wanted_products(seen, counts)
+        if self.max_norm is not None:
+            gram = shortened(gram, self.max_norm)
         weights = self._weights(state, seen.start)
         moved = weights.clone()
         moved[counts] = floored(ascended(weights[counts], gram, self.step), self.floor * first[counts])
@@ -88,13 +91,3 @@ def floored(weights: Tensor, floors: Tensor) -> Tensor:
             return floors.where(low, shrunk)
         low = lower
     return weights
-
-
-def _wanted(seen: Round, counts: Tensor) -> Tensor:
-    """The inner products among the objectives that count. Raises PluginError where they are missing or not finite."""
-    size = len(counts)
-    if seen.gram is None:
-        raise PluginError("the weights follow the objectives' gradients, and nobody has measured their inner products")
-    if seen.gram.shape != (size, size) or not bool(seen.gram.isfinite().all()):
-        raise PluginError(f"the inner products of the gradients must be [{size},{size}] and finite")
-    return seen.gram.to(seen.start)[counts][:, counts]

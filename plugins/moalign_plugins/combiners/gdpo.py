@@ -30,6 +30,10 @@ class GDPO(Combiner):
     weighing, and the objective of the largest spread decides. The std has the divisor G - 1, and a prompt with one
     response counts 0. A loss that standardises again within the group undoes the relative size of groups that this
     leaves. Directions work too.
+
+    MO-GRPO is the name of both: of the weighted sum standardised afterwards (arXiv 2503.21819, the recipe "mo-grpo"),
+    and of the sum of standardised rewards (arXiv 2509.22047), which is this rule without ``whole_round``, before a loss
+    that does not standardise again.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"groups"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -30,9 +31,14 @@ class PolicyGradient(Objective):
                as they were sampled; arXiv 2512.02556.
     "forward"  the same without r, whose gradient is that of KL(reference || pi) of each next token; arXiv 2402.03300.
     The log-ratio itself as a loss ("k1") has the expected gradient 0 and is refused.
+
+    ``entropy`` is a bonus: times the entropy of each next token, given the tokens before it as they were sampled, it is
+    taken off the loss (arXiv 1602.01783). The gradient holds these beginnings fixed. That of the entropy of whole
+    responses would also make beginnings likelier after which much is open.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"groups", "reference", "old_logps"})
+    needs_with: ClassVar[Mapping[str, frozenset[str]]] = {"entropy": frozenset({"entropy"})}
     shiftable: ClassVar[bool] = False
 
     beta: float = Field(default=0.05, ge=0)
@@ -48,6 +54,8 @@ class PolicyGradient(Objective):
     that at sampling; none: it always counts"""
     epsilon_high: Positive | None = None
     """the same for better responses, above 1 + epsilon_high times"""
+    entropy: float = Field(default=0.0, ge=0)
+    """what a nat of entropy of each next token is worth, summed over the response's tokens and divided as they are"""
 
     @field_validator("kl", mode="before")
     @classmethod
@@ -68,6 +76,8 @@ class PolicyGradient(Objective):
         per_token = -self.surrogate(self.log_ratio(batch), advantages_of(batch)[:, None])
         if self.kl in ("k3", "forward"):
             per_token = per_token + self.beta * self.token_kl(batch)
+        if self.entropy:
+            per_token = per_token - self.entropy * entropy_of(batch)
         return self.over_length((per_token * batch.mask).sum(-1) + self.response_kl(batch), batch)
 
     def log_ratio(self, batch: Batch) -> Tensor:
@@ -108,6 +118,13 @@ class PolicyGradient(Objective):
         if batch.old_logps is None:
             raise PluginError('the loss reads old log-probabilities but does not declare "old_logps" in `needs`')
         return (batch.logps - batch.old_logps) * batch.mask
+
+
+def entropy_of(batch: Batch) -> Tensor:
+    """[N,T], which the engine supplies where an option needs it."""
+    if batch.entropy is None:
+        raise PluginError('the loss reads entropies but does not declare "entropy" in `needs` or `needs_with`')
+    return batch.entropy
 
 
 def advantages_of(batch: Batch) -> Tensor:

@@ -1,0 +1,47 @@
+"""Near the weighted sum, the direction that is best for the objective that it serves worst."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from moalign.api import Preference
+from moalign_plugins.combiners._gradients import OverGradients
+from moalign_plugins.combiners._preferences import needs_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+REGISTRATION = {
+    "name": "cagrad",
+    "class": "CAGrad",
+    "summary": "weights of each round near the weighted sum that serve the worst served objective best",
+    "paper": "arXiv:2110.14048",
+}
+
+NOTHING = 1e-4  # the length, beside all gradients' together, below which a combination is taken for 0
+
+
+class CAGrad(OverGradients):
+    """sum_k c_k g_k is the d that maximises min_k w_k <d, g_k> with |d - g| <= radius |g|, g = sum_k w_k g_k.
+
+    arXiv 2110.14048, with w_k g_k as the gradients. It is g + radius |g| h / |h|, where h = sum_k a_k w_k g_k for the
+    shares a that are worst for it. With ``radius`` 0 it is the weighted sum. Where h is 0 the gradients have a
+    combination that is 0, and c is 0 in that round: only the KL has a gradient. Lengths matter as in a weighted sum.
+    """
+
+    requires: ClassVar[Mapping[str, str]] = {name: "moalign[cagrad]" for name in ("torchjd", "cvxpy", "clarabel")}
+
+    radius: float = Field(default=0.5, ge=0, lt=1)
+    """how far from the weighted sum, as a share of its length; the paper's c"""
+
+    def check(self, preference: Preference) -> None:
+        needs_weights(preference, "cagrad")
+
+    def shares(self, gram: Tensor) -> Tensor:
+        from torchjd.aggregation import CAGradWeighting
+
+        weighting: Any = CAGradWeighting(c=self.radius, norm_eps=NOTHING)
+        return len(gram) * weighting(gram)  # of their sum, where torchjd has their mean

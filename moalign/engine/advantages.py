@@ -13,8 +13,9 @@ from torch import Tensor
 
 from moalign import door
 from moalign.api import Combiner, Objective, Plugin
+from moalign.engine.tokens import checked_advantages
 from moalign.errors import PluginError
-from moalign.types import Preference, Round
+from moalign.types import Preference, Round, TokenAdvantages, Tokens
 
 
 @dataclass
@@ -50,8 +51,40 @@ class Advantages:
 
         Raises PluginError where the combiner or the objective returns what it must not.
         """
-        values, rows = torch.from_numpy(rewards), torch.from_numpy(groups)
-        ratios = None if log_ratios is None else torch.from_numpy(log_ratios)
+        rows, ratios = torch.from_numpy(groups), None if log_ratios is None else torch.from_numpy(log_ratios)
+        signal, multiplier = self._signal(number, rewards, rows, gram, shaped)
+        advantages = self._numbers(self.objective, "advantages", signal, rows, ratios) * multiplier
+        return advantages.numpy(), self._figures(rewards, signal, float(advantages.abs().mean()), ratios)
+
+    def of_tokens(
+        self,
+        number: int,
+        rewards: NDArray[np.float64],
+        groups: NDArray[np.int64],
+        log_ratios: NDArray[np.float64] | None,
+        tokens: Tokens,
+        shaped: NDArray[np.float64] | None = None,
+    ) -> tuple[TokenAdvantages, dict[str, float]]:
+        """The same for a loss that weighs tokens; what the combiner multiplies are their advantages, nothing else."""
+        rows, ratios = torch.from_numpy(groups), None if log_ratios is None else torch.from_numpy(log_ratios)
+        signal, multiplier = self._signal(number, rewards, rows, None, shaped)
+        found = self._call(self.objective, "token_advantages", signal, rows, tokens)
+        given = checked_advantages(found, f"{door.origin(self.objective).who}, in token_advantages", tokens)
+        given = replace(given, advantages=given.advantages.detach() * multiplier)
+        size = given.advantages[tokens.mask > 0].abs().mean()
+        figures = self._figures(rewards, signal, float(size), ratios)
+        return given, figures | {f"loss/{name}": float(value) for name, value in given.figures.items()}
+
+    def _signal(
+        self,
+        number: int,
+        rewards: NDArray[np.float64],
+        rows: Tensor,
+        gram: Tensor | None,
+        shaped: NDArray[np.float64] | None,
+    ) -> tuple[Tensor, float]:
+        """What the combiner, having seen the round, makes of the rewards, and what it multiplies advantages by."""
+        values = torch.from_numpy(rewards)
         if self.start is None:
             self.start = values.mean(0)
         seen = Round(number, values, rows, self.start, self.objectives, gram)
@@ -63,13 +96,17 @@ class Advantages:
         if not (isinstance(multiplier, int | float) and np.isfinite(multiplier)):
             who = door.origin(self.combiner).who
             raise PluginError(f"{who}, in multiplier: it must return a finite number, not {multiplier!r}")
-        advantages = self._numbers(self.objective, "advantages", signal, rows, ratios) * multiplier
+        return signal, multiplier
+
+    def _figures(
+        self, rewards: NDArray[np.float64], signal: Tensor, size: float, ratios: Tensor | None
+    ) -> dict[str, float]:
+        """``size``: of an advantage, on average."""
         figures = {f"{name}/reward": mean for name, mean in zip(self.objectives, rewards.mean(0).tolist(), strict=True)}
-        figures |= {"signal": float(signal.mean()), "advantage": float(advantages.abs().mean())}
+        figures |= {"signal": float(signal.mean()), "advantage": size}
         if ratios is not None:
             figures["kl_sampled"] = float(ratios.mean())
-        figures |= {f"combine/{name}": value for name, value in numbers_in(self.state)}
-        return advantages.numpy(), figures
+        return figures | {f"combine/{name}": value for name, value in numbers_in(self.state)}
 
     @property
     def needs_gram(self) -> bool:

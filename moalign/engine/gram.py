@@ -18,8 +18,8 @@ from torch import Tensor
 from moalign import door, lora
 from moalign.api import Objective
 from moalign.data.dataset import PairDataset
-from moalign.engine.layout import Layout
 from moalign.engine.model import LanguageModel
+from moalign.engine.tokens import batch_of
 from moalign.lora import Mixture
 from moalign.types import Batch, PairTerms
 
@@ -73,7 +73,7 @@ def gradient_products(
         per_row = torch.from_numpy(advantages[:, start : start + per_pass] / len(rows)).to(model.device)
         products.begin(per_row.repeat_interleave(layout.input_ids.shape[1], dim=1))
         with torch.enable_grad(), lora.mixed(model.policy, Mixture((slot,), (len(chosen),), tap=products)):
-            batch = _batch(dataset, chosen, layout, model.response_logps(layout))
+            batch = batch_of(dataset, chosen, layout, model.response_logps(layout))
             _unit_loss(objective, batch, candidate).backward()
     return products.total().cpu()
 
@@ -88,18 +88,3 @@ def _unit_loss(objective: Objective, batch: Batch, candidate: str) -> Tensor:
         for value in (one, one * 0)
     )
     return (counted - without).sum()
-
-
-def _batch(dataset: PairDataset, chosen: NDArray[np.int64], layout: Layout, logps: Tensor) -> Batch:
-    number, device, reference = len(chosen), logps.device, dataset.ref_logps
-    return Batch(
-        logps=logps,
-        mask=layout.mask,
-        pairs=torch.arange(number, device=device)[:, None].expand(-1, 2),
-        pair_objective=torch.full((number,), -1, device=device),
-        preference=torch.zeros(number, len(dataset.objectives), device=device),
-        strength=torch.ones(number, device=device),
-        groups=torch.from_numpy(dataset.groups[chosen]).to(device),
-        ref_logps=None if reference is None else layout.place_known([reference[row] for row in chosen]),
-        old_logps=logps.detach(),
-    )

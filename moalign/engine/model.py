@@ -79,6 +79,11 @@ class LanguageModel:
         return self.head.weight.dtype
 
     @property
+    def width(self) -> int:
+        """Of a hidden state."""
+        return self.head.weight.shape[1]
+
+    @property
     def adapter_dropout(self) -> bool:
         """Whether the adapters drop inputs in training."""
         return any(getattr(config, "lora_dropout", 0.0) for config in self.policy.peft_config.values())
@@ -88,10 +93,13 @@ class LanguageModel:
         return layouts.lay_out(sequences, rows, self.pad_id, self.packing.multiple).to(self.device)
 
     def response_logps(self, layout: Layout, copies: Copies | None = None) -> Tensor:
-        """Log-probability of every response token under the active adapter; float32 [N,T], 0 elsewhere.
+        """Log-probability of every response token under the active adapter; float32 [N,T], 0 elsewhere."""
+        return self.logps_of(self.response_states(layout, copies), layout)
 
-        Only the hidden states that predict a response token meet the output head. ``copies``: rows that
-        ``lower.copied`` makes behind the layers that compute the same for all of a kind.
+    def response_states(self, layout: Layout, copies: Copies | None = None) -> Tensor:
+        """The last hidden states that predict a response token, [S,D]; no others meet the output head.
+
+        ``copies``: rows that ``lower.copied`` makes behind the layers that compute the same for all of a kind.
         """
         once: Any = slice(None) if copies is None else copies.first
         arguments: dict[str, Tensor | None] = {}
@@ -100,8 +108,11 @@ class LanguageModel:
             arguments = {"attention_mask": mask, "position_ids": layout.position_ids[once]}
         # without a mask attention is causal, and padding on the right is seen by nobody
         output = self.base.base_model(input_ids=layout.input_ids[once], use_cache=False, **arguments)
-        hidden = output.last_hidden_state.flatten(0, 1).index_select(0, layout.source)
-        hidden, weight, bias = lora.adapted_head(self.head, hidden)
+        return output.last_hidden_state.flatten(0, 1).index_select(0, layout.source)
+
+    def logps_of(self, states: Tensor, layout: Layout) -> Tensor:
+        """What the output head makes of ``response_states``, see ``response_logps``."""
+        hidden, weight, bias = lora.adapted_head(self.head, states)
         scored = token_logps(hidden, weight, layout.labels, bias, temperature=self.temperature, softcap=self.softcap)
         return layout.place(scored.logps)
 

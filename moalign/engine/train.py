@@ -221,13 +221,16 @@ def _losses(
     wanted = any(share.trainee.job.settings.gradient_checkpointing for share in members)
     with lora.mixed(model.policy, mixture), known, once:
         with model.checkpointing(wanted and at is not None):
-            logps = model.response_logps(layout, copies)
-        start = 0
+            states = model.response_states(layout, copies)
+            logps = model.logps_of(states, layout)
+        start = first = 0
         for share, own in zip(members, frozen, strict=True):
             end = start + len(share.part.sequences)
             mine = logps[start:end, : own.layout.width].clone()  # a loss that writes into it must not reach another's
-            losses.append(_loss(share, own, mine, at is not None))
-            start = end
+            last, reads = first + len(own.layout.labels), "hidden" in share.trainee.job.needs
+            hidden = own.layout.place(states[first:last].float()) if reads else None
+            losses.append(_loss(share, own, mine, hidden, at is not None))
+            start, first = end, last
         yield losses
 
 
@@ -245,14 +248,14 @@ def _copies(members: Sequence[_Share], rows: Sequence[int], device: torch.device
     return Copies(torch.tensor(first, device=device), torch.tensor(of, device=device))
 
 
-def _loss(share: _Share, frozen: _Frozen, logps: Tensor, training: bool) -> Tensor | None:
+def _loss(share: _Share, frozen: _Frozen, logps: Tensor, hidden: Tensor | None, training: bool) -> Tensor | None:
     """The candidate's loss, a sum over its pairs; None, and its ``error`` set, where a plugin failed.
 
     Where it is not finite it is the ``problem`` of the step.
     """
     trainee = share.trainee
     with _own_errors(trainee):
-        batch, metrics = frozen.batch(share, logps), trainee.metrics if training else None
+        batch, metrics = frozen.batch(share, logps, hidden), trainee.metrics if training else None
         loss = loss_of(batch, trainee.job, metrics, trainee.looks_closely)
         if training and not torch.isfinite(loss):
             sound = bool(torch.isfinite(batch.logps).all())
@@ -278,8 +281,10 @@ class _Frozen:
         self._logps: dict[str, Tensor] = {}
         if share.dataset.ref_logps is not None:
             self._logps[""] = self._placed(share.dataset.ref_logps, share)
-        old = share.dataset.old_logps
+        old, weighed = share.dataset.old_logps, share.dataset.token_advantages
         self.old_logps = None if old is None else self._placed(old, share)
+        self.token_advantages = None if weighed is None else self._placed(weighed, share)
+        self.of_tokens = {name: self._placed(values, share) for name, values in share.dataset.known.items()}
 
     def _placed(self, values: Sequence[np.ndarray], share: _Share) -> Tensor:
         """Of all sequences of the dataset, those of this pass; [N,T]."""
@@ -300,7 +305,7 @@ class _Frozen:
             self._logps[identity] = found
         return self._logps[identity].clone()  # a plugin that writes into its batch must not reach another's
 
-    def batch(self, share: _Share, logps: Tensor) -> Batch:
+    def batch(self, share: _Share, logps: Tensor, hidden: Tensor | None) -> Batch:
         job, pairs = share.trainee.job, self.known["pairs"]
         reference = self.logps(None, "") if needs_reference(job) else None
         rewards = self._rewards(job, reference)
@@ -317,6 +322,10 @@ class _Frozen:
             margins=None if rewards is None else rewards[pairs[:, 0]] - rewards[pairs[:, 1]],
             advantages=self.known["advantages"].clone() if "advantages" in self.known else None,
             old_logps=None if self.old_logps is None else self.old_logps.clone(),
+            token_advantages=None if self.token_advantages is None else self.token_advantages.clone(),
+            known={name: values.clone() for name, values in self.of_tokens.items()},
+            hidden=hidden,
+            parameters={name: values.clone() for name, values in share.trainee.owned.items()},
         )
 
     def _rewards(self, job: Job, reference: Tensor | None) -> Tensor | None:

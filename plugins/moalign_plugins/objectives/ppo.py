@@ -57,8 +57,8 @@ class PPO(PolicyGradient):
     """a value further than this from that at sampling cannot lower its error any more; none: it always can"""
     value_weight: Positive = 0.1
     """of the value's squared error; it matters only where that trains the adapter, or gradients are clipped"""
-    value_lr: Positive = 1.0
-    """the value head's learning rate, in units of the adapter's"""
+    value_lr: Positive = 10.0
+    """the value head's learning rate, in units of the adapter's: the head has far less to learn from a step"""
     value_trains_adapter: bool = False
     """whether the value's error has a gradient in the adapter too"""
     whiten: bool = False

@@ -231,6 +231,7 @@ def _losses(
             hidden = own.layout.place(states[first:last].float()) if reads else None
             losses.append(_loss(share, own, mine, hidden, at is not None))
             start, first = end, last
+        del states, hidden  # the head has its own gradients, and the backward pass needs the room
         yield losses
 
 

@@ -121,8 +121,12 @@ def memory_of(
     steps = range(0, settings.steps, -(-settings.steps // MEMORY_STEPS)) if source.cacheable else range(1)
     formula = memory.measure(workshop.model, settings.gradient_checkpointing)
     sizes = [memory.passes(workshop.model, *source.at(step), settings.tokens_per_pass) for step in steps]
-    beyond = {number: max(formula.training(number, each) for each in sizes) - formula.base for number in numbers}
-    return formula.base, beyond
+
+    def beyond(number: int, each: list[memory.PassSize]) -> int:
+        own = memory.of_loss(workshop.plan.objective, workshop.model, number, each)
+        return formula.training(number, each) - formula.base + own
+
+    return formula.base, {number: max(beyond(number, each) for each in sizes) for number in numbers}
 
 
 def seconds_per_candidate(candidates: Sequence[Candidate], workshop: Workshop) -> float:

@@ -7,7 +7,7 @@ each sequence of the dataset, a number for each of its response tokens; what a p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -87,18 +87,18 @@ class Measuring:
 def batch_of(dataset: PairDataset, chosen: NDArray[np.int64], layout: Layout, logps: Tensor, **more: Any) -> Batch:
     """A batch of these sequences, each a unit of its own, at the policy that sampled them; ``more``: fields of it."""
     number, device, reference = len(chosen), logps.device, dataset.ref_logps
-    fields: dict[str, Any] = {
-        "logps": logps,
-        "mask": layout.mask,
-        "pairs": torch.arange(number, device=device)[:, None].expand(-1, 2),
-        "pair_objective": torch.full((number,), -1, device=device),
-        "preference": torch.zeros(number, len(dataset.objectives), device=device),
-        "strength": torch.ones(number, device=device),
-        "groups": torch.from_numpy(dataset.groups[chosen]).to(device),
-        "ref_logps": None if reference is None else layout.place_known([reference[row] for row in chosen]),
-        "old_logps": logps.detach(),
-    }
-    return Batch(**fields | more)
+    batch = Batch(
+        logps=logps,
+        mask=layout.mask,
+        pairs=torch.arange(number, device=device)[:, None].expand(-1, 2),
+        pair_objective=torch.full((number,), -1, device=device),
+        preference=torch.zeros(number, len(dataset.objectives), device=device),
+        strength=torch.ones(number, device=device),
+        groups=torch.from_numpy(dataset.groups[chosen]).to(device),
+        ref_logps=None if reference is None else layout.place_known([reference[row] for row in chosen]),
+        old_logps=logps.detach(),
+    )
+    return replace(batch, **more)
 
 
 def checked(found: Any, who: str, mask: Tensor, what: str) -> dict[str, Tensor]:

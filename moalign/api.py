@@ -121,8 +121,7 @@ class Objective(Plugin):
         """What is to be known of each token under the policy that sampled it, such as values; float32 [N,T] by name.
 
         Asked once in a round, part by part and without a gradient, before anything is trained on it, where ``needs``
-        has "token_advantages". The batch has no advantages yet, and of ``needs`` only "reference" and "hidden" beside
-        the parameters; ``logps`` are the old ones.
+        has "token_advantages". The batch has no advantages and nothing known yet; its ``logps`` are the old ones.
         """
         return {}
 

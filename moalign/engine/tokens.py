@@ -49,6 +49,7 @@ class Measuring:
             own,
             preference=torch.tensor(self.preference, device=own.device).expand(len(chosen), -1),
             ref_logps=reference if "reference" in needs else None,
+            old_logps=own if "old_logps" in needs else None,
             hidden=layout.place(states.float()) if "hidden" in needs else None,
             parameters={name: value.detach().clone() for name, value in self.parameters.items()},
         )

@@ -135,7 +135,7 @@ def _measured(t: Trial, batch: Batch) -> dict[str, Tensor]:
     import torch
 
     tried = "measuring the tokens of a round"
-    change = 'let `measure` read what `needs` declares of "reference" and "hidden", and parameters'
+    change = "let `measure` read what `needs` declares, but advantages, which there are none of yet"
     given = copied(replace(batch, old_logps=None if "old_logps" not in t.plugin.needs else batch.old_logps))
     try:
         found: Any = t.review.call(tried, change, t.plugin.measure, given)

@@ -7,6 +7,7 @@ inside the functions that use it, not at the top.
 A plugin says in the module of its entry point for which version of the hooks it is written: ``moalign_api_version = 1``
 (without that line: for whichever is there). A moalign whose ``API_VERSION`` is lower reports it and does not load it. A
 higher one loads it: within these hooks arguments are only ever added, and an implementation takes those that it names.
+To a kind of plugin methods and attributes are only ever added, each with a default that changes nothing.
 A hook that may be missing in an older moalign is marked ``@hookimpl(optionalhook=True)``.
 
 The hooks, by the version that brought them:
@@ -34,6 +35,7 @@ from moalign.errors import (
     TrainingError,
     UserError,
 )
+from moalign.ratios import chosen_logps, log_ratios, pair_log_ratios, pair_logits, pair_preference
 from moalign.types import (
     Batch,
     Candidate,
@@ -49,12 +51,14 @@ from moalign.types import (
     RunInfo,
     Sample,
     Space,
+    TokenAdvantages,
+    Tokens,
 )
 
 if TYPE_CHECKING:
     from random import Random
 
-    from torch import Tensor
+    from torch import Generator, Tensor
 
 API_VERSION = 2
 ENTRY_POINT_GROUP = "moalign"
@@ -90,6 +94,8 @@ class Objective(Plugin):
     "groups"     responses that the policy has sampled, several for each prompt; each has an advantage (``advantages``)
     "old_logps"  log-probabilities under the policy that sampled them
     "entropy"    the entropy of every next token, with a gradient
+    "token_advantages"  beside "groups": each token has an advantage of its own (``token_advantages``)
+    "hidden"     the hidden states that predict the response tokens
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
@@ -121,6 +127,34 @@ class Objective(Plugin):
         "reference". All float64, and no gradient goes through.
         """
         raise NotImplementedError
+
+    def measure(self, batch: Batch) -> Mapping[str, Tensor]:
+        """What is to be known of each token under the policy that sampled it, such as values; float32 [N,T] by name.
+
+        Asked once in a round, part by part and without a gradient, before anything is trained on it, where ``needs``
+        has "token_advantages". The batch has no advantages and nothing known yet; its ``logps`` are the old ones.
+        """
+        return {}
+
+    def token_advantages(self, signal: Tensor, groups: Tensor, tokens: Tokens) -> TokenAdvantages:
+        """How much each token counts, in place of ``advantages`` where ``needs`` has "token_advantages".
+
+        ``signal`` and ``groups`` [N] as there, of all responses of a round. No gradient goes through.
+        """
+        raise NotImplementedError
+
+    def parameters(self, width: int, generator: Generator) -> Mapping[str, Tensor]:
+        """First values of tensors that the loss owns, by name; float32 on the CPU. ``width``: of a hidden state.
+
+        Each candidate trains its own from the same first values, with the step that trains its adapter: same optimizer
+        and schedule, but a gradient norm apart, with the same limit. They are written beside the adapter, and a
+        candidate that starts from another's adapter goes on with them. ``generator``: for all that is drawn.
+        """
+        return {}
+
+    def lr_factor(self, name: str) -> float:
+        """What the learning rate of the adapter is multiplied by for the parameter ``name``."""
+        return 1.0
 
 
 class Combiner(Plugin):
@@ -301,40 +335,6 @@ class Register(Protocol):
     def __call__(self, name: str, target: str | type[Plugin], *, summary: str, paper: str = "") -> None: ...
 
 
-# --- what losses share ----------------------------------------------------------------------------------------------
-
-
-def log_ratios(batch: Batch) -> Tensor:
-    """log pi(y|x) - log pi_ref(y|x), summed over the response tokens; [N]."""
-    if batch.ref_logps is None:
-        raise PluginError('the loss reads reference log-probabilities but does not declare "reference" in `needs`')
-    return ((batch.logps - batch.ref_logps) * batch.mask).sum(-1)
-
-
-def pair_log_ratios(batch: Batch) -> Tensor:
-    """Log-ratio of the chosen minus log-ratio of the rejected response; [P]."""
-    ratios = log_ratios(batch)
-    return ratios[batch.pairs[:, 0]] - ratios[batch.pairs[:, 1]]
-
-
-def pair_logits(batch: Batch, terms: PairTerms, beta: float) -> Tensor:
-    """``scale * beta * (ratio of chosen - ratio of rejected) - margin``; [P]. What a pairwise objective sees."""
-    return terms.scale * beta * pair_log_ratios(batch) - terms.margin
-
-
-def chosen_logps(batch: Batch, *, mean: bool) -> Tensor:
-    """log pi of the chosen response, summed or (``mean``) averaged over its tokens; [P]."""
-    totals = (batch.logps * batch.mask).sum(-1)
-    if mean:
-        totals = totals / batch.mask.sum(-1).clamp(min=1)  # a row of another pair may be empty
-    return totals[batch.pairs[:, 0]]
-
-
-def pair_preference(batch: Batch) -> Tensor:
-    """The preference of the candidate that each pair belongs to; [P,M]."""
-    return batch.preference[batch.pairs[:, 0]]
-
-
 # --- what observers share --------------------------------------------------------------------------------------------
 
 
@@ -389,6 +389,8 @@ __all__ = [
     "Sample",
     "Search",
     "Space",
+    "TokenAdvantages",
+    "Tokens",
     "TrainingError",
     "Transform",
     "UserError",

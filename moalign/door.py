@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
@@ -22,7 +22,7 @@ from moalign.errors import MoalignError, PluginError
 
 PURE = (Objective, Combiner, Search, Transform)  # their methods are functions of their arguments, by contract
 # asked when the input has been found good: no error is the user's
-ON_GOOD_INPUT = ("pair_terms", "loss", "score", "apply")
+ON_GOOD_INPUT = ("pair_terms", "loss", "score", "apply", "parameters", "measure", "token_advantages")
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,7 @@ def _tensors(arguments: Iterable[Any]) -> Iterator[Any]:
         return
     for argument in arguments:
         values = [getattr(argument, each.name) for each in fields(argument)] if is_dataclass(argument) else [argument]
+        values += [each for value in values if isinstance(value, Mapping) for each in value.values()]
         yield from (value for value in values if isinstance(value, torch.Tensor))
 
 

@@ -1,6 +1,6 @@
 """Plain frozen data that flows between the parts. Nothing here computes, and nothing here imports torch.
 
-Shapes: N sequences, T tokens, P pairs, M objectives.
+Shapes: N sequences, T tokens, P pairs, M objectives, D the width of the model.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a loss sees. ``logps``, and ``entropy`` where it is there, carry gradients; everything else is constant.
+    """What a loss sees. ``logps`` carries the gradient; everything else is constant, unless it is said below.
 
     ``logps[N,T]``        log-probability of each response token, 0 where ``mask`` is 0
     ``mask[N,T]``         1 at response tokens, the end-of-sequence token among them
@@ -180,6 +180,12 @@ class Batch:
     ``old_logps[N,T]``    ``logps`` under the policy that sampled the response; None unless it needs "old_logps"
     ``entropy[N,T]``      entropy in nats of the policy's choice at each response token, given those before it, 0 where
                           ``mask`` is 0; None unless the objective needs "entropy"
+    ``token_advantages[N,T]``  how much each token counts, 0 where ``mask`` is 0; None unless it needs
+                          "token_advantages", and then ``advantages`` is None
+    ``known``             what the objective knows of each token since its round was sampled, by name, [N,T] each
+    ``hidden[N,T,D]``     the last hidden state, from which each response token is predicted, with the graph to the
+                          adapters; 0 where ``mask`` is 0. None unless the objective needs "hidden"
+    ``parameters``        the objective's own tensors by name; they carry a gradient as ``logps`` does
 
     Where the objective needs "groups", each row is a unit of its own, and every pair names one row twice; the loss does
     not read ``pairs``.
@@ -198,6 +204,48 @@ class Batch:
     advantages: Tensor | None = None
     old_logps: Tensor | None = None
     entropy: Tensor | None = None
+    token_advantages: Tensor | None = None
+    known: Mapping[str, Tensor] = field(default_factory=dict)
+    hidden: Tensor | None = None
+    parameters: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What there is to know of the tokens of a round's sampled responses, for losses that weigh each token.
+
+    All float64 on the CPU but ``ended``; column t is about the response's own token t, and T is the longest response.
+
+    ``mask[N,T]``       1 at response tokens, the end-of-sequence token among them
+    ``ended[N]``        bool; False where the response was cut at rollouts.max_new_tokens
+    ``old_logps[N,T]``  log-probabilities under the policy that sampled; None unless the objective needs "old_logps"
+    ``ref_logps[N,T]``  the same under the reference; None unless it needs "reference"
+    ``measured``        what ``Objective.measure`` found, by name, [N,T] each
+
+    All are 0 where ``mask`` is 0.
+    """
+
+    mask: Tensor
+    ended: Tensor
+    old_logps: Tensor | None = None
+    ref_logps: Tensor | None = None
+    measured: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenAdvantages:
+    """How much each token of a round counts, and what else its loss is to know of it.
+
+    ``advantages[N,T]``  multiplied by what the combiner says, as all advantages are
+    ``known``            by name, [N,T] each, such as targets; the loss finds them in ``Batch.known``, as they are here
+    ``figures``          for the metrics, as ``loss/NAME``
+
+    The tensors are float64 on the CPU like ``Tokens``; what they hold where its ``mask`` is 0 does not matter.
+    """
+
+    advantages: Tensor
+    known: Mapping[str, Tensor] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

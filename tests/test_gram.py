@@ -15,6 +15,7 @@ from moalign.data.tokenise import Sequence
 from moalign.engine import gram
 from moalign.engine.gram import gradient_products
 from moalign.engine.model import TRAINED, LanguageModel, load
+from moalign.engine.tokens import batch_of
 from moalign.lora import Mixture
 from moalign.types import PairTerms, Sample
 from moalign_plugins.objectives.rloo import RLOO
@@ -61,7 +62,7 @@ def one_by_one(
     for own in advantages:
         layout = model.lay_out([dataset.sequences[row] for row in rows], [[place] for place in range(len(rows))])
         with lora.mixed(model.policy, Mixture((TRAINED,), (len(rows),))):
-            batch = gram._batch(dataset, rows, layout, model.response_logps(layout))
+            batch = batch_of(dataset, rows, layout, model.response_logps(layout))
             batch = replace(batch, advantages=torch.from_numpy(own).float())
             objective.loss(batch, PairTerms.of_rows(batch.logps)).mean().backward()
         found.append(gradients[0].double())

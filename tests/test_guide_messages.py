@@ -121,6 +121,13 @@ class Raising(Hinge):
         return {}["reward"]
 
 
+class Doubled(Hinge):
+    def parameters(self, width, generator):
+        import torch
+
+        return {"scale": torch.ones(1).double()}
+
+
 class Unknown(Hinge):
     def loss(self, batch, terms):
         return super().loss(batch, terms) * float("nan")
@@ -279,7 +286,7 @@ def changed(version: str, sha256: str) -> Callable[[Place], str]:
 
 
 PROVOKED: dict[str, list[Callable[[Place], str]]] = {
-    "objective.md": [fails(Reduced), fails(Detached), fails(Writing), fails(Drawing), fails(Raising), fails(Unknown)],
+    "objective.md": [fails(kind) for kind in (Reduced, Doubled, Detached, Writing, Drawing, Raising, Unknown)],
     "combiner.md": [fails_to_combine],
     "reward.md": [scores(1.0), scores(1.0, float("nan")), scores()],
     "search.md": [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -28,6 +28,7 @@ from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import prepare
 from moalign.sweeps.workshop import Workshop, open_workshop
 from moalign.types import Candidate, Preference
+from moalign_plugins.objectives.dpo import DPO
 
 CPU = torch.device("cpu")
 STEPS = 2  # moments are there from the second step on
@@ -104,6 +105,34 @@ def test_the_formula_is_within_a_tenth_of_what_torch_allocates(workshops, lora, 
     told = predicted(workshop, number, changes.get("tokens_per_pass"), "gradient_checkpointing" in changes)
     base = memory.measure(workshop.model).base
     assert told - base == pytest.approx(found - base, rel=0.1)
+
+
+class ReadsHidden(DPO):
+    """Weighs hidden states, all of them, with something of its own."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"pairs", "reference", "hidden"})
+
+    def parameters(self, width, generator):
+        return {"weight": torch.zeros(width)}
+
+    def loss(self, batch, terms):
+        said = (batch.hidden.detach() @ batch.parameters["weight"]).sum(-1)
+        return super().loss(batch, replace(terms, margin=terms.margin + said[batch.pairs[:, 0]]))
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_hidden_states_that_a_loss_reads_are_counted(workshops, number):
+    plain, objective = workshops["plain"], ReadsHidden()
+    reading = replace(plain, plan=replace(plain.plan, objective=objective))
+    source = batch_source(Candidate("c", Preference("weights", {"harmless": 0.5, "helpful": 0.5})), reading)
+    beside = max(
+        memory.of_loss(objective, plain.model, number, memory.passes(plain.model, *source.at(step)))
+        for step in range(STEPS)
+    )
+    found = allocated(reading, number) - memory.measure(plain.model).base
+    told = predicted(plain, number) - memory.measure(plain.model).base
+    assert told + beside == pytest.approx(found, rel=0.1)
+    assert memory.of_loss(plain.plan.objective, plain.model, number, []) == 0
 
 
 def test_weights_moments_and_gradient_are_counted_to_the_byte(workshops):

@@ -202,5 +202,5 @@ def test_listing_and_showing_import_no_torch(arguments):
 
 
 def test_a_mistyped_exclusion_is_refused():
-    with pytest.raises(UnknownPluginError, match=r"--no-plugin dpp: .*did you mean 'dpo'\?"):
-        registry.discover(["dpp"])
+    with pytest.raises(UnknownPluginError, match=r"--no-plugin dpoo: .*did you mean 'dpo'\?"):
+        registry.discover(["dpoo"])

@@ -109,6 +109,8 @@ OTHERWISE = [
     ("objective", "gspo", {"kl": "k2"}),
     ("objective", "gspo", {"entropy": 0.2}),
     ("objective", "rloo", {"entropy": 0.2}),
+    ("objective", "ppo", {"kl": "k3", "lam": 0.5, "value_trains_adapter": True, "value_epsilon": None}),
+    ("objective", "ppo", {"kl": "k2", "gamma": 0.9, "lam": 1.0, "length": 20, "missing_end": -10}),
     ("search", "grid", {"warm_start": "neighbour"}),
     ("search", "grid", {"partitions": 4}),
     ("reward", "length", {"target": 9, "free": 2}),

@@ -30,6 +30,7 @@ class PairDataset:
     ``advantages[N]``      of sampled responses that are units of their own (None: the pairs are); not part of the hash
     ``figures``            of a round of sampled responses, for the metrics; not part of the hash either
     ``old_logps``, ``ref_logps``  for each, of its response tokens under the policy that sampled it, and the reference
+    ``token_advantages``, ``known``  for each, of its response tokens, where a loss weighs them one by one
     """
 
     objectives: tuple[str, ...]
@@ -46,6 +47,8 @@ class PairDataset:
     figures: Mapping[str, float] = field(default_factory=dict)
     old_logps: tuple[NDArray[np.float32], ...] | None = None
     ref_logps: tuple[NDArray[np.float32], ...] | None = None
+    token_advantages: tuple[NDArray[np.float32], ...] | None = None
+    known: Mapping[str, tuple[NDArray[np.float32], ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for array in (self.pairs, self.pair_objective, self.strength, self.rewards, self.groups):

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from moalign import door
 from moalign.api import Combiner, Objective, Plugin
+from moalign.engine.tokens import checked_advantages
 from moalign.errors import PluginError
-from moalign.types import Preference, Round
+from moalign.types import Preference, Round, TokenAdvantages, Tokens
 
 
 @dataclass
@@ -51,27 +52,65 @@ class Advantages:
 
         Raises PluginError where the combiner or the objective returns what it must not.
         """
-        values, rows = torch.from_numpy(rewards), torch.from_numpy(groups)
-        ratios = None if log_ratios is None else torch.from_numpy(log_ratios)
+        rows, ratios = torch.from_numpy(groups), None if log_ratios is None else torch.from_numpy(log_ratios)
+        values = torch.from_numpy(rewards if shaped is None else shaped)
+        signal, multiplier = self._signal(number, rewards, values, rows, gram)
+        advantages = self._numbers(self.objective, "advantages", signal, rows, ratios) * multiplier
+        figures = self._figures(rewards, signal, float(advantages.abs().mean()), ratios)
+        figures |= self._sizes_alone(values, rows, ratios) | self._sizes_weighted(values, rows, signal)
+        return advantages.numpy(), figures
+
+    def of_tokens(
+        self,
+        number: int,
+        rewards: NDArray[np.float64],
+        groups: NDArray[np.int64],
+        log_ratios: NDArray[np.float64] | None,
+        tokens: Tokens,
+        shaped: NDArray[np.float64] | None = None,
+    ) -> tuple[TokenAdvantages, dict[str, float]]:
+        """The same for a loss that weighs tokens; what the combiner multiplies are their advantages, nothing else."""
+        rows, ratios = torch.from_numpy(groups), None if log_ratios is None else torch.from_numpy(log_ratios)
+        values = torch.from_numpy(rewards if shaped is None else shaped)
+        signal, multiplier = self._signal(number, rewards, values, rows, None)
+        found = self._call(self.objective, "token_advantages", signal, rows, tokens)
+        given = checked_advantages(found, f"{door.origin(self.objective).who}, in token_advantages", tokens)
+        given = replace(given, advantages=given.advantages.detach() * multiplier)
+        size = given.advantages[tokens.mask > 0].abs().mean()
+        figures = self._figures(rewards, signal, float(size), ratios) | self._sizes_weighted(values, rows, signal)
+        return given, figures | {f"loss/{name}": float(value) for name, value in given.figures.items()}
+
+    def _signal(
+        self, number: int, rewards: NDArray[np.float64], values: Tensor, rows: Tensor, gram: Tensor | None
+    ) -> tuple[Tensor, float]:
+        """What the combiner, having seen the rewards of the round, makes of the shaped ones (``values``), and what it
+        multiplies advantages by."""
+        raw = torch.from_numpy(rewards)
         if self.start is None:
-            self.start = values.mean(0)
-        seen = Round(number, values, rows, self.start, self.objectives, gram)
+            self.start = raw.mean(0)
+        seen = Round(number, raw, rows, self.start, self.objectives, gram)
         self.state = self._call(self.combiner, "observe", self.state, seen)
-        values = values if shaped is None else torch.from_numpy(shaped)
-        weights = torch.tensor(self.preference.vector(self.objectives), dtype=torch.float64).expand_as(values)
-        signal = self._numbers(self.combiner, "signal", values, weights, rows, self.state)
+        signal = self._combined(values, rows)
         multiplier = self._call(self.combiner, "multiplier", self.state)
         if not (isinstance(multiplier, int | float) and np.isfinite(multiplier)):
             who = door.origin(self.combiner).who
             raise PluginError(f"{who}, in multiplier: it must return a finite number, not {multiplier!r}")
-        advantages = self._numbers(self.objective, "advantages", signal, rows, ratios) * multiplier
+        return signal, multiplier
+
+    def _combined(self, values: Tensor, rows: Tensor, *, thorough: bool = True) -> Tensor:
+        """The combiner's signal for shaped rewards [N,M], with its state as it is."""
+        weights = torch.tensor(self.preference.vector(self.objectives), dtype=torch.float64).expand_as(values)
+        return self._numbers(self.combiner, "signal", values, weights, rows, self.state, thorough=thorough)
+
+    def _figures(
+        self, rewards: NDArray[np.float64], signal: Tensor, size: float, ratios: Tensor | None
+    ) -> dict[str, float]:
+        """``size``: of an advantage, on average."""
         figures = {f"{name}/reward": mean for name, mean in zip(self.objectives, rewards.mean(0).tolist(), strict=True)}
-        figures |= {"signal": float(signal.mean()), "advantage": float(advantages.abs().mean())}
-        figures |= self._sizes_alone(values, rows, ratios) | self._sizes_weighted(values, weights, rows, signal)
+        figures |= {"signal": float(signal.mean()), "advantage": size}
         if ratios is not None:
             figures["kl_sampled"] = float(ratios.mean())
-        figures |= {f"combine/{name}": value for name, value in numbers_in(self.state)}
-        return advantages.numpy(), figures
+        return figures | {f"combine/{name}": value for name, value in numbers_in(self.state)}
 
     def _sizes_alone(self, values: Tensor, rows: Tensor, ratios: Tensor | None) -> dict[str, float]:
         """NAME/normalised: the mean size of the advantages that an objective's rewards alone have, without any KL."""
@@ -82,7 +121,7 @@ class Advantages:
 
         return {f"{name}/normalised": _size(alone, place) for place, name in enumerate(self.objectives)}
 
-    def _sizes_weighted(self, values: Tensor, weights: Tensor, rows: Tensor, signal: Tensor) -> dict[str, float]:
+    def _sizes_weighted(self, values: Tensor, rows: Tensor, signal: Tensor) -> dict[str, float]:
         """NAME/weighted: how far the signal is, on average, from what it were if all had the objective's mean reward.
 
         Of a weighted sum it is |w_k| times the mean distance of a reward from its mean; 0 of what decides nothing.
@@ -91,7 +130,7 @@ class Advantages:
         def moved(place: int) -> Tensor:
             without = values.clone()
             without[:, place] = values[:, place].mean()
-            return signal - self._numbers(self.combiner, "signal", without, weights, rows, self.state, thorough=False)
+            return signal - self._combined(without, rows, thorough=False)
 
         return {f"{name}/weighted": _size(moved, place) for place, name in enumerate(self.objectives)}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -10,6 +10,7 @@ from itertools import combinations
 from typing import Any, Protocol
 
 import numpy as np
+from torch import Tensor
 
 from moalign import calls
 from moalign.config import RolloutSettings
@@ -18,9 +19,11 @@ from moalign.data.dataset import PairDataset
 from moalign.engine.advantages import Advantages
 from moalign.engine.gram import gradient_products
 from moalign.engine.model import LanguageModel
+from moalign.engine.owned import first_values
 from moalign.engine.rollouts import Rollout, Score, prompts_of_round, sample, sequence_of
 from moalign.engine.scoring import logps_under
 from moalign.engine.shaping import Shaping
+from moalign.engine.tokens import Measuring
 from moalign.errors import TrainingError
 from moalign.seeds import derive
 from moalign.types import Sample
@@ -74,7 +77,8 @@ class RolloutSource:
     ``slot`` holds the policy's adapter. A policy with fresh weights is the base in round 0, which is the same for every
     candidate: ``first_round`` is shared between those (None: the weights are not fresh). ``advantages``: each response
     is a unit of its own and has one; None: all pairs within the groups are compared. ``shaping``: what transforms make
-    of the rewards; None: nothing. ``figures``: of the last round, for the metrics.
+    of the rewards; None: nothing. ``owned``: the parameters of the candidate's loss, as they are trained. ``figures``:
+    of the last round, for the metrics.
     """
 
     model: LanguageModel
@@ -89,6 +93,7 @@ class RolloutSource:
     candidate: str = ""
     advantages: Advantages | None = None
     shaping: Shaping | None = None
+    owned: Mapping[str, Tensor] | None = None
     cacheable: bool = False
     figures: dict[str, float] = field(default_factory=dict)
     _round: int = -1
@@ -156,9 +161,12 @@ class RolloutSource:
     ) -> tuple[PairDataset, dict[str, float]]:
         """With the advantage of every response that is a unit, and what the policy thinks of it now; and figures."""
         rows, needs = dataset.pairs[:, 0], advantages.objective.wants
-        old = reference = None
-        if "old_logps" in needs or "reference" in needs:
-            reference, old = logps_under(self.model, dataset.sequences, dataset.groups.tolist(), (None, self.slot))
+        old = reference = measuring = None
+        if "token_advantages" in needs:
+            measuring = self._measuring(dataset, advantages)
+        if measuring is not None or "old_logps" in needs or "reference" in needs:
+            units, adapters = dataset.groups.tolist(), (None, self.slot)
+            reference, old = logps_under(self.model, dataset.sequences, units, adapters, measuring)
         ratios = None
         if "reference" in needs and old is not None and reference is not None:
             ratios = np.array([(old[row] - reference[row]).sum(dtype=np.float64) for row in rows])
@@ -168,12 +176,25 @@ class RolloutSource:
             ref_logps=None if reference is None else tuple(reference),
         )
         shaped, groups, gram = dataset.rewards[rows], dataset.groups[rows], None
+        if measuring is not None and old is not None and reference is not None:
+            tokens = measuring.tokens(rows, old, reference)
+            given, figures = advantages.of_tokens(number, raw[rows], groups, ratios, tokens, shaped)
+            weighed, known = measuring.known(rows, given)
+            return replace(dataset, token_advantages=weighed, known=known), figures
         if advantages.needs_gram:
             each = advantages.of_each(shaped, groups, ratios)
             gram = gradient_products(self.model, self.slot, advantages.objective, dataset, each, self.candidate)
         values = np.zeros(len(dataset.sequences))
         values[rows], figures = advantages.of(number, raw[rows], groups, ratios, gram, shaped)
         return replace(dataset, advantages=values), figures
+
+    def _measuring(self, dataset: PairDataset, advantages: Advantages) -> Measuring:
+        objective, preferred = advantages.objective, advantages.preference.vector(self.objectives)
+        own = self.owned
+        if own is None:  # nobody trains with this source yet: it is a look at what training will be like
+            own = first_values(objective, self.model.width, self.seed, self.candidate)
+            own = {name: value.to(self.model.device) for name, value in own.items()}
+        return Measuring(objective, preferred, dataset, own, self.candidate)
 
     def _round_of(self, step: int) -> int:
         return step * self.settings.rounds // self.steps

@@ -18,8 +18,8 @@ from torch import Tensor
 from moalign import door, lora
 from moalign.api import Objective
 from moalign.data.dataset import PairDataset
-from moalign.engine.layout import Layout
 from moalign.engine.model import LanguageModel
+from moalign.engine.tokens import batch_of
 from moalign.lora import Mixture
 from moalign.types import Batch, PairTerms
 
@@ -75,7 +75,7 @@ def gradient_products(
         with torch.enable_grad(), lora.mixed(model.policy, Mixture((slot,), (len(chosen),), tap=products)):
             wanted = "entropy" in objective.wants
             scored = model.scores_of(model.response_states(layout), layout, entropy=wanted)
-            batch = _batch(dataset, chosen, layout, scored.logps)
+            batch = batch_of(dataset, chosen, layout, scored.logps)
             if scored.entropy is not None:  # a bonus does not depend on the advantages
                 batch = replace(batch, entropy=scored.entropy.detach())
             _unit_loss(objective, batch, candidate).backward()
@@ -92,18 +92,3 @@ def _unit_loss(objective: Objective, batch: Batch, candidate: str) -> Tensor:
         for value in (one, one * 0)
     )
     return (counted - without).sum()
-
-
-def _batch(dataset: PairDataset, chosen: NDArray[np.int64], layout: Layout, logps: Tensor) -> Batch:
-    number, device, reference = len(chosen), logps.device, dataset.ref_logps
-    return Batch(
-        logps=logps,
-        mask=layout.mask,
-        pairs=torch.arange(number, device=device)[:, None].expand(-1, 2),
-        pair_objective=torch.full((number,), -1, device=device),
-        preference=torch.zeros(number, len(dataset.objectives), device=device),
-        strength=torch.ones(number, device=device),
-        groups=torch.from_numpy(dataset.groups[chosen]).to(device),
-        ref_logps=None if reference is None else layout.place_known([reference[row] for row in chosen]),
-        old_logps=logps.detach(),
-    )

@@ -55,9 +55,9 @@ class Layout:
         return self.place(torch.ones(len(self.labels), device=self.labels.device))
 
     def place(self, values: Tensor) -> Tensor:
-        """[S] -> [N,T] with 0 elsewhere, differentiable."""
-        rows, width = self.shape
-        return values.new_zeros(rows * width).index_copy(0, self.target, values).view(rows, width)
+        """[S] -> [N,T] with 0 elsewhere, differentiable; [S,D] -> [N,T,D]."""
+        (rows, width), beside = self.shape, values.shape[1:]
+        return values.new_zeros(rows * width, *beside).index_copy(0, self.target, values).view(rows, width, *beside)
 
     def place_known(self, values: Sequence[np.ndarray]) -> Tensor:
         """What is known of the response tokens of each of the N sequences -> [N,T] with 0 elsewhere."""

@@ -32,12 +32,14 @@ import numpy as np
 import torch
 
 from moalign import lora
+from moalign.api import Objective
 from moalign.data.dataset import PairDataset
 from moalign.data.tokenise import Sequence as TokenSequence
 from moalign.engine.allocations import counted
 from moalign.engine.layout import row_length
 from moalign.engine.lower import Copies, copied
 from moalign.engine.model import TRAINED, LanguageModel
+from moalign.engine.owned import first_values
 from moalign.engine.passes import PairPass, apart_beyond_window, pair_passes
 from moalign.lora import Mixture
 from moalign.ops import token_logps
@@ -61,13 +63,14 @@ LONGEST = 7  # of prompt and response, in units
 class PassSize:
     """Of a pass: ``rows`` of ``length`` positions, padding among them, and its response ``tokens``.
 
-    ``shared``: some row holds several responses.
+    ``shared``: some row holds several responses. ``placed``: N T, where a loss sees a row for each sequence.
     """
 
     rows: int
     length: int
     tokens: int
     shared: bool = False
+    placed: int = 0
 
     @classmethod
     def of(cls, part: PairPass, dataset: PairDataset, multiple: int = 1) -> PassSize:
@@ -75,11 +78,12 @@ class PassSize:
         longest = max(row_length([sequences[index] for index in row]) for row in part.rows)
         tokens = sum(len(sequence.response) for sequence in sequences)
         shared = any(len(row) > 1 for row in part.rows)
-        return cls(len(part.rows), -(-longest // multiple) * multiple, tokens, shared)
+        placed = len(sequences) * (max(len(sequence.ids) for sequence in sequences) - 1)
+        return cls(len(part.rows), -(-longest // multiple) * multiple, tokens, shared, placed)
 
     def times(self, members: int) -> PassSize:
         """The same pass for each of so many members."""
-        return replace(self, rows=self.rows * members, tokens=self.tokens * members)
+        return replace(self, rows=self.rows * members, tokens=self.tokens * members, placed=self.placed * members)
 
     @property
     def positions(self) -> int:
@@ -146,6 +150,18 @@ class Memory:
         """Bytes at the height of a step of so many candidates together; ``passes``: one candidate's."""
         height = max((self.activations(size.times(members)) for size in passes), default=0)
         return self.base + 4 * members * self.adapter + height
+
+
+def of_loss(objective: Objective, model: LanguageModel, members: int, passes: Sequence[PassSize]) -> int:
+    """Bytes beside the formula, for a loss that owns parameters or reads hidden states; 0 for others.
+
+    Parameters have a gradient and two moments. Hidden states lie there as float32 [N,T,D] for all members until the
+    backward pass is over, and those of one member twice while they are laid out.
+    """
+    own = 4 * members * sum(value.nbytes for value in first_values(objective, model.width, 0).values())
+    if "hidden" not in objective.wants:
+        return own
+    return own + 4 * model.width * (members + 1) * max((size.placed for size in passes), default=0)
 
 
 def available(device: torch.device) -> int | None:

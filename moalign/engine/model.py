@@ -79,6 +79,11 @@ class LanguageModel:
         return self.head.weight.dtype
 
     @property
+    def width(self) -> int:
+        """Of a hidden state."""
+        return self.head.weight.shape[1]
+
+    @property
     def adapter_dropout(self) -> bool:
         """Whether the adapters drop inputs in training."""
         return any(getattr(config, "lora_dropout", 0.0) for config in self.policy.peft_config.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,11 +30,13 @@ def logps_under(
     sequences: Sequence[TokenSequence],
     groups: Sequence[int],
     adapters: Sequence[str | None],
+    look: Callable[[list[int], Layout, list[Tensor], Tensor], None] | None = None,
 ) -> list[list[NDArray[np.float32]]]:
     """Log-probabilities of the response tokens of each sequence, under each adapter (None: the base); a list for each.
 
     ``groups``: sequences with the same number begin with the same prompt and share a pass. All adapters meet the same
-    passes, so that two with the same weights agree to the last bit.
+    passes, so that two with the same weights agree to the last bit. ``look`` is told of each pass: its sequences, how
+    they lie, their log-probabilities [N,T] under each adapter, and their hidden states [S,D] under the last.
     """
     of_group: dict[int, list[int]] = {}
     for index, group in enumerate(groups):
@@ -44,11 +46,16 @@ def logps_under(
     for part in arrange([[sequences[index] for index in unit] for unit in units], model.packing):
         chosen = [index for unit in part.units for index in units[unit]]
         layout = model.lay_out([sequences[index] for index in chosen], part.rows)
+        placed = []
         for values, adapter in zip(found, adapters, strict=True):
             with lora.active(model.policy, adapter):
-                scored = model.response_logps(layout).flatten().index_select(0, layout.target)
+                states = model.response_states(layout)
+                placed.append(model.scores_of(states, layout).logps)
+            scored = placed[-1].flatten().index_select(0, layout.target)
             for index, own in zip(chosen, scored.float().cpu().split(layout.counts), strict=True):
                 values[index] = own.numpy()
+        if look is not None:
+            look(chosen, layout, placed, states)
     return found
 
 

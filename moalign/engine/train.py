@@ -223,16 +223,19 @@ def _losses(
     with lora.mixed(model.policy, mixture), known, once:
         entropy = any("entropy" in share.trainee.job.needs for share in members)
         with model.checkpointing(wanted and at is not None):
-            scored = model.scores_of(model.response_states(layout, copies), layout, entropy=entropy)
-        start = 0
+            states = model.response_states(layout, copies)
+            scored = model.scores_of(states, layout, entropy=entropy)
+        start = first = 0
         for share, own in zip(members, frozen, strict=True):
+            # clones: a loss that writes into them must not reach another's
             end = start + len(share.part.sequences)
-            mine = scored.logps[
-                start:end, : own.layout.width
-            ].clone()  # a loss that writes into it must not reach another's
-            wide = None if scored.entropy is None else scored.entropy[start:end, : own.layout.width].clone()
-            losses.append(_loss(share, own, TokenLogps(mine, wide), at is not None))
-            start = end
+            entropies = None if scored.entropy is None else scored.entropy[start:end, : own.layout.width].clone()
+            mine = TokenLogps(scored.logps[start:end, : own.layout.width].clone(), entropies)
+            last, reads = first + len(own.layout.labels), "hidden" in share.trainee.job.needs
+            hidden = own.layout.place(states[first:last].float()) if reads else None
+            losses.append(_loss(share, own, mine, hidden, at is not None))
+            start, first = end, last
+        del states, hidden  # the head has its own gradients, and the backward pass needs the room
         yield losses
 
 
@@ -250,14 +253,14 @@ def _copies(members: Sequence[_Share], rows: Sequence[int], device: torch.device
     return Copies(torch.tensor(first, device=device), torch.tensor(of, device=device))
 
 
-def _loss(share: _Share, frozen: _Frozen, scored: TokenLogps, training: bool) -> Tensor | None:
+def _loss(share: _Share, frozen: _Frozen, scored: TokenLogps, hidden: Tensor | None, training: bool) -> Tensor | None:
     """The candidate's loss, a sum over its pairs; None, and its ``error`` set, where a plugin failed.
 
     Where it is not finite it is the ``problem`` of the step.
     """
     trainee = share.trainee
     with _own_errors(trainee):
-        batch, metrics = frozen.batch(share, scored), trainee.metrics if training else None
+        batch, metrics = frozen.batch(share, scored, hidden), trainee.metrics if training else None
         loss = loss_of(batch, trainee.job, metrics, trainee.looks_closely)
         if training and not torch.isfinite(loss):
             sound = bool(torch.isfinite(batch.logps).all())
@@ -283,8 +286,10 @@ class _Frozen:
         self._logps: dict[str, Tensor] = {}
         if share.dataset.ref_logps is not None:
             self._logps[""] = self._placed(share.dataset.ref_logps, share)
-        old = share.dataset.old_logps
+        old, weighed = share.dataset.old_logps, share.dataset.token_advantages
         self.old_logps = None if old is None else self._placed(old, share)
+        self.token_advantages = None if weighed is None else self._placed(weighed, share)
+        self.of_tokens = {name: self._placed(values, share) for name, values in share.dataset.known.items()}
 
     def _placed(self, values: Sequence[np.ndarray], share: _Share) -> Tensor:
         """Of all sequences of the dataset, those of this pass; [N,T]."""
@@ -305,7 +310,7 @@ class _Frozen:
             self._logps[identity] = found
         return self._logps[identity].clone()  # a plugin that writes into its batch must not reach another's
 
-    def batch(self, share: _Share, scored: TokenLogps) -> Batch:
+    def batch(self, share: _Share, scored: TokenLogps, hidden: Tensor | None) -> Batch:
         job, pairs, logps = share.trainee.job, self.known["pairs"], scored.logps
         reference = self.logps(None, "") if needs_reference(job) else None
         rewards = self._rewards(job, reference)
@@ -323,6 +328,10 @@ class _Frozen:
             advantages=self.known["advantages"].clone() if "advantages" in self.known else None,
             old_logps=None if self.old_logps is None else self.old_logps.clone(),
             entropy=scored.entropy if "entropy" in job.needs else None,
+            token_advantages=None if self.token_advantages is None else self.token_advantages.clone(),
+            known={name: values.clone() for name, values in self.of_tokens.items()},
+            hidden=hidden,
+            parameters={name: values.clone() for name, values in share.trainee.owned.items()},
         )
 
     def _rewards(self, job: Job, reference: Tensor | None) -> Tensor | None:

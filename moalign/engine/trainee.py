@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from moalign import lora
+from moalign import door, lora
 from moalign.api import Combiner, Objective
 from moalign.config import TrainSettings
 from moalign.data.dataset import PairDataset
-from moalign.engine.batches import BatchSource
+from moalign.engine import owned
+from moalign.engine.batches import BatchSource, RolloutSource
 from moalign.engine.early_stop import EarlyStop
 from moalign.engine.metrics import StepMetrics, number
 from moalign.engine.model import LanguageModel
@@ -73,6 +74,7 @@ class Trainee:
     """A job, its batches, and the state of its training in the model's slot ``slot``.
 
     ``parent``: the folder of an adapter from which training starts, with its rank and alpha (None: fresh weights).
+    ``parameters``: the adapter's; ``owned``: the loss's, by name.
     ``problem``: what is wrong with the step under way; ``error``: why training has ended before its time.
     """
 
@@ -82,6 +84,7 @@ class Trainee:
     on_step: Callable[[int, dict[str, Any]], None]
     parent: Path | None = None
     parameters: list[nn.Parameter] = field(default_factory=list)
+    owned: dict[str, nn.Parameter] = field(default_factory=dict)
     optimizer: Any = None
     metrics: StepMetrics = field(init=False)
     problem: str | None = None
@@ -102,15 +105,28 @@ class Trainee:
             self.early_stop = EarlyStop(settings.early_stop, settings.steps)
 
     def prepare(self, model: LanguageModel, parameters: list[nn.Parameter]) -> None:
-        """First weights and a fresh optimizer of the slot's parameters, which have gradients to add to."""
+        """First weights and a fresh optimizer of the slot's parameters, which have gradients to add to.
+
+        The loss's own parameters get theirs beside them.
+        """
         job, settings = self.job, self.job.settings
         if self.parent is None:
             lora.initialise(model.policy, self.slot, derive(job.seed, "adapter"), job.rank, job.alpha)
         else:
             lora.read(model.policy, self.slot, self.parent, model.fingerprint)
-        self.parameters = parameters
+        first = owned.first_values(job.objective, model.width, job.seed, job.candidate)
+        if self.parent is not None:
+            first = owned.read(self.parent, first, model.fingerprint)
+        self.parameters, self.owned = parameters, {}
+        groups: list[dict[str, Any]] = [{"params": parameters, "factor": 1.0}]
+        for name, values in first.items():
+            self.owned[name] = nn.Parameter(values.to(model.device))
+            self.owned[name].grad = torch.zeros_like(self.owned[name])
+            groups.append({"params": [self.owned[name]], "factor": owned.lr_factor(job.objective, name, job.candidate)})
+        if isinstance(self.source, RolloutSource):
+            self.source.owned = self.owned
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.999), fused=True
+            groups, lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.999), fused=True
         )
 
     @property
@@ -137,14 +153,20 @@ class Trainee:
         self.looks_closely = step % LOOKS_CLOSELY_EVERY == 0
         self.metrics = StepMetrics(self.job.objectives)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.job.settings.lr * schedule(self.job.settings, step)
+            group["lr"] = self.job.settings.lr * schedule(self.job.settings, step) * group["factor"]
 
     def end(self, step: int) -> None:
         """Clip and step, or skip where a number is not finite: such numbers never reach the optimizer."""
         if self.problem is None:
-            norm = float(nn.utils.clip_grad_norm_(self.parameters, self.job.settings.max_gradient_norm))
+            # apart: a large error of what the loss owns must not shorten the adapter's step, nor the other way round
+            limit, own = self.job.settings.max_gradient_norm, list(self.owned.values())
+            norm = float(nn.utils.clip_grad_norm_(self.parameters, limit))
             self.metrics.gradient_norm = norm
             self.problem = None if math.isfinite(norm) else f"gradient norm is {norm}"
+            beside = float(nn.utils.clip_grad_norm_(own, limit)) if own else 0.0
+            if self.problem is None and not math.isfinite(beside):
+                who = door.origin(self.job.objective).who
+                self.problem = f"gradient norm of the parameters of {who} is {beside}"
         self.tokens += self.metrics.tokens
         if self.problem is None:
             self.optimizer.step()
@@ -165,7 +187,7 @@ class Trainee:
         """Take note of the held-out loss after this step."""
         assert self.early_stop is not None
         self.held_out_loss = loss
-        self.over = self.early_stop.note(step, loss, self.parameters)
+        self.over = self.early_stop.note(step, loss, [*self.parameters, *self.owned.values()])
         if self.over and self.early_stop.looks.best_step is None:
             self.error = TrainingError(
                 f"step {step}: no look at the held-out pairs found a finite loss, the last one {loss}, so that no "

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from moalign import calls, lora, preference, storage
+from moalign.engine import owned
 from moalign.engine.advantages import Advantages
 from moalign.engine.batches import BatchSource, OfflineSource, RolloutSource
 from moalign.engine.evaluate import Evaluation
@@ -121,6 +122,7 @@ def _finish(
         trained = trainee.result
         storage.write_text(folder / "metrics.jsonl", "".join(metrics))
         lora.write(workshop.model.policy, trainee.slot, folder, workshop.model.fingerprint)
+        owned.write(folder, trainee.owned, workshop.model.fingerprint)
         return Content(trained.tokens, dict.fromkeys(candidate.parents, 1.0), _details(trained))
 
     return settle(candidate, trainee.slot, workshop, fill, sampled)

@@ -122,8 +122,12 @@ def memory_of(
     entropy = any("entropy" in workshop.plan.needs(candidate) for candidate in candidates)
     formula = memory.measure(workshop.model, settings.gradient_checkpointing, entropy)
     sizes = [memory.passes(workshop.model, *source.at(step), settings.tokens_per_pass) for step in steps]
-    beyond = {number: max(formula.training(number, each) for each in sizes) - formula.base for number in numbers}
-    return formula.base, beyond
+
+    def beyond(number: int, each: list[memory.PassSize]) -> int:
+        own = memory.of_loss(workshop.plan.objective, workshop.model, number, each)
+        return formula.training(number, each) - formula.base + own
+
+    return formula.base, {number: max(beyond(number, each) for each in sizes) for number in numbers}
 
 
 def seconds_per_candidate(candidates: Sequence[Candidate], workshop: Workshop) -> float:

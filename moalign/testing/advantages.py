@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from moalign.api import MoalignError
-from moalign.testing.batch import RESPONSES, at_start, copied, plain_terms
-from moalign.testing.review import described
+from moalign.testing.batch import at_start, copied, plain_terms
+from moalign.testing.rounds import MadeUpRound, advantages_of, made_up_round, weighed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,58 +17,21 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-9  # of float64 sums in another order, relative
 
 
-def made_up_round(t: Trial) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Signal, groups and log-ratios (None unless declared) [N]: 3 responses to each prompt and 1 to the last one.
-
-    Responses to one prompt do not stand side by side, and the numbers of the prompts leave gaps.
-    """
-    import torch
-
-    generator = torch.Generator().manual_seed(t.seed + 2)
-    groups = torch.cat([torch.arange(t.prompts).repeat(RESPONSES) * 5 + 2, torch.tensor([1])])
-    signal, log_ratios = torch.randn((2, len(groups)), generator=generator, dtype=torch.float64)
-    return signal, groups, log_ratios if "reference" in t.plugin.wants else None
-
-
-def advantages_of(t: Trial, tried: str, signal: Tensor, groups: Tensor, log_ratios: Tensor | None) -> Tensor:
-    """What the plugin makes of a round, with its kind, shape and finiteness checked and the arguments watched."""
-    import torch
-
-    given = [None if each is None else each.clone() for each in (signal, groups, log_ratios)]
-    change = "advantages must be found for every round of sampled responses"
-    try:
-        found = t.review.call(tried, change, t.plugin.advantages, *given)
-    except MoalignError as error:
-        t.review.fail(tried, described(error), change, error)
-    names = ("signal", "groups", "log_ratios")
-    kept = zip(names, given, (signal, groups, log_ratios), strict=True)
-    written = [name for name, own, known in kept if own is not None and known is not None and not own.equal(known)]
-    change = "compute new tensors; write into none that was handed over (no in-place operations)"
-    t.review.require(not written, tried, f"{', '.join(written)} changed during the call", change)
-    good = isinstance(found, torch.Tensor) and found.shape == signal.shape and found.dtype == torch.float64
-    what = f"{found.dtype} {list(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
-    change = f"return one number for each response, float64 [{len(signal)}] as the signal is"
-    t.review.require(good, f"{tried}, {len(signal)} responses", f"advantages of {what}", change)
-    bad = (~found.isfinite()).nonzero().flatten().tolist()
-    change = "guard divisions: rewards may all be equal, and a prompt may have a single response"
-    t.review.require(not bad, tried, f"the advantage of response {bad[:1]} is not finite: {found.tolist()}", change)
-    return found
-
-
 def advantages_are_one_number_per_response(t: Trial) -> None:
-    """Finite, also where all rewards are equal, and twice the same."""
+    """Or per token. Finite, also where all rewards are equal, and twice the same."""
+    import torch
+
     if not t.grouped:
         return
-    signal, groups, log_ratios = made_up_round(t)
-    first = advantages_of(t, "a round of responses", signal, groups, log_ratios)
-    second = advantages_of(t, "the same round again", signal, groups, log_ratios)
+    given = made_up_round(t)
+    first = advantages_of(t, "a round of responses", given)
+    second = advantages_of(t, "the same round again", given)
     change = "make the advantages a function of the arguments: no state of its own, no unseeded generator"
     same = bool((first == second).all())
     t.review.require(same, "the same round twice", f"{first.tolist()}, then {second.tolist()}", change)
-    nothing = None if log_ratios is None else log_ratios * 0
-    advantages_of(t, "a round whose responses have equal rewards", signal * 0 + 0.3, groups, nothing)
-    one = None if log_ratios is None else log_ratios[:1]
-    advantages_of(t, "a round of one response", signal[:1], groups[:1], one)
+    equal = replace(given.without_kl(), signal=given.signal * 0 + 0.3)
+    advantages_of(t, "a round whose responses have equal rewards", equal)
+    advantages_of(t, "a round of one response", given.at(torch.tensor([0])))
 
 
 def advantages_go_with_their_responses(t: Trial) -> None:
@@ -78,16 +40,15 @@ def advantages_go_with_their_responses(t: Trial) -> None:
 
     if not t.grouped:
         return
-    signal, groups, log_ratios = made_up_round(t)
-    before = advantages_of(t, "a round of responses", signal, groups, log_ratios)
-    order = torch.randperm(len(signal), generator=torch.Generator().manual_seed(t.seed))
-    ratios = None if log_ratios is None else log_ratios[order]
+    given = made_up_round(t)
+    before = advantages_of(t, "a round of responses", given)
+    order = torch.randperm(len(given.signal), generator=torch.Generator().manual_seed(t.seed))
     tried = "the responses of the round in another order"
-    after = advantages_of(t, tried, signal[order], groups[order], ratios)
+    after = advantages_of(t, tried, given.at(order))
     change = "find the responses to one prompt through groups, never by their position"
     t.review.require(_agrees(before[order], after), tried, "other advantages", change)
     tried = "the prompts of the round with other numbers"
-    after = advantages_of(t, tried, signal, 1000 - 3 * groups, log_ratios)
+    after = advantages_of(t, tried, replace(given, groups=1000 - 3 * given.groups))
     change = "read groups only to see which responses have the same prompt"
     t.review.require(_agrees(before, after), tried, "other advantages", change)
 
@@ -96,11 +57,11 @@ def other_prompts_leave_advantages_alone(t: Trial) -> None:
     """How well responses to other prompts did does not matter. A rule that means it to is exempt."""
     if not t.grouped:
         return
-    signal, groups, log_ratios = made_up_round(t)
-    own = groups == groups[0]
-    before = advantages_of(t, "a round of responses", signal, groups, log_ratios)[own]
+    given = made_up_round(t)
+    own = given.groups == given.groups[0]
+    before = advantages_of(t, "a round of responses", given)[own]
     tried = "other rewards of the responses to other prompts"
-    after = advantages_of(t, tried, signal.where(own, 3 * signal + 1), groups, log_ratios)[own]
+    after = advantages_of(t, tried, replace(given, signal=given.signal.where(own, 3 * given.signal + 1)))[own]
     change = (
         "take means and deviations over the responses to one prompt. Where the whole round is meant, exempt "
         '"other_prompts_leave_advantages_alone"'
@@ -121,10 +82,14 @@ def a_better_response_becomes_likelier(t: Trial) -> None:
 
     def slope(tried: str, rewards: Tensor) -> float:
         """Of the summed losses, in direction of the first response's log-probability."""
-        advantages = advantages_of(t, tried, rewards, batch.groups, log_ratios)
+        if t.weighs_tokens:
+            given = weighed(t, batch, rewards)
+        else:
+            advantages = advantages_of(t, tried, MadeUpRound(rewards, batch.groups, log_ratios, None))
+            given = replace(batch, advantages=advantages)
         leaf = batch.logps.clone().requires_grad_()
-        given = replace(copied(batch), logps=leaf, advantages=advantages)
-        (gradient,) = torch.autograd.grad(t.plugin.loss(given, plain_terms(batch)).sum(), leaf)
+        losses = t.plugin.loss(replace(copied(given), logps=leaf), plain_terms(batch))
+        (gradient,) = torch.autograd.grad(losses.sum(), leaf)
         return gradient[0].sum().item()
 
     tried = "one more reward for one of three responses"

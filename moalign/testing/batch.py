@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RESPONSES = 3  # to each prompt
+WIDTH = 4  # of a hidden state
 ORDER = ((0, 1), (0, 2), (2, 1))  # the pairs of a prompt: they share rows
-OF_ROWS = ("logps", "mask", "ref_logps", "old_logps", "rewards", "advantages", "preference", "groups", "entropy")
-OF_TOKENS = ("logps", "mask", "ref_logps", "old_logps", "entropy")
+OF_TOKENS = ("logps", "mask", "ref_logps", "old_logps", "token_advantages", "entropy")
+OF_ROWS = (*OF_TOKENS, "hidden", "rewards", "advantages", "preference", "groups")
 OF_PAIRS = ("pair_objective", "strength", "margins")
 
 
@@ -30,7 +31,8 @@ def made_up(
 ) -> Batch:
     """3 responses and 3 pairs per prompt, and one row more, without response tokens, that no pair names.
 
-    ``needs``: "reference", "margins", "old_logps" and "entropy" are supplied where they are in it, and only there; with
+    ``needs``: "reference", "margins", "old_logps", "entropy" and "hidden" are supplied where they are in it, and only
+    there; with
     "groups" every row has an advantage and is a pair with itself. ``scored``: pairs that no single objective judged.
     The numbers are the same for every dtype, to its rounding.
     """
@@ -51,6 +53,7 @@ def made_up(
     strength = 1 + torch.rand(len(pairs), generator=generator, dtype=torch.float64)
     nearby = (0.8 + 0.4 * torch.rand(shape, generator=generator, dtype=torch.float64)).to(dtype)
     advantages = torch.randn(rows + 1, generator=generator, dtype=torch.float64).to(dtype)
+    hidden = torch.randn((*shape, WIDTH), generator=generator, dtype=torch.float64).to(dtype) * mask[:, :, None]
     entropy = (2 * torch.rand(shape, generator=generator, dtype=torch.float64)).to(dtype) * mask
     return Batch(
         logps=logps,
@@ -63,9 +66,10 @@ def made_up(
         ref_logps=reference if "reference" in needs else None,
         rewards=rewards if "margins" in needs else None,
         margins=rewards[pairs[:, 0]] - rewards[pairs[:, 1]] if "margins" in needs else None,
-        advantages=advantages if "groups" in needs else None,
+        advantages=advantages if "groups" in needs and "token_advantages" not in needs else None,
         old_logps=logps * nearby if "old_logps" in needs else None,
         entropy=entropy if "entropy" in needs else None,
+        hidden=hidden if "hidden" in needs else None,
     )
 
 
@@ -88,6 +92,7 @@ def rearranged(batch: Batch, rows: Tensor, pairs: Tensor) -> Batch:
     place[rows] = torch.arange(len(rows))
     changed: dict[str, Any] = {name: _at(getattr(batch, name), rows) for name in OF_ROWS}
     changed |= {name: _at(getattr(batch, name), pairs) for name in OF_PAIRS}
+    changed["known"] = {name: values[rows] for name, values in batch.known.items()}
     return replace(batch, pairs=place[batch.pairs[pairs]], **changed)
 
 
@@ -96,13 +101,16 @@ def padded(batch: Batch, columns: int) -> Batch:
     from torch.nn.functional import pad
 
     tensors: dict[str, Any] = {name: getattr(batch, name) for name in OF_TOKENS}
-    wider = {name: pad(value, (0, columns)) for name, value in tensors.items() if value is not None}
-    return replace(batch, **wider)
+    wider: dict[str, Any] = {name: pad(value, (0, columns)) for name, value in tensors.items() if value is not None}
+    wider["hidden"] = None if batch.hidden is None else pad(batch.hidden, (0, 0, 0, columns))
+    known = {name: pad(values, (0, columns)) for name, values in batch.known.items()}
+    return replace(batch, known=known, **wider)
 
 
 def at_start(batch: Batch) -> Batch:
     """The policy is its reference, and the one that sampled."""
-    start = {name: batch.logps for name in ("ref_logps", "old_logps") if getattr(batch, name) is not None}
+    known = [name for name in ("ref_logps", "old_logps") if getattr(batch, name) is not None]
+    start: dict[str, Any] = dict.fromkeys(known, batch.logps)
     return replace(batch, **start)
 
 
@@ -113,8 +121,7 @@ def swapped(batch: Batch) -> Batch:
 
 def copied(value: Any) -> Any:
     """A batch or terms with tensors of its own, the graph kept."""
-    tensors = {field.name: getattr(value, field.name) for field in fields(value)}
-    return replace(value, **{name: None if tensor is None else tensor.clone() for name, tensor in tensors.items()})
+    return replace(value, **{field.name: _copied(getattr(value, field.name)) for field in fields(value)})
 
 
 def changed_fields(before: Any, after: Any) -> list[str]:
@@ -123,9 +130,17 @@ def changed_fields(before: Any, after: Any) -> list[str]:
     return [name for name in names if not _same(getattr(before, name), getattr(after, name))]
 
 
-def _same(first: Tensor | None, second: Tensor | None) -> bool:
+def _copied(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: tensor.clone() for name, tensor in value.items()}
+    return None if value is None else value.clone()
+
+
+def _same(first: Any, second: Any) -> bool:
     import torch
 
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        return first.keys() == second.keys() and all(_same(tensor, second[name]) for name, tensor in first.items())
     if first is None or second is None:
         return first is second
     return first.shape == second.shape and bool(torch.isclose(first, second, rtol=0, atol=0, equal_nan=True).all())

@@ -8,14 +8,22 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from moalign.api import Batch, MoalignError, Objective, PairTerms
-from moalign.testing.advantages import CHECKS_OF_ADVANTAGES, advantages_of, made_up_round
+from moalign.testing.advantages import CHECKS_OF_ADVANTAGES
 from moalign.testing.batch import at_start, changed_fields, copied, made_up, padded, plain_terms, rearranged, swapped
+from moalign.testing.owned import (
+    first_values,
+    losses_of,
+    moved,
+    parameters_are_trained,
+    parameters_have_first_values,
+)
 from moalign.testing.review import Review, described, first, run
+from moalign.testing.rounds import advantages_of, made_up_round, weighed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-KNOWN = {"pairs", "margins", "reference", "groups", "old_logps", "entropy"}
+KNOWN = {"pairs", "margins", "reference", "groups", "old_logps", "token_advantages", "entropy", "hidden"}
 TOLERANCE = 1e-9  # of float64 sums in another order, relative
 
 
@@ -30,7 +38,7 @@ def check_objective(
 ) -> None:
     """Check a loss on made-up batches of ``prompts`` prompts with 3 responses of up to ``tokens`` tokens each.
 
-    With "groups" in ``needs`` its ``advantages`` too, on made-up rounds.
+    With "groups" in ``needs`` its ``advantages`` or ``token_advantages`` too, on made-up rounds; and its parameters.
     ``exempt``: names of checks to leave out; "gradient_is_the_derivative" for a loss that detaches a part on purpose.
     Raises ConformanceError.
     """
@@ -54,19 +62,24 @@ class Trial:
         return "groups" in self.plugin.wants
 
     @property
+    def weighs_tokens(self) -> bool:
+        return "token_advantages" in self.plugin.wants
+
+    @property
     def unit(self) -> str:
         return "response" if self.grouped else "pair"
 
     @property
     def supplied(self) -> tuple[str, ...]:
         """What the engine could supply beside the pairs or responses."""
-        return ("entropy", "old_logps", "reference") if self.grouped else ("entropy", "margins", "reference")
+        own = "old_logps" if self.grouped else "margins"
+        return ("entropy", "hidden", own, "reference")
 
     def batch(self, dtype: Any = None, extra: Collection[str] = (), seed: int = 0) -> Batch:
-        """What the engine supplies: what is declared in ``needs``, and ``extra``."""
+        """What the engine supplies: what is declared in ``needs``, and ``extra``; its parameters have been trained."""
         import torch
 
-        return made_up(
+        batch = made_up(
             prompts=self.prompts,
             tokens=self.tokens,
             preference=[(index + 1) / sum(range(self.objectives + 1)) for index in range(self.objectives)],
@@ -75,6 +88,13 @@ class Trial:
             seed=self.seed + seed,
             dtype=dtype or torch.float64,
         )
+        own = first_values(self)
+        at_sampling, now = (moved(own, self.seed + number, batch.logps.dtype) for number in (3, 4))
+        batch = replace(batch, parameters=now)
+        if not self.weighs_tokens:
+            return batch
+        signal = torch.randn(len(batch.groups), generator=torch.Generator().manual_seed(self.seed + seed)).double()
+        return weighed(self, batch, signal, at_sampling)
 
     def loss(self, tried: str, batch: Batch, terms: PairTerms | None = None) -> Tensor:
         """The losses, one per pair or response, with their shape and finiteness checked and the inputs watched."""
@@ -121,6 +141,8 @@ def declarations_are_known(t: Trial) -> None:
     t.review.require(good, tried, f"needs is {sorted(needs)}", change)
     change = 'declare "groups" too: only responses that the policy sampled have old log-probabilities'
     t.review.require("groups" in needs or "old_logps" not in needs, tried, f"needs is {sorted(needs)}", change)
+    change = 'declare "groups" too: only tokens of responses that the policy sampled have advantages'
+    t.review.require("groups" in needs or "token_advantages" not in needs, tried, f"needs is {sorted(needs)}", change)
     t.review.require(
         isinstance(t.plugin.shiftable, bool), tried, f"shiftable is {t.plugin.shiftable!r}", "True or False"
     )
@@ -235,20 +257,17 @@ def gradient_is_the_derivative(t: Trial) -> None:
     import torch
 
     batch = t.batch()
-    terms = plain_terms(batch)
     names = ["logps"] if batch.entropy is None else ["logps", "entropy"]
     tried = f"torch.autograd.gradcheck in float64, through {' and '.join(f'batch.{name}' for name in names)}"
-
-    def losses(*given: Tensor) -> Tensor:
-        own: Any = {name: value * 1 for name, value in zip(names, given, strict=True)}
-        return t.plugin.loss(replace(copied(batch), **own), copied(terms))
-
+    tried += " and batch.parameters" if batch.parameters else ""
+    leaves = [getattr(batch, name).clone().requires_grad_() for name in names]
+    leaves += [value.clone().requires_grad_() for value in batch.parameters.values()]
     change = (
         "let the backward pass be that of the value: no detach, no `.data`, no rounding in between. Where a part is "
         'detached on purpose, exempt "gradient_is_the_derivative"'
     )
     try:
-        torch.autograd.gradcheck(losses, tuple(getattr(batch, name).clone().requires_grad_() for name in names))
+        torch.autograd.gradcheck(losses_of(t, batch, names), tuple(leaves))
     except Exception as error:
         t.review.fail(tried, described(error).partition(" numerical:")[0], change, error)
 
@@ -263,9 +282,11 @@ def no_need_is_unused(t: Trial) -> None:
         "groups": ("other advantages", replace(batch, advantages=other.advantages)),
         "old_logps": ("other log-probabilities under the policy that sampled", replace(batch, old_logps=_older(batch))),
         "entropy": ("other entropies", replace(batch, entropy=other.entropy)),
+        "token_advantages": ("other advantages of the tokens", _otherwise_weighed(other, batch)),
+        "hidden": ("other hidden states", replace(batch, hidden=_flipped(batch.hidden))),
     }
     before = t.loss("a batch", batch)
-    for name in sorted(t.plugin.wants):
+    for name in sorted(t.plugin.wants - ({"groups"} if t.weighs_tokens else set())):
         tried, given = changed[name]
         change = f'take "{name}" out of `needs`: the engine pays for it (or use it)'
         same = _agrees(before, t.loss(tried, given)) and not (name == "reference" and _reads_log_ratios(t))
@@ -305,12 +326,14 @@ def weight_is_left_to_the_engine(t: Trial) -> None:
 
 CHECKS: tuple[Callable[[Trial], None], ...] = (
     declarations_are_known,
+    parameters_have_first_values,
     needs_are_enough,
     one_finite_value_per_pair,
     same_twice,
     nothing_else_is_read,
     gradient_reaches_the_tokens,
     gradient_is_the_derivative,
+    parameters_are_trained,
     padding_changes_nothing,
     order_changes_nothing,
     other_prompts_change_nothing,
@@ -348,10 +371,19 @@ def _reads_log_ratios(t: Trial) -> bool:
     """Whether a price of leaving the reference is part of the advantages."""
     if not t.grouped:
         return False
-    signal, groups, log_ratios = made_up_round(t)
-    assert log_ratios is not None
-    before = advantages_of(t, "a round", signal, groups, log_ratios)
-    return not _agrees(before, advantages_of(t, "other log-ratios", signal, groups, log_ratios.flip(0) * 2))
+    given = made_up_round(t)
+    before = advantages_of(t, "a round", given)
+    return not _agrees(before, advantages_of(t, "other log-ratios", given.with_other_reference()))
+
+
+def _flipped(hidden: Tensor | None) -> Tensor | None:
+    return None if hidden is None else hidden.flip(2)
+
+
+def _otherwise_weighed(other: Batch, batch: Batch) -> Batch:
+    """The other batch's advantages on this one's tokens."""
+    weighed = other.token_advantages
+    return replace(batch, token_advantages=None if weighed is None else (weighed + 1) * batch.mask)
 
 
 def _more(t: Trial) -> list[tuple[str, ...]]:
@@ -361,8 +393,8 @@ def _more(t: Trial) -> list[tuple[str, ...]]:
 
 
 def _works(t: Trial, extra: tuple[str, ...]) -> bool:
-    batch = t.batch(extra=extra)
     try:
+        batch = t.batch(extra=extra)
         t.plugin.loss(copied(batch), plain_terms(batch))
     except Exception:
         return False

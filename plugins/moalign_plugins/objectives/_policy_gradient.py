@@ -73,7 +73,7 @@ class PolicyGradient(Objective):
         return signal - self.beta * log_ratios
 
     def loss(self, batch: Batch, terms: PairTerms) -> Tensor:
-        per_token = -self.surrogate(self.log_ratio(batch), advantages_of(batch)[:, None])
+        per_token = -self.surrogate(self.log_ratio(batch), advantages_of(batch))
         if self.kl in ("k3", "forward"):
             per_token = per_token + self.beta * self.token_kl(batch)
         if self.entropy:
@@ -128,7 +128,9 @@ def entropy_of(batch: Batch) -> Tensor:
 
 
 def advantages_of(batch: Batch) -> Tensor:
-    """[N], which the engine supplies where ``needs`` has "groups"."""
+    """[N,1], one for each response, which the engine supplies where ``needs`` has "groups"; or each token's, [N,T]."""
+    if batch.token_advantages is not None:
+        return batch.token_advantages
     if batch.advantages is None:
         raise PluginError('the loss reads advantages but does not declare "groups" in `needs`')
-    return batch.advantages
+    return batch.advantages[:, None]

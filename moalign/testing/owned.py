@@ -1,0 +1,94 @@
+"""Whether a loss's own parameters are what the engine trains and keeps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from moalign.api import MoalignError
+from moalign.testing.batch import WIDTH, copied, plain_terms
+from moalign.testing.review import described
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from moalign.testing.objective import Trial
+
+
+def first_values(t: Trial, seed: int = 0) -> dict[str, Tensor]:
+    """As the plugin gives them for a model of width 4."""
+    import torch
+
+    tried, change = "asking for the first values of its parameters", "return tensors by name"
+    try:
+        generator = torch.Generator().manual_seed(t.seed + seed)
+        found: Any = t.review.call(tried, change, t.plugin.parameters, WIDTH, generator)
+    except MoalignError as error:
+        t.review.fail(tried, described(error), change, error)
+    t.review.require(isinstance(found, Mapping), tried, type(found).__name__, change)
+    for name, value in found.items():
+        good = isinstance(value, torch.Tensor) and value.dtype == torch.float32 and value.device.type == "cpu"
+        what = f"{value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+        change = "return finite float32 tensors on the CPU by name"
+        whole = good and isinstance(name, str) and bool(value.isfinite().all())
+        t.review.require(whole, tried, f"{name!r}: {what}", change)
+    return dict(found)
+
+
+def moved(values: Mapping[str, Tensor], seed: int, dtype: Any) -> dict[str, Tensor]:
+    """Somewhere else, as training has it; the same place for every dtype, to its rounding."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: (value.double() + 0.5 * torch.randn(value.shape, generator=generator, dtype=torch.float64)).to(dtype)
+        for name, value in values.items()
+    }
+
+
+def parameters_have_first_values(t: Trial) -> None:
+    """Finite float32 by name, a function of the arguments, and a sound learning rate for each."""
+    first, again = first_values(t), first_values(t)
+    tried, change = "asking twice with generators of the same seed", "draw from the generator that is handed over only"
+    same = first.keys() == again.keys() and all(value.equal(again[name]) for name, value in first.items())
+    t.review.require(same, tried, "other values", change)
+    for name in first:
+        factor = t.review.call(f"lr_factor({name!r})", "return a number", t.plugin.lr_factor, name)
+        good = isinstance(factor, int | float) and 0 <= factor < math.inf
+        t.review.require(good, f"lr_factor({name!r})", f"{factor!r}", "return a finite number, not below 0")
+
+
+def parameters_are_trained(t: Trial) -> None:
+    """Every one has a finite gradient."""
+    import torch
+
+    batch = t.batch()
+    names = list(batch.parameters)
+    if not names:
+        return
+    leaves = {name: value.clone().requires_grad_() for name, value in batch.parameters.items()}
+    losses = t.loss("a batch", replace(batch, parameters=leaves))
+    tried = "the gradient of the summed losses in the loss's own parameters"
+    change = "let the loss read batch.parameters, or do not own it; what does not learn is an option or a constant"
+    t.review.require(losses.requires_grad, tried, "losses without a graph", change)
+    found = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
+    for name, gradient in zip(names, found, strict=True):
+        some = gradient is not None and bool(gradient.any())
+        t.review.require(some, tried, f"none for '{name}'", change)
+        finite = bool(gradient.isfinite().all())
+        t.review.require(finite, tried, f"one for '{name}' that is not finite", "guard divisions, roots and logarithms")
+
+
+def losses_of(t: Trial, batch: Any, names: Sequence[str]) -> Callable[..., Tensor]:
+    """The losses as a function of these tensors of the batch, and then of the parameters."""
+    terms = plain_terms(batch)
+
+    def losses(*given: Tensor) -> Tensor:
+        values = [value * 1 for value in given]
+        own: Any = dict(zip(names, values, strict=False))
+        own["parameters"] = dict(zip(batch.parameters, values[len(names) :], strict=True))
+        return t.plugin.loss(replace(copied(batch), **own), copied(terms))
+
+    return losses

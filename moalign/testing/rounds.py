@@ -1,0 +1,195 @@
+"""Made-up rounds of sampled responses, and what a loss makes of them: an advantage for each response or each token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from moalign.api import Batch, MoalignError, TokenAdvantages, Tokens
+from moalign.testing.batch import RESPONSES, copied, rearranged
+from moalign.testing.review import described
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from moalign.testing.objective import Trial
+
+
+@dataclass(frozen=True)
+class MadeUpRound:
+    """What the engine hands over for a round; ``log_ratios`` for losses that weigh responses, ``tokens`` for others."""
+
+    signal: Tensor
+    groups: Tensor
+    log_ratios: Tensor | None
+    tokens: Tokens | None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        last = {"log_ratios": self.log_ratios} if self.tokens is None else {"tokens": self.tokens}
+        return {"signal": self.signal, "groups": self.groups} | last
+
+    def at(self, rows: Tensor) -> MadeUpRound:
+        """These responses in this order."""
+        ratios = None if self.log_ratios is None else self.log_ratios[rows]
+        return MadeUpRound(self.signal[rows], self.groups[rows], ratios, _mapped(self.tokens, lambda each: each[rows]))
+
+    def without_kl(self) -> MadeUpRound:
+        """The policy is its reference."""
+        ratios = None if self.log_ratios is None else self.log_ratios * 0
+        tokens = self.tokens
+        if tokens is not None and tokens.ref_logps is not None and tokens.old_logps is not None:
+            tokens = replace(tokens, ref_logps=tokens.old_logps)
+        return replace(self, log_ratios=ratios, tokens=tokens)
+
+    def with_other_reference(self) -> MadeUpRound:
+        ratios = None if self.log_ratios is None else self.log_ratios.flip(0) * 2
+        tokens = self.tokens
+        if tokens is not None and tokens.ref_logps is not None:
+            tokens = replace(tokens, ref_logps=tokens.ref_logps * 2)
+        return replace(self, log_ratios=ratios, tokens=tokens)
+
+
+def made_up_round(t: Trial) -> MadeUpRound:
+    """3 responses to each prompt and 1 to the last one.
+
+    Responses to one prompt do not stand side by side, and the numbers of the prompts leave gaps.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(t.seed + 2)
+    groups = torch.cat([torch.arange(t.prompts).repeat(RESPONSES) * 5 + 2, torch.tensor([1])])
+    signal, log_ratios = torch.randn((2, len(groups)), generator=generator, dtype=torch.float64)
+    if not t.weighs_tokens:
+        return MadeUpRound(signal, groups, log_ratios if "reference" in t.plugin.wants else None, None)
+    rows = torch.cat([torch.arange(t.prompts * RESPONSES).view(-1, RESPONSES).t().flatten(), torch.tensor([0])])
+    return MadeUpRound(signal, groups, None, _mapped(tokens_of(t, t.batch()), lambda each: each[rows]))
+
+
+def advantages_of(t: Trial, tried: str, given: MadeUpRound) -> Tensor:
+    """What the plugin makes of a round, [N] or [N,T], 0 where there is no token. See ``asked``."""
+    found = asked(t, tried, given)
+    return found.advantages * given.tokens.mask if given.tokens is not None else found.advantages
+
+
+def asked(t: Trial, tried: str, given: MadeUpRound) -> TokenAdvantages:
+    """What the plugin returns for a round, with kind, shape and finiteness checked and the arguments watched."""
+    arguments = {name: _copy(value) for name, value in given.arguments.items()}
+    method = t.plugin.advantages if given.tokens is None else t.plugin.token_advantages
+    change = "advantages must be found for every round of sampled responses"
+    try:
+        found: Any = t.review.call(tried, change, method, *arguments.values())
+    except MoalignError as error:
+        t.review.fail(tried, described(error), change, error)
+    written = [name for name, value in given.arguments.items() if not _equal(value, arguments[name])]
+    change = "compute new tensors; write into none that was handed over (no in-place operations)"
+    t.review.require(not written, tried, f"{', '.join(written)} changed during the call", change)
+    if given.tokens is None:
+        _require_numbers(t, tried, "advantages", found, given)
+        return TokenAdvantages(found)
+    change = "return a moalign.api.TokenAdvantages, with one number for each token of each response"
+    t.review.require(isinstance(found, TokenAdvantages), tried, type(found).__name__, change)
+    for name, values in {"advantages": found.advantages, **found.known}.items():
+        _require_numbers(t, tried, name, values, given)
+    return found
+
+
+def _require_numbers(t: Trial, tried: str, name: str, found: Any, given: MadeUpRound) -> None:
+    import torch
+
+    count, mask = len(given.signal), None if given.tokens is None else given.tokens.mask
+    shape = (count,) if mask is None else tuple(mask.shape)
+    good = isinstance(found, torch.Tensor) and tuple(found.shape) == shape and found.dtype == torch.float64
+    what = f"{found.dtype} {list(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
+    unit, like = ("response", "the signal is") if mask is None else ("token", "tokens.mask is")
+    change = f"return one number for each {unit}, float64 {list(shape)} as {like}"
+    t.review.require(good, f"{tried}, {count} responses", f"{name} of {what}", change)
+    wrong = ~found.isfinite() if mask is None else (~found.isfinite() & (mask > 0)).any(1)
+    bad = wrong.nonzero().flatten().tolist()
+    subject = "the advantage" if name == "advantages" else name
+    change = "guard divisions: rewards may all be equal, and a prompt may have a single response"
+    t.review.require(not bad, tried, f"{subject} of response {bad[:1]} is not finite: {found.tolist()}", change)
+
+
+# --- tokens ---------------------------------------------------------------------------------------------------------
+
+
+def tokens_of(t: Trial, batch: Batch) -> Tokens:
+    """The rows of the batch that have tokens as a round, the policy of the batch being the one that sampled."""
+    import torch
+
+    rows = (batch.mask.sum(-1) > 0).nonzero().flatten()
+    own = rearranged(batch, rows, rows)
+    own = replace(own, old_logps=own.logps, token_advantages=None, known={})
+    needs = t.plugin.wants
+    return Tokens(
+        mask=own.mask.double(),
+        ended=torch.arange(len(rows)) % 4 != 1,
+        old_logps=own.logps.double() if "old_logps" in needs else None,
+        ref_logps=own.ref_logps.double() if own.ref_logps is not None and "reference" in needs else None,
+        measured={name: values.double() for name, values in _measured(t, own).items()},
+    )
+
+
+def _measured(t: Trial, batch: Batch) -> dict[str, Tensor]:
+    import torch
+
+    tried = "measuring the tokens of a round"
+    change = "let `measure` read what `needs` declares, but advantages, which there are none of yet"
+    given = copied(replace(batch, old_logps=None if "old_logps" not in t.plugin.wants else batch.old_logps))
+    try:
+        found: Any = t.review.call(tried, change, t.plugin.measure, given)
+    except MoalignError as error:
+        t.review.fail(tried, described(error), change, error)
+    change = "return tensors by name, one finite number for each token: [N,T] and the dtype of batch.logps"
+    t.review.require(isinstance(found, dict), tried, type(found).__name__, change)
+    for name, values in found.items():
+        good = (
+            isinstance(values, torch.Tensor) and values.shape == batch.mask.shape and values.dtype == batch.mask.dtype
+        )
+        what = f"{values.dtype} {list(values.shape)}" if isinstance(values, torch.Tensor) else type(values).__name__
+        t.review.require(good and bool(values[batch.mask > 0].isfinite().all()), tried, f"'{name}', {what}", change)
+    return {name: values.detach() * batch.mask for name, values in found.items()}
+
+
+def weighed(t: Trial, batch: Batch, signal: Tensor, parameters: dict[str, Tensor] | None = None) -> Batch:
+    """The batch with advantages of its tokens and all that the loss then knows, as the engine makes them.
+
+    ``signal`` [N]: of its rows. ``parameters``: as they were when the round was sampled, if they were others.
+    """
+    import torch
+
+    before = batch if parameters is None else replace(batch, parameters=parameters)
+    rows, tokens = (batch.mask.sum(-1) > 0).nonzero().flatten(), tokens_of(t, before)
+    found = asked(t, "a round of responses", MadeUpRound(signal[rows], batch.groups[rows], None, tokens))
+
+    def placed(values: Tensor) -> Tensor:
+        whole = torch.zeros_like(batch.logps)
+        whole[rows] = (values * tokens.mask).to(whole.dtype)
+        return whole
+
+    known = {name: placed(values) for name, values in {**tokens.measured, **found.known}.items()}
+    return replace(batch, token_advantages=placed(found.advantages), known=known)
+
+
+def _mapped(tokens: Tokens | None, change: Any) -> Any:
+    """The same with each tensor changed."""
+    if tokens is None:
+        return None
+    old, reference = (None if each is None else change(each) for each in (tokens.old_logps, tokens.ref_logps))
+    measured = {name: change(values) for name, values in tokens.measured.items()}
+    return Tokens(change(tokens.mask), change(tokens.ended), old, reference, measured)
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Tokens):
+        return _mapped(value, lambda each: each.clone())
+    return None if value is None else value.clone()
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tokens):
+        pairs = [(getattr(one, name), getattr(other, name)) for name in ("mask", "ended", "old_logps", "ref_logps")]
+        pairs += [(values, other.measured.get(name)) for name, values in one.measured.items()]
+        return all(_equal(first, second) for first, second in pairs)
+    return one is None if other is None else bool(one.equal(other))

@@ -102,6 +102,8 @@ def open_workshop(plan: Plan, directory: Path, observer: Observer, *, keep_cache
     model = models.load(plan.config.model_directory, plan.config.model, accelerator.device)
     if model.unshared:
         observer.on_phase(f"prompts are computed anew for each response to them: {model.unshared}")
+    if model.uncached:
+        observer.on_phase(f"prompts are computed anew for each response that is sampled: {model.uncached}")
     observer.on_phase("reading the data")
     return Workshop(
         plan=plan,

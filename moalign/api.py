@@ -89,6 +89,7 @@ class Objective(Plugin):
     "reference"  log-probabilities under the reference
     "groups"     responses that the policy has sampled, several for each prompt; each has an advantage (``advantages``)
     "old_logps"  log-probabilities under the policy that sampled them
+    "greedy"     with "groups": the signal of the policy's greedy response to each prompt, which is never trained on
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
@@ -108,6 +109,9 @@ class Objective(Plugin):
         ``signal``: the combiner's, of all responses of a round; ``groups``: those to one prompt share a number;
         ``log_ratios``: log pi - log pi_ref of the response under the policy that sampled it, None unless ``needs`` has
         "reference". All float64, and no gradient goes through.
+
+        With "greedy" in ``needs`` a fourth argument comes, ``greedy: Tensor | None = None``: for each response the
+        signal of the greedy response to its prompt, [N].
         """
         raise NotImplementedError
 
@@ -127,6 +131,9 @@ class Combiner(Plugin):
     """whether a larger reward never makes the result smaller, where no weight is negative"""
     reward_range: ClassVar[tuple[float, float]] = (float("-inf"), float("inf"))
     """the rewards that the rule has a meaning for"""
+    pointwise: ClassVar[bool] = True
+    """whether a response's ``signal`` depends on no other response, given the state; else there is none for a greedy
+    response beside the samples, and losses that need one are refused"""
     needs_gram: ClassVar[bool] = False
     """whether ``observe`` reads the inner products of the objectives' gradients (``Round.gram``)"""
 

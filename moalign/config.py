@@ -113,6 +113,8 @@ class RolloutSettings(Section):
     prompts_per_step: int = Field(default=8, ge=1)
     """groups in a training step; replaces train.pairs_per_step"""
     temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """sample from the likeliest tokens alone that have this much of the probability together; 1: from all"""
     max_new_tokens: int = Field(default=64, ge=1)
 
 

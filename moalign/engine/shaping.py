@@ -70,6 +70,7 @@ class References:
             [self.prompts[prompt] for prompt in new],
             samples=max(self.samples.values()),
             temperature=self.settings.temperature,
+            top_p=self.settings.top_p,
             max_new_tokens=self.settings.max_new_tokens,
             seed=derive(self.seed, "references", number),
         )

@@ -13,6 +13,7 @@ The hooks, by the version that brought them:
 1  ``register_objectives(register)``, ``register_combiners(register)``, ``register_rewards(register)``,
    ``register_searches(register)``, ``register_readers(register)``, ``register_observers(register)``
 2  ``register_transforms(register)``
+3  ``register_samplers(register)``
 """
 
 from __future__ import annotations
@@ -48,15 +49,18 @@ from moalign.types import (
     Round,
     RunInfo,
     Sample,
+    SamplerInfo,
+    Sampling,
     Space,
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from random import Random
 
     from torch import Tensor
 
-API_VERSION = 2
+API_VERSION = 3
 ENTRY_POINT_GROUP = "moalign"
 
 hookspec = pluggy.HookspecMarker("moalign")
@@ -282,6 +286,39 @@ class Observer(Plugin):
         raise NotImplementedError
 
 
+class SamplingSession:
+    """Samples for one run; made by a Sampler, and free to hold state such as a loaded model."""
+
+    def sample(
+        self, adapters: Sequence[Path | None], prompts: Sequence[Sequence[int]], how: Sampling
+    ) -> Sequence[Sequence[Sequence[Sequence[int]]]]:
+        """Token ids, by adapter, prompt and sample: ``how.samples`` responses to each prompt under each adapter.
+
+        ``adapters``: folders as peft writes them, which are gone after the call; None: the untouched base. ``prompts``:
+        token ids, with everything that belongs before a response. A response has at least one token, and less than
+        ``how.max_new_tokens`` only where its last one is a stop token.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Always the last call, also when the run was interrupted."""
+
+
+class Sampler(Plugin):
+    """Where the responses of a round come from, in place of moalign's own sampling; for faster engines.
+
+    What is trained and reported is computed by moalign, log-probabilities of the policy that sampled among it. A
+    resumed run equals the unbroken one where the sampler says the same again.
+    """
+
+    deterministic: ClassVar[bool] = False
+    """whether the same adapters, prompts and ``how`` get the same responses, whatever was asked before"""
+
+    def start(self, info: SamplerInfo) -> SamplingSession:
+        """Make ready; called once, when the first responses of a run are wanted."""
+        raise NotImplementedError
+
+
 class Register(Protocol):
     """Given to a ``register_*`` hook; call it once per plugin.
 
@@ -377,6 +414,10 @@ __all__ = [
     "RunError",
     "RunInfo",
     "Sample",
+    "Sampler",
+    "SamplerInfo",
+    "Sampling",
+    "SamplingSession",
     "Search",
     "Space",
     "TrainingError",

@@ -18,7 +18,7 @@ from moalign.data.dataset import PairDataset
 from moalign.engine.advantages import Advantages
 from moalign.engine.gram import gradient_products
 from moalign.engine.model import LanguageModel
-from moalign.engine.rollouts import Rollout, Score, prompts_of_round, sample, sequence_of
+from moalign.engine.rollouts import Draw, Rollout, Score, prompts_of_round, sample, sequence_of
 from moalign.engine.scoring import logps_under
 from moalign.engine.shaping import Shaping
 from moalign.errors import TrainingError
@@ -74,7 +74,8 @@ class RolloutSource:
     ``slot`` holds the policy's adapter. A policy with fresh weights is the base in round 0, which is the same for every
     candidate: ``first_round`` is shared between those (None: the weights are not fresh). ``advantages``: each response
     is a unit of its own and has one; None: all pairs within the groups are compared. ``shaping``: what transforms make
-    of the rewards; None: nothing. ``figures``: of the last round, for the metrics.
+    of the rewards; None: nothing. ``draw``: who samples; None: ``rollouts.sample``. ``figures``: of the last round, for
+    the metrics.
     """
 
     model: LanguageModel
@@ -89,6 +90,7 @@ class RolloutSource:
     candidate: str = ""
     advantages: Advantages | None = None
     shaping: Shaping | None = None
+    draw: Draw | None = None
     cacheable: bool = False
     figures: dict[str, float] = field(default_factory=dict)
     _round: int = -1
@@ -124,17 +126,18 @@ class RolloutSource:
     def sample(self, number: int, slots: Sequence[str]) -> list[list[Rollout]]:
         """A round's responses of the policies in these slots, to the prompts of that round."""
         chosen = prompts_of_round(len(self.prompts), self.settings.prompts, self.seed, number)
-        sampled = sample(
-            self.model,
-            slots,
-            [self.prompts[index] for index in chosen],
-            samples=self.settings.samples,
-            temperature=self.settings.temperature,
-            max_new_tokens=self.settings.max_new_tokens,
-            seed=derive(self.seed, "rollouts", number),
-            top_p=self.settings.top_p,
-            greedy=self.greedy,
-        )
+        with calls.on_behalf_of(self.candidate if len(slots) == 1 else ""):
+            sampled = (self.draw or sample)(
+                self.model,
+                slots,
+                [self.prompts[index] for index in chosen],
+                samples=self.settings.samples,
+                temperature=self.settings.temperature,
+                max_new_tokens=self.settings.max_new_tokens,
+                seed=derive(self.seed, "rollouts", number),
+                top_p=self.settings.top_p,
+                greedy=self.greedy,
+            )
         return [[replace(rollout, prompt=chosen[rollout.prompt]) for rollout in rollouts] for rollouts in sampled]
 
     def take(self, number: int, rollouts: Sequence[Rollout]) -> None:

@@ -40,6 +40,7 @@ class Rollout:
 
 
 Score = Callable[[Sequence[Rollout]], Scored]
+Draw = Callable[..., list[list[Rollout]]]  # as ``sample`` is called
 
 
 def prompts_of_round(available: int, wanted: int, seed: int, number: int) -> list[int]:
@@ -84,7 +85,7 @@ def sample(
         together = 1 if lora.why_not_together(model.policy) else max(1, ROWS_IN_ALL // len(asked))
         for begin in range(0, len(adapters), together):
             for place, said in enumerate(call.responses(adapters[begin : begin + together]), begin):
-                made = [_rollout(index, response, model) for index, response in zip(asked, said, strict=True)]
+                made = [rollout_of(index, response, model) for index, response in zip(asked, said, strict=True)]
                 sampled[place] += made[: len(chunk)]
                 likeliest[place] += [replace(each, greedy=True) for each in made[len(chunk) :]]
     return [own + others for own, others in zip(sampled, likeliest, strict=True)]
@@ -197,7 +198,8 @@ class _Noisy(LogitsProcessor):
         return self.noise.on(scores, input_ids.shape[1] - self.width, rows)
 
 
-def _rollout(prompt: int, response: list[int], model: LanguageModel) -> Rollout:
+def rollout_of(prompt: int, response: Sequence[int], model: LanguageModel) -> Rollout:
+    """The response up to its first end token."""
     end = next((position for position, token in enumerate(response) if token in model.end_ids), None)
     ids = tuple(response if end is None else response[: end + 1])
     text = model.tokeniser.tokenizer.decode(ids, skip_special_tokens=True)

@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from moalign import door, preference
-from moalign.api import Combiner, Objective, Observer, Reader, Reward, Search, Transform
+from moalign.api import Combiner, Objective, Observer, Reader, Reward, Sampler, Search, Transform
 from moalign.config import BUILT_IN_MODEL, Config, PluginChoice
 from moalign.errors import ConfigError, ModelError, PluginError, PreferenceError
 from moalign.registry import Entry, Registry
@@ -37,6 +37,7 @@ class Plan:
     plugins: tuple[Entry, ...]
     observers: tuple[tuple[Entry, Observer], ...] = ()
     transforms: Mapping[str, tuple[Transform, ...]] = field(default_factory=dict)
+    sampler: Sampler | None = None
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -159,6 +160,7 @@ def prepare(config: Config, registry: Registry) -> Plan:
         space=Space(names, _preferences(config), config.train.steps),
         plugins=_entries(config, registry),
         observers=_observers(config, registry),
+        sampler=_sampler(config, registry),
     )
     _check_files(config)
     _check_reference_point(config)
@@ -229,6 +231,13 @@ def readers_for(choice: PluginChoice, registry: Registry, deadline: float | None
     return readers
 
 
+def _sampler(config: Config, registry: Registry) -> Sampler | None:
+    choice = None if config.rollouts is None else config.rollouts.sampler
+    if choice is None:
+        return None
+    return registry.build("sampler", choice.name, choice.options, "rollouts.sampler", config.plugin_deadline)
+
+
 def _preferences(config: Config) -> dict[str, Preference]:
     names = config.objective_names
     parsed: dict[str, Preference] = {}
@@ -245,6 +254,8 @@ def _entries(config: Config, registry: Registry) -> tuple[Entry, ...]:
     if config.data.reader.name != "auto":
         choices.append(("reader", config.data.reader))
     choices += [("observer", choice) for choice in config.observers]
+    if config.rollouts is not None and config.rollouts.sampler is not None:
+        choices.append(("sampler", config.rollouts.sampler))
     return tuple(registry.find(kind, choice.name) for kind, choice in choices)
 
 

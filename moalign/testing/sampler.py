@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SLOTS = ("candidate", "candidate1")  # two adapters that are far apart
 PROMPTS = ("Advise me about fear.", "Hello.", "Tell me about wine, please.")
 NEAR = 0.5  # nats that a token may be less likely than the likeliest one: another precision may prefer the other
-DRAWS = 200  # samples of one token
+DRAWS = 120  # samples of one token
 DEVIATIONS = 6  # that a frequency may be away from its probability
 Said = list[list[list[tuple[int, ...]]]]
 

@@ -52,6 +52,10 @@ class HookSpecifications:
     def register_observers(self, register: Register) -> None:
         """Register trackers and whatever else watches a run."""
 
+    @hookspec
+    def register_samplers(self, register: Register) -> None:
+        """Register where sampled responses come from."""
+
 
 def specifications() -> dict[str, tuple[str, ...]]:
     """Every hook with the names of its arguments."""

@@ -28,6 +28,7 @@ from moalign.api import (
     Plugin,
     Reader,
     Reward,
+    Sampler,
     Search,
     Transform,
 )
@@ -45,6 +46,7 @@ KINDS: Mapping[str, type[Plugin]] = {
     "search": Search,
     "reader": Reader,
     "observer": Observer,
+    "sampler": Sampler,
 }
 LOAD_VARIABLE = "MOALIGN_LOAD_PLUGINS"
 DISABLE_VARIABLE = "MOALIGN_DISABLE_PLUGINS"
@@ -59,6 +61,7 @@ HOOKS: Mapping[str, str] = {
     "search": "register_searches",
     "reader": "register_readers",
     "observer": "register_observers",
+    "sampler": "register_samplers",
 }
 
 

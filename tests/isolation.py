@@ -25,36 +25,36 @@ NO_TENSORS = "cannot occur: it returns plain data"
 CONSTANT = "cannot occur: what it returns is constant"
 NOTHING = "cannot occur: nobody uses what it returns"
 
-ORDER = ("objective", "combiner", "reward", "transform", "search", "reader", "observer")
+ORDER = ("objective", "combiner", "reward", "transform", "search", "reader", "observer", "sampler")
 TABLE: dict[str, tuple[str, ...]] = {
     # when it is loaded
-    "import error": (REPORTED,) * 7,
-    "exits at import": (REPORTED,) * 7,
-    "missing dependency": (REPORTED,) * 7,
-    "name clash": (REPORTED,) * 7,
-    "wrong signature": (REPORTED,) * 7,
-    "its constructor raises": (REPORTED,) * 7,
-    "dies at import": (REPORTED,) * 7,
-    "hangs at import": (REPORTED,) * 7,
+    "import error": (REPORTED,) * 8,
+    "exits at import": (REPORTED,) * 8,
+    "missing dependency": (REPORTED,) * 8,
+    "name clash": (REPORTED,) * 8,
+    "wrong signature": (REPORTED,) * 8,
+    "its constructor raises": (REPORTED,) * 8,
+    "dies at import": (REPORTED,) * 8,
+    "hangs at import": (REPORTED,) * 8,
     # in the middle
-    "raises": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT),
-    "exits": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT),
-    "raises no Exception": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT),
-    "raises what cannot be shown": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT),
-    "hangs": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT),
-    "dies by a signal": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT),
-    "ends the process": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT),
+    "raises": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS),
+    "exits": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS),
+    "raises no Exception": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS),
+    "raises what cannot be shown": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS),
+    "hangs": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS),
+    "dies by a signal": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS),
+    "ends the process": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS),
     # what it returns
-    "NaN": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, NOTHING),
-    "wrong shape": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, NOTHING),
-    "wrong dtype": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT),
-    "wrong device": (FAILS, FAILS, FAILS, FAILS, NO_TENSORS, NO_TENSORS, NO_TENSORS),
-    "detached graph": (FAILS, CONSTANT, NO_TENSORS, CONSTANT, NO_TENSORS, NO_TENSORS, NO_TENSORS),
+    "NaN": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, NOTHING, FAILS),
+    "wrong shape": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, NOTHING, FAILS),
+    "wrong dtype": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS),
+    "wrong device": (FAILS, FAILS, FAILS, FAILS, NO_TENSORS, NO_TENSORS, NO_TENSORS, FAILS),
+    "detached graph": (FAILS, CONSTANT, NO_TENSORS, CONSTANT, NO_TENSORS, NO_TENSORS, NO_TENSORS, NO_TENSORS),
     # what it does beside that
-    "mutates inputs": (FAILS, FAILS, HARMLESS, FAILS, HARMLESS, HARMLESS, HARMLESS),
-    "reseeds generators": (FAILS, FAILS, HARMLESS, FAILS, ENDS, HARMLESS, HARMLESS),
+    "mutates inputs": (FAILS, FAILS, HARMLESS, FAILS, HARMLESS, HARMLESS, HARMLESS, HARMLESS),
+    "reseeds generators": (FAILS, FAILS, HARMLESS, FAILS, ENDS, HARMLESS, HARMLESS, HARMLESS),
 }
-HOOKS = dict(zip(ORDER, ("loss", "pair_terms", "score", "apply", "propose", "read", "on_step"), strict=True))
+HOOKS = dict(zip(ORDER, ("loss", "pair_terms", "score", "apply", "propose", "read", "on_step", "sample"), strict=True))
 LOADING = tuple(TABLE)[:8]
 IN_A_PROCESS_OF_ITS_OWN = ("hangs", "dies by a signal", "ends the process")
 

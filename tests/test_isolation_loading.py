@@ -22,6 +22,7 @@ METHODS = {
     "search": "propose(self, space, history)",
     "reader": "read(self, rows)",
     "observer": "on_run_start(self)",
+    "sampler": "start(self)",
 }
 PLUGIN = """
 from moalign.api import {base}
@@ -54,6 +55,7 @@ RIGHT = {  # what moalign calls
     "search": "propose(self, space, history, rng)",
     "reader": "read(self, rows, objectives)",
     "observer": "on_run_start(self, run)",
+    "sampler": "start(self, info)",
 }
 # "dies" and "hangs at import" take the process: see test_isolation_process
 HERE = [(kind, how) for how in LOADING for kind in ORDER if "at import" not in how or how == "exits at import"]

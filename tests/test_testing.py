@@ -19,6 +19,7 @@ from wrong_plugins import (
     readers,
     rewards,
     sampled_objectives,
+    samplers,
     searches,
     transforms,
 )
@@ -33,6 +34,7 @@ from moalign.testing import (
     check_observer,
     check_reader,
     check_reward,
+    check_sampler,
     check_search,
     check_transform,
     combiner,
@@ -40,6 +42,7 @@ from moalign.testing import (
     observer,
     reader,
     reward,
+    sampler,
     search,
     transform,
 )
@@ -167,6 +170,7 @@ CHECKS = {
     readers: check_answers,
     observers: check_observer,
     transforms: check_transform,
+    samplers: check_sampler,
 }
 PARTS = {
     objectives: objective,
@@ -177,6 +181,7 @@ PARTS = {
     readers: reader,
     observers: observer,
     transforms: transform,
+    samplers: sampler,
 }
 WRONG = [(check, plugin, words) for folder, check in CHECKS.items() for plugin, words in folder.WRONG.items()]
 UNUSUAL = [(check, plugin) for folder, check in CHECKS.items() for plugin in folder.UNUSUAL]

@@ -44,20 +44,26 @@ class Advantages:
         log_ratios: NDArray[np.float64] | None,
         gram: Tensor | None = None,
         shaped: NDArray[np.float64] | None = None,
+        greedy: NDArray[np.float64] | None = None,
     ) -> tuple[NDArray[np.float64], dict[str, float]]:
         """The advantages [N] of round ``number``, and figures for the metrics. Rewards [N,M] are all known.
 
         ``gram`` [M,M]: see ``Round``; where ``needs_gram``. ``shaped``: what transforms made of the rewards, for the
-        signal; None: nothing. What adapts sees them raw.
+        signal; None: nothing. What adapts sees them raw. ``greedy`` [N,M]: the shaped rewards of the greedy response to
+        each one's prompt, for objectives that need its signal; nothing else sees them.
 
         Raises PluginError where the combiner or the objective returns what it must not.
         """
         rows, ratios = torch.from_numpy(groups), None if log_ratios is None else torch.from_numpy(log_ratios)
         values = torch.from_numpy(rewards if shaped is None else shaped)
+        likeliest = None if greedy is None else torch.from_numpy(greedy)
         signal, multiplier = self._signal(number, rewards, values, rows, gram)
-        advantages = self._numbers(self.objective, "advantages", signal, rows, ratios) * multiplier
+        baseline = [] if likeliest is None else [self._combined(likeliest, rows)]
+        advantages = self._numbers(self.objective, "advantages", signal, rows, ratios, *baseline) * multiplier
         figures = self._figures(rewards, signal, float(advantages.abs().mean()), ratios)
-        figures |= self._sizes_alone(values, rows, ratios) | self._sizes_weighted(values, rows, signal)
+        if baseline:
+            figures["greedy"] = float(baseline[0].mean())
+        figures |= self._sizes_alone(values, rows, ratios, likeliest) | self._sizes_weighted(values, rows, signal)
         return advantages.numpy(), figures
 
     def of_tokens(
@@ -112,12 +118,15 @@ class Advantages:
             figures["kl_sampled"] = float(ratios.mean())
         return figures | {f"combine/{name}": value for name, value in numbers_in(self.state)}
 
-    def _sizes_alone(self, values: Tensor, rows: Tensor, ratios: Tensor | None) -> dict[str, float]:
+    def _sizes_alone(
+        self, values: Tensor, rows: Tensor, ratios: Tensor | None, greedy: Tensor | None
+    ) -> dict[str, float]:
         """NAME/normalised: the mean size of the advantages that an objective's rewards alone have, without any KL."""
         nothing = None if ratios is None else ratios * 0
 
         def alone(place: int) -> Tensor:
-            return self._numbers(self.objective, "advantages", values[:, place].clone(), rows, nothing, thorough=False)
+            own, *baseline = (each[:, place].clone() for each in (values, greedy) if each is not None)
+            return self._numbers(self.objective, "advantages", own, rows, nothing, *baseline, thorough=False)
 
         return {f"{name}/normalised": _size(alone, place) for place, name in enumerate(self.objectives)}
 
@@ -139,13 +148,21 @@ class Advantages:
         return self.combiner.needs_gram
 
     def of_each(
-        self, rewards: NDArray[np.float64], groups: NDArray[np.int64], log_ratios: NDArray[np.float64] | None
+        self,
+        rewards: NDArray[np.float64],
+        groups: NDArray[np.int64],
+        log_ratios: NDArray[np.float64] | None,
+        greedy: NDArray[np.float64] | None = None,
     ) -> NDArray[np.float64]:
         """[M,N]: the advantages as they would be if one objective's rewards were the whole signal."""
         rows = torch.from_numpy(groups)
         ratios = None if log_ratios is None else torch.from_numpy(log_ratios)
-        columns = torch.from_numpy(rewards).t().contiguous()
-        return np.stack([self._numbers(self.objective, "advantages", own, rows, ratios).numpy() for own in columns])
+        columns = [torch.from_numpy(each).t().contiguous() for each in (rewards, greedy) if each is not None]
+        found = [
+            self._numbers(self.objective, "advantages", own, rows, ratios, *baseline)
+            for own, *baseline in zip(*columns, strict=True)
+        ]
+        return np.stack([each.numpy() for each in found])
 
     def _call(self, plugin: Plugin, hook: str, *arguments: Any, thorough: bool = True) -> Any:
         return door.call(plugin, hook, *arguments, candidate=self.candidate, thorough=thorough)

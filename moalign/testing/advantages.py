@@ -100,11 +100,35 @@ def a_better_response_becomes_likelier(t: Trial) -> None:
     t.review.require(after < before, tried, f"a slope of the loss of {after:.3g}, before it {before:.3g}", change)
 
 
+def greedy_responses_are_compared_with(t: Trial) -> None:
+    """Where the greedy responses' signal is needed it matters, each prompt's to its own responses."""
+    import torch
+
+    if "greedy" not in t.plugin.wants:
+        return
+    given = made_up_round(t)
+    groups, greedy = given.groups, 0.1 * given.groups
+    given = replace(given, greedy=greedy)
+    before = advantages_of(t, "a round of responses", given)
+    own = groups == groups[0]
+    tried = "a greedy response to the first prompt that is worth more"
+    after = advantages_of(t, tried, replace(given, greedy=greedy + 2.0 * own))
+    change = 'compare with `greedy`, or take "greedy" out of `needs`: the engine pays for these responses'
+    t.review.require(not _agrees(before[own], after[own]), tried, "the same advantages", change)
+    change = "compare each response with the greedy one to its own prompt, which stands at its place in `greedy`"
+    t.review.require(_agrees(before[~own], after[~own]), tried, "other advantages for other prompts", change)
+    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(t.seed))
+    tried = "the responses of the round in another order"
+    after = advantages_of(t, tried, given.at(order))
+    t.review.require(_agrees(before[order], after), tried, "other advantages", change)
+
+
 CHECKS_OF_ADVANTAGES: tuple[Callable[[Trial], None], ...] = (
     advantages_are_one_number_per_response,
     advantages_go_with_their_responses,
     other_prompts_leave_advantages_alone,
     a_better_response_becomes_likelier,
+    greedy_responses_are_compared_with,
 )
 
 

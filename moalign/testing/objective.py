@@ -23,7 +23,7 @@ from moalign.testing.rounds import advantages_of, made_up_round, weighed
 if TYPE_CHECKING:
     from torch import Tensor
 
-KNOWN = {"pairs", "margins", "reference", "groups", "old_logps", "token_advantages", "entropy", "hidden"}
+KNOWN = {"pairs", "margins", "reference", "groups", "old_logps", "token_advantages", "entropy", "hidden", "greedy"}
 TOLERANCE = 1e-9  # of float64 sums in another order, relative
 
 
@@ -143,6 +143,8 @@ def declarations_are_known(t: Trial) -> None:
     t.review.require("groups" in needs or "old_logps" not in needs, tried, f"needs is {sorted(needs)}", change)
     change = 'declare "groups" too: only tokens of responses that the policy sampled have advantages'
     t.review.require("groups" in needs or "token_advantages" not in needs, tried, f"needs is {sorted(needs)}", change)
+    change = 'declare "groups" too: greedy responses are compared with those that the policy sampled'
+    t.review.require("groups" in needs or "greedy" not in needs, tried, f"needs is {sorted(needs)}", change)
     t.review.require(
         isinstance(t.plugin.shiftable, bool), tried, f"shiftable is {t.plugin.shiftable!r}", "True or False"
     )
@@ -286,7 +288,7 @@ def no_need_is_unused(t: Trial) -> None:
         "hidden": ("other hidden states", replace(batch, hidden=_flipped(batch.hidden))),
     }
     before = t.loss("a batch", batch)
-    for name in sorted(t.plugin.wants - ({"groups"} if t.weighs_tokens else set())):
+    for name in sorted(t.plugin.wants & changed.keys() - ({"groups"} if t.weighs_tokens else set())):
         tried, given = changed[name]
         change = f'take "{name}" out of `needs`: the engine pays for it (or use it)'
         same = _agrees(before, t.loss(tried, given)) and not (name == "reference" and _reads_log_ratios(t))

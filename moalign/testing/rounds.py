@@ -17,22 +17,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MadeUpRound:
-    """What the engine hands over for a round; ``log_ratios`` for losses that weigh responses, ``tokens`` for others."""
+    """What the engine hands over for a round; ``log_ratios`` for losses that weigh responses, ``tokens`` for others.
+
+    ``greedy``: the greedy responses' signal, for a loss that needs it.
+    """
 
     signal: Tensor
     groups: Tensor
     log_ratios: Tensor | None
     tokens: Tokens | None
+    greedy: Tensor | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:
         last = {"log_ratios": self.log_ratios} if self.tokens is None else {"tokens": self.tokens}
-        return {"signal": self.signal, "groups": self.groups} | last
+        baseline = {} if self.greedy is None else {"greedy": self.greedy}
+        return {"signal": self.signal, "groups": self.groups} | last | baseline
 
     def at(self, rows: Tensor) -> MadeUpRound:
         """These responses in this order."""
-        ratios = None if self.log_ratios is None else self.log_ratios[rows]
-        return MadeUpRound(self.signal[rows], self.groups[rows], ratios, _mapped(self.tokens, lambda each: each[rows]))
+        ratios, greedy = (None if each is None else each[rows] for each in (self.log_ratios, self.greedy))
+        tokens = _mapped(self.tokens, lambda each: each[rows])
+        return MadeUpRound(self.signal[rows], self.groups[rows], ratios, tokens, greedy)
 
     def without_kl(self) -> MadeUpRound:
         """The policy is its reference."""
@@ -61,7 +67,8 @@ def made_up_round(t: Trial) -> MadeUpRound:
     groups = torch.cat([torch.arange(t.prompts).repeat(RESPONSES) * 5 + 2, torch.tensor([1])])
     signal, log_ratios = torch.randn((2, len(groups)), generator=generator, dtype=torch.float64)
     if not t.weighs_tokens:
-        return MadeUpRound(signal, groups, log_ratios if "reference" in t.plugin.wants else None, None)
+        greedy = torch.full_like(signal, 0.25) if "greedy" in t.plugin.wants else None
+        return MadeUpRound(signal, groups, log_ratios if "reference" in t.plugin.wants else None, None, greedy)
     rows = torch.cat([torch.arange(t.prompts * RESPONSES).view(-1, RESPONSES).t().flatten(), torch.tensor([0])])
     return MadeUpRound(signal, groups, None, _mapped(tokens_of(t, t.batch()), lambda each: each[rows]))
 

@@ -14,6 +14,7 @@ The hooks, by the version that brought them:
 1  ``register_objectives(register)``, ``register_combiners(register)``, ``register_rewards(register)``,
    ``register_searches(register)``, ``register_readers(register)``, ``register_observers(register)``
 2  ``register_transforms(register)``
+3  ``register_samplers(register)``
 """
 
 from __future__ import annotations
@@ -24,6 +25,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import pluggy
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
+from moalign.api.quantities import (
+    chosen_logps,
+    figures,
+    log_ratios,
+    numbers,
+    pair_log_ratios,
+    pair_logits,
+    pair_preference,
+)
 from moalign.errors import (
     ConfigError,
     DataError,
@@ -35,7 +45,6 @@ from moalign.errors import (
     TrainingError,
     UserError,
 )
-from moalign.ratios import chosen_logps, log_ratios, pair_log_ratios, pair_logits, pair_preference
 from moalign.types import (
     Batch,
     Candidate,
@@ -50,17 +59,20 @@ from moalign.types import (
     Round,
     RunInfo,
     Sample,
+    SamplerInfo,
+    Sampling,
     Space,
     TokenAdvantages,
     Tokens,
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from random import Random
 
     from torch import Generator, Tensor
 
-API_VERSION = 2
+API_VERSION = 3
 ENTRY_POINT_GROUP = "moalign"
 
 hookspec = pluggy.HookspecMarker("moalign")
@@ -96,6 +108,7 @@ class Objective(Plugin):
     "entropy"    the entropy of every next token, with a gradient
     "token_advantages"  beside "groups": each token has an advantage of its own (``token_advantages``)
     "hidden"     the hidden states that predict the response tokens
+    "greedy"     with "groups": the signal of the policy's greedy response to each prompt, which is never trained on
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
@@ -125,6 +138,9 @@ class Objective(Plugin):
         ``signal``: the combiner's, of all responses of a round; ``groups``: those to one prompt share a number;
         ``log_ratios``: log pi - log pi_ref of the response under the policy that sampled it, None unless ``needs`` has
         "reference". All float64, and no gradient goes through.
+
+        With "greedy" in ``needs`` a fourth argument comes, ``greedy: Tensor | None = None``: for each response the
+        signal of the greedy response to its prompt, [N].
         """
         raise NotImplementedError
 
@@ -172,6 +188,9 @@ class Combiner(Plugin):
     """whether a larger reward never makes the result smaller, where no weight is negative"""
     reward_range: ClassVar[tuple[float, float]] = (float("-inf"), float("inf"))
     """the rewards that the rule has a meaning for"""
+    pointwise: ClassVar[bool] = True
+    """whether a response's ``signal`` depends on no other response, given the state; else there is none for a greedy
+    response beside the samples, and losses that need one are refused"""
     needs_gram: ClassVar[bool] = False
     """whether ``observe`` reads the inner products of the objectives' gradients (``Round.gram``)"""
 
@@ -326,6 +345,39 @@ class Observer(Plugin):
         raise NotImplementedError
 
 
+class SamplingSession:
+    """Samples for one run; made by a Sampler, and free to hold state such as a loaded model."""
+
+    def sample(
+        self, adapters: Sequence[Path | None], prompts: Sequence[Sequence[int]], how: Sampling
+    ) -> Sequence[Sequence[Sequence[Sequence[int]]]]:
+        """Token ids, by adapter, prompt and sample: ``how.samples`` responses to each prompt under each adapter.
+
+        ``adapters``: folders as peft writes them, which are gone after the call; None: the untouched base. ``prompts``:
+        token ids, with everything that belongs before a response. A response has at least one token, and less than
+        ``how.max_new_tokens`` only where its last one is a stop token.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Always the last call, also when the run was interrupted."""
+
+
+class Sampler(Plugin):
+    """Where the responses of a round come from, in place of moalign's own sampling; for faster engines.
+
+    What is trained and reported is computed by moalign, log-probabilities of the policy that sampled among it. A
+    resumed run equals the unbroken one where the sampler says the same again.
+    """
+
+    deterministic: ClassVar[bool] = False
+    """whether the same adapters, prompts and ``how`` get the same responses, whatever was asked before"""
+
+    def start(self, info: SamplerInfo) -> SamplingSession:
+        """Make ready; called once, when the first responses of a run are wanted."""
+        raise NotImplementedError
+
+
 class Register(Protocol):
     """Given to a ``register_*`` hook; call it once per plugin.
 
@@ -333,27 +385,6 @@ class Register(Protocol):
     """
 
     def __call__(self, name: str, target: str | type[Plugin], *, summary: str, paper: str = "") -> None: ...
-
-
-# --- what observers share --------------------------------------------------------------------------------------------
-
-
-def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """What of a step's metrics a curve can show; "nan" and "inf", for which JSON has no numbers, are numbers again."""
-    found: dict[str, float] = {}
-    for name, value in metrics.items():
-        if isinstance(value, int | float) or value in ("nan", "inf", "-inf"):
-            found[name] = float(value)
-    return found
-
-
-def figures(outcome: Outcome) -> dict[str, float]:
-    """The numbers of an outcome: ``scores/NAME`` and ``stderr/NAME`` per objective, ``kl``, ``tokens``, the details."""
-    found = {f"scores/{name}": score for name, score in outcome.scores.items()}
-    found |= {f"stderr/{name}": error for name, error in outcome.stderr.items()}
-    if outcome.kl is not None:
-        found["kl"] = outcome.kl
-    return found | {"tokens": float(outcome.tokens)} | dict(outcome.details)
 
 
 __all__ = [
@@ -387,6 +418,10 @@ __all__ = [
     "RunError",
     "RunInfo",
     "Sample",
+    "Sampler",
+    "SamplerInfo",
+    "Sampling",
+    "SamplingSession",
     "Search",
     "Space",
     "TokenAdvantages",

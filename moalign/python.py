@@ -10,10 +10,11 @@ from typing import Any
 from moalign import config as configuration
 from moalign import registry, storage
 from moalign.config import Config
-from moalign.errors import RunError
+from moalign.errors import PreferenceError, RunError
 from moalign.sweeps import callables, front
 from moalign.sweeps.callables import RewardFunction
 from moalign.sweeps.observe import Observer
+from moalign.types import Preference
 
 
 @dataclass(frozen=True)
@@ -27,28 +28,42 @@ class Run:
         """The content of ``front.json``: objectives, points with scores, hypervolume and its reference point."""
         return front.read(self.directory)
 
-    def load(self, candidate: str) -> tuple[Any, Any]:
-        """(peft model, tokenizer) of one point of the front, by its id, on the CPU.
+    def load(
+        self,
+        candidate: str | None = None,
+        *,
+        prefer: str | Mapping[str, Any] | Preference | None = None,
+        base: str | Path | None = None,
+        rank: int | None = None,
+        device: str = "cpu",
+        **weights: float,
+    ) -> tuple[Any, Any]:
+        """(peft model, tokenizer) of a point of the front, by its id or by a preference; both are as peft and
+        transformers make them, the model in evaluation mode.
 
-        Raises RunError for an unknown id or where the base is not the one that the run trained on.
+        ``run.load("w-0.50-0.50")``, ``run.load(helpful=0.7, harmless=0.3)``, or ``run.load(prefer="careful")`` for
+        whatever a configuration may have as a preference. Where a candidate was trained for just that, it is that one;
+        between trained candidates their adapters are mixed in delta space by barycentric coordinates, exactly, unless
+        ``rank`` asks for the nearest of a smaller rank. ``base``: where the base model is now, if not where the run
+        says. Needs the run directory and the base model, not the data.
+
+        Raises RunError for an unknown id or where the base is not the one that the run trained on, PreferenceError for
+        a preference that the trained candidates do not enclose, CorruptFileError where a file is not what was written.
         """
-        import torch
+        from moalign.sweeps import steering
 
-        from moalign import lora
-        from moalign.engine import model as models
+        archive = steering.open_archive(self.directory)
+        mix = self._mix(archive, candidate, prefer, weights)
+        return steering.load(archive, mix, base=None if base is None else str(base), r=rank, device=device)
 
-        record = front.read_record(self.directory)
-        settings = Config.model_validate(record["config"])
-        ids = [point["id"] for point in self.front["points"]]
-        if candidate not in ids:
-            raise RunError(f"{self.directory}: no candidate '{candidate}'; there are {', '.join(ids)}")
-        folder = self.directory / "candidates" / candidate
-        storage.verify(folder)
-        loaded = models.load(settings.model_directory, settings.model, torch.device("cpu"))
-        lora.read(loaded.policy, models.TRAINED, folder, record["base"])
-        if loaded.fingerprint != record["base"]:
-            raise RunError(f"{settings.model_directory}: not the base model that {self.directory} was trained on")
-        return loaded.policy, loaded.tokeniser.tokenizer
+    def _mix(self, archive: Any, candidate: str | None, prefer: object, weights: Mapping[str, float]) -> Any:
+        from moalign.sweeps import steering
+
+        if sum((candidate is not None, prefer is not None, bool(weights))) != 1:
+            raise PreferenceError("give one of: the id of a candidate, prefer=..., or weights such as helpful=0.7")
+        if candidate is not None:
+            return steering.of_candidate(archive, candidate)
+        return steering.for_preference(archive, weights if prefer is None else prefer)
 
 
 def sweep(

@@ -32,6 +32,7 @@ _A, _B = ".lora_A.weight", ".lora_B.weight"
 # tensors' names say, and what has no part in the forward pass. Every other option is another kind of adapter.
 _RANK = {"r", "lora_alpha", "use_rslora", "lora_dropout"}
 _PLACE = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "task_type"}
+_PLACE |= {"fan_in_fan_out"}  # of GPT-2's layers, which keep their weights the other way round; A and B are as ever
 _ORIGIN = {"base_model_name_or_path", "revision", "peft_version", "inference_mode"}
 _FREE = _RANK | _PLACE | _ORIGIN
 
@@ -116,6 +117,9 @@ def read(directory: Path) -> Adapter:
     if not base:
         raise RunError(f"{weights}: names no base model, so it may be another one; only adapters of one base are mixed")
     tensors = storage.read_tensors(weights)
+    embedding = next((name for name in sorted(tensors) if "lora_embedding_" in name), None)
+    if embedding is not None:
+        raise RunError(f"{weights}: {embedding} adapts an embedding; only adapters of linear layers are mixed")
     for layer, (a, _) in factors(tensors, str(weights)).items():
         if len(a) != r:
             raise CorruptFileError(f"{weights}: {layer} has rank {len(a)}, {files.CONFIG_FILE} says {r}")
@@ -307,6 +311,20 @@ def barycentric(wanted: Sequence[float], points: Sequence[Sequence[float]]) -> t
     coefficients = np.zeros(len(points))
     coefficients[distinct[support]] = shares
     return tuple(coefficients.tolist())
+
+
+def nearest(wanted: Sequence[float], points: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """The weights in the hull of ``points`` that are nearest to ``wanted``: what ``barycentric`` can be asked for.
+
+    Least squares over the coefficients of the points, which are not negative and sum to 1.
+    """
+    import numpy as np
+    from scipy.optimize import nnls
+
+    corners, heavy = np.array([list(point) for point in points]), 1e4  # the sum counts so much more than the distance
+    system = np.vstack([corners.T, np.full(len(corners), heavy)])
+    shares, _ = nnls(system, np.append(np.asarray(wanted), heavy))
+    return tuple((shares / shares.sum() @ corners).tolist())
 
 
 def _weights(values: Sequence[float], length: int, what: str) -> list[float]:

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moalign import config as configuration
-from moalign import registry, storage
+from moalign import registry
 from moalign.config import Config
 from moalign.errors import PreferenceError, RunError
 from moalign.sweeps import callables, front
 from moalign.sweeps.callables import RewardFunction
 from moalign.sweeps.observe import Observer
 from moalign.types import Preference
+
+if TYPE_CHECKING:
+    from moalign.sweeps.choice import Choice
+    from moalign.sweeps.steering import Archive, Mix
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,64 @@ class Run:
         mix = self._mix(archive, candidate, prefer, weights)
         return steering.load(archive, mix, base=None if base is None else str(base), r=rank, device=device)
 
-    def _mix(self, archive: Any, candidate: str | None, prefer: object, weights: Mapping[str, float]) -> Any:
+    def select(
+        self,
+        *,
+        at_least: str | Mapping[str, float] | None = None,
+        at_most: str | Mapping[str, float] | None = None,
+        maximise: str | None = None,
+        knee: bool = False,
+        nearest: str | Mapping[str, float] | None = None,
+        best: str | Mapping[str, Any] | None = None,
+    ) -> Choice:
+        """The point of the front that ``moalign select`` would choose: its ``id``, the reason, and what else there is
+        to say. Bounds, and one of maximise, knee, nearest and best.
+
+        Raises PreferenceError where no point keeps the bounds, with what can be reached.
+        """
+        from moalign.sweeps import choice
+
+        content = self.front
+        wish = choice.wish(
+            content, at_least=at_least, at_most=at_most, maximise=maximise, knee=knee, nearest=nearest, best=best
+        )
+        return choice.choose(content, wish)
+
+    def export(
+        self,
+        to: str | Path,
+        candidate: str | None = None,
+        *,
+        prefer: str | Mapping[str, Any] | Preference | None = None,
+        merge: bool = False,
+        rank: int | None = None,
+        dtype: str = "stored",
+        base: str | Path | None = None,
+        **weights: float,
+    ) -> Path:
+        """Write a point, named as for ``load``, into a new folder as ``moalign export`` does: a peft adapter, or with
+        ``merge`` a transformers model and its tokenizer, in the base's own precision or in ``dtype``. Returns ``to``.
+        """
+        from moalign.sweeps import export, steering
+
+        archive = steering.open_archive(self.directory)
+        mix = self._mix(archive, candidate, prefer, weights)
+        where, name = Path(to), None if base is None else str(base)
+        if merge:
+            export.write_merged(archive, mix, where, base=name, r=rank, dtype=dtype)
+        else:
+            export.write_adapter(archive, mix, where, base=name, r=rank)
+        return where
+
+    def bundle(self, to: str | Path, *, everything: bool = False, base: str | Path | None = None) -> dict[str, Any]:
+        """Write the front's adapters (``everything``: also the dominated ones) and ``bundle.json`` into a new folder;
+        returns the content of the latter (docs/bundle.md)."""
+        from moalign.sweeps import export, steering
+
+        archive = steering.open_archive(self.directory)
+        return export.write_bundle(archive, Path(to), everything=everything, base=None if base is None else str(base))
+
+    def _mix(self, archive: Archive, candidate: str | None, prefer: object, weights: Mapping[str, float]) -> Mix:
         from moalign.sweeps import steering
 
         if sum((candidate is not None, prefer is not None, bool(weights))) != 1:

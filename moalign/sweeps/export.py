@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -41,7 +42,7 @@ def write_adapter(archive: Archive, mix: Mix, to: Path, *, base: str | None = No
     something already.
     """
     made, lost = steering.adapter(archive, mix, r)
-    with storage.new_directory(to) as folder:
+    with _new(archive, to) as folder:
         mixing.write(_calling(made, archive, base), folder)
         storage.write_json(folder / NOTE, _note(archive, mix, made, lost))
     return Exported(made.r, lost)
@@ -55,21 +56,30 @@ def write_merged(
     ``dtype``: of the written weights; "stored": that of the base's own files, whichever the run trained on.
     """
     made, lost = steering.adapter(archive, mix, r)
-    device = torch.device("cpu")
-    path = steering.base_of(archive, base)
-    loaded = steering.verified_base(archive, base, device)
-    trained_in = loaded.dtype
-    if dtype != str(trained_in).removeprefix("torch."):
-        del loaded  # two of them at once may be too much
-        loaded = models.load_base(path, dtype, device)
-    tokenizer = models.load_tokenizer(path)
-    merged = ordinary.merge(ordinary.attach(loaded, made))
-    with storage.new_directory(to) as folder:
+    with _new(archive, to) as folder:
+        merged = ordinary.merge(ordinary.attach(_base_in(archive, base, dtype), made))
         _save(merged, folder)
-        tokenizer.save_pretrained(folder)
+        models.load_tokenizer(steering.base_of(archive, base)).save_pretrained(folder)
         kind = str(merged.dtype).removeprefix("torch.")
         storage.write_json(folder / NOTE, _note(archive, mix, made, lost) | {"merged": True, "dtype": kind})
     return Exported(made.r, lost)
+
+
+def _base_in(archive: Archive, base: str | None, dtype: str) -> Any:
+    """The base model, known to be the run's, in another precision than the one in which that can be seen."""
+    device = torch.device("cpu")
+    loaded = steering.verified_base(archive, base, device)
+    if dtype == str(loaded.dtype).removeprefix("torch."):
+        return loaded
+    del loaded  # two of them at once may be too much
+    return models.load_base(steering.base_of(archive, base), dtype, device)
+
+
+def _new(archive: Archive, to: Path) -> AbstractContextManager[Path]:
+    """``to`` as a new folder. Raises RunError where it holds something, or lies in the run, which is not to grow."""
+    if to.resolve().is_relative_to(archive.directory.resolve()):
+        raise RunError(f"{to} lies in the run directory {archive.directory}, which is to stay as it is; choose another")
+    return storage.new_directory(to)
 
 
 def _save(model: Any, folder: Path) -> None:
@@ -80,9 +90,7 @@ def _save(model: Any, folder: Path) -> None:
     storage.write_json(folder / GENERATION, settings)
 
 
-def write_bundle(
-    archive: Archive, to: Path, *, everything: bool = False, base: str | None = None
-) -> dict[str, Any]:
+def write_bundle(archive: Archive, to: Path, *, everything: bool = False, base: str | None = None) -> dict[str, Any]:
     """The front's adapters (``everything``: also the dominated ones), each in a folder, and ``bundle.json``; returns
     the content of the latter."""
     result = front.read(archive.directory)
@@ -90,7 +98,7 @@ def write_bundle(
     if not points:
         steering.for_preference(archive, "equal")  # says why there is none
         raise RunError(f"{archive.directory}: there is nothing on the front to bundle")
-    with storage.new_directory(to) as folder:
+    with _new(archive, to) as folder:
         entries = [_bundled(archive, point, base, folder) for point in points]
         content = _manifest(archive, result, entries, base)
         storage.write_json(folder / BUNDLE, content)

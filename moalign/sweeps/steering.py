@@ -144,7 +144,7 @@ def load(
 def verified_base(archive: Archive, base: str | None, device: torch.device) -> Any:
     """The base model in the precision that the run trained on, once its weights are known to be those of the run."""
     path = base_of(archive, base)
-    dtype = archive.config.model.dtype
+    dtype: str = archive.config.model.dtype
     if dtype == "auto":  # which depends on where the run trained, not on where its model is loaded
         dtype = "float32" if str(archive.record.get("device", "cpu")).startswith("cpu") else "stored"
     models.quiet()
@@ -153,7 +153,9 @@ def verified_base(archive: Archive, base: str | None, device: torch.device) -> A
     except ModelError as error:
         if base is not None:
             raise
-        raise ModelError(f"{error}; if the base model is elsewhere now, say where (--base, from Python base=)") from None
+        raise ModelError(
+            f"{error}; if the base model is elsewhere now, say where (--base, from Python base=)"
+        ) from None
     if models.base_fingerprint(loaded) != archive.record["base"]:
         raise RunError(f"{path}: not the base model that {archive.directory} was trained on")
     return loaded.requires_grad_(False)

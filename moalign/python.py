@@ -12,13 +12,13 @@ from moalign import registry
 from moalign.config import Config
 from moalign.errors import PreferenceError, RunError
 from moalign.sweeps import callables, front
+from moalign.sweeps.archive import Archive, Mix
 from moalign.sweeps.callables import RewardFunction
 from moalign.sweeps.observe import Observer
 from moalign.types import Preference
 
 if TYPE_CHECKING:
     from moalign.sweeps.choice import Choice
-    from moalign.sweeps.steering import Archive, Mix
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Run:
         """
         from moalign.sweeps import steering
 
-        archive = steering.open_archive(self.directory)
+        archive = Archive.open(self.directory)
         mix = self._mix(archive, candidate, prefer, weights)
         return steering.load(archive, mix, base=None if base is None else str(base), r=rank, device=device)
 
@@ -98,9 +98,9 @@ class Run:
         """Write a point, named as for ``load``, into a new folder as ``moalign export`` does: a peft adapter, or with
         ``merge`` a transformers model and its tokenizer, in the base's own precision or in ``dtype``. Returns ``to``.
         """
-        from moalign.sweeps import export, steering
+        from moalign.sweeps import export
 
-        archive = steering.open_archive(self.directory)
+        archive = Archive.open(self.directory)
         mix = self._mix(archive, candidate, prefer, weights)
         where, name = Path(to), None if base is None else str(base)
         if merge:
@@ -112,19 +112,17 @@ class Run:
     def bundle(self, to: str | Path, *, everything: bool = False, base: str | Path | None = None) -> dict[str, Any]:
         """Write the front's adapters (``everything``: also the dominated ones) and ``bundle.json`` into a new folder;
         returns the content of the latter (docs/bundle.md)."""
-        from moalign.sweeps import export, steering
+        from moalign.sweeps import export
 
-        archive = steering.open_archive(self.directory)
+        archive = Archive.open(self.directory)
         return export.write_bundle(archive, Path(to), everything=everything, base=None if base is None else str(base))
 
     def _mix(self, archive: Archive, candidate: str | None, prefer: object, weights: Mapping[str, float]) -> Mix:
-        from moalign.sweeps import steering
-
         if sum((candidate is not None, prefer is not None, bool(weights))) != 1:
             raise PreferenceError("give one of: the id of a candidate, prefer=..., or weights such as helpful=0.7")
         if candidate is not None:
-            return steering.of_candidate(archive, candidate)
-        return steering.for_preference(archive, weights if prefer is None else prefer)
+            return archive.of_candidate(candidate)
+        return archive.for_preference(weights if prefer is None else prefer)
 
 
 def sweep(

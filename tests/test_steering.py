@@ -21,6 +21,7 @@ from moalign import storage
 from moalign.errors import CorruptFileError, ModelError, PreferenceError, RunError
 from moalign.lora import mixing
 from moalign.sweeps import journal, neighbours, outcomes, steering
+from moalign.sweeps.archive import Archive
 from moalign.types import Outcome, Preference
 
 OBJECTIVES = ("harmless", "helpful")
@@ -148,8 +149,8 @@ def test_between_trained_ones_it_is_the_sum_of_their_deltas(small_run, tiny_mode
 
 
 def test_a_rank_compresses_as_the_svd_says(small_run, tiny_model_path):
-    archive = steering.open_archive(small_run)
-    mix = steering.for_preference(archive, {"helpful": 0.7, "harmless": 0.3})
+    archive = Archive.open(small_run)
+    mix = archive.for_preference({"helpful": 0.7, "harmless": 0.3})
     whole, nothing = steering.adapter(archive, mix)
     small, lost = steering.adapter(archive, mix, 3)
     assert (whole.r, nothing.total, small.r) == (8, 0.0, 3) and 0.01 < lost.total < 1
@@ -179,7 +180,7 @@ def test_presets_of_the_configuration_have_names(copy):
     record = storage.read_json(copy / "run.json")
     record["config"]["preferences"] = {"careful": {"helpful": 0.2, "harmless": 0.8}}
     storage.write_json(copy / "run.json", record)
-    mix = steering.for_preference(steering.open_archive(copy), "careful")
+    mix = Archive.open(copy).for_preference("careful")
     assert mix.shares == pytest.approx({"w-1.00-0.00": 0.6, MIDDLE: 0.4})
     assert mix.text == "0.6 of w-1.00-0.00 + 0.4 of w-0.50-0.50" and mix.wanted.name == "careful"
 

@@ -38,30 +38,34 @@ def export(
 ) -> None:
     """Write an adapter for peft, a merged model for transformers, or a bundle of adapters for a server such as vLLM."""
     _refuse_contradictions(prefer or candidate, merge, rank, dtype, bundle, everything)
-    console = Console()
-    from moalign.sweeps import export as exporting
-    from moalign.sweeps import steering
-
     if bundle:
-        archive = steering.open_archive(run_directory)
-        content = exporting.write_bundle(archive, to, everything=everything, base=base)
-        _plain(
-            console, f"{len(content['adapters'])} adapters, largest rank {content['largest_r']}: {to / 'bundle.json'}"
-        )
-        _plain(console, f"\n{serving(content, to, steering.base_of(archive, base))}")
+        _bundle(run_directory, to, everything, base)
         return
     archive, mix = steered.chosen(run_directory, prefer, candidate)
     steered.say(mix)
     if merge:
         steered.phase("loading the model and merging")
+    from moalign.sweeps import export as exporting
+
+    if merge:
         written = exporting.write_merged(archive, mix, to, base=base, r=rank, dtype=dtype)
     else:
         written = exporting.write_adapter(archive, mix, to, base=base, r=rank)
     if rank is not None:
-        _plain(console, f"rank {written.r} loses {100 * written.lost.total:.3g} % of the update (Frobenius norm)")
+        _plain(f"rank {written.r} loses {100 * written.lost.total:.3g} % of the update (Frobenius norm)")
     load = "AutoModelForCausalLM.from_pretrained" if merge else "PeftModel.from_pretrained"
     what = "model and tokenizer" if merge else f"adapter of rank {written.r}"
-    _plain(console, f"{what}, for {load}: {to}")
+    _plain(f"{what}, for {load}: {to}")
+
+
+def _bundle(run_directory: Path, to: Path, everything: bool, base: str | None) -> None:
+    from moalign.sweeps import export as exporting
+    from moalign.sweeps.archive import Archive
+
+    archive = Archive.open(run_directory)
+    content = exporting.write_bundle(archive, to, everything=everything, base=base)
+    _plain(f"{len(content['adapters'])} adapters, largest rank {content['largest_r']}: {to / exporting.BUNDLE}\n")
+    _plain(serving(content, to, base or archive.base))
 
 
 def _refuse_contradictions(
@@ -94,5 +98,6 @@ def _module(name: str, path: Path) -> str:
     return shlex.quote(json.dumps({"name": name, "path": str(path)}) if plain.count("=") > 1 else plain)
 
 
-def _plain(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+def _plain(text: str) -> None:
+    """Long lines are left to the terminal, so that commands and paths stay whole where the output is a file."""
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)

@@ -16,7 +16,7 @@ from moalign.commands.steered import Base, Candidate, Prefer, Rank, Run
 
 if TYPE_CHECKING:
     from moalign.engine.replies import Speaker
-    from moalign.sweeps.steering import Mix
+    from moalign.sweeps.archive import Mix
 
 INTERRUPTED = 130
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from moalign.errors import PreferenceError
 
 if TYPE_CHECKING:
-    from moalign.sweeps.steering import Archive, Mix
+    from moalign.sweeps.archive import Archive, Mix
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 Prefer = Annotated[
@@ -28,14 +28,14 @@ Rank = Annotated[int | None, typer.Option(min=1, help="Compress the adapter to t
 
 def chosen(directory: Path, prefer: str | None, candidate: str | None) -> tuple[Archive, Mix]:
     """The run, and what of it is meant. Raises PreferenceError unless exactly one of the two says so."""
-    from moalign.sweeps import steering
+    from moalign.sweeps.archive import Archive
 
-    archive = steering.open_archive(directory)
+    archive = Archive.open(directory)
     if (prefer is None) == (candidate is None):
         raise PreferenceError("give --prefer or --candidate, one of the two; `moalign select` finds a candidate")
     if candidate is not None:
-        return archive, steering.of_candidate(archive, candidate)
-    return archive, steering.for_preference(archive, prefer)
+        return archive, archive.of_candidate(candidate)
+    return archive, archive.for_preference(prefer)
 
 
 def say(mix: Mix) -> None:

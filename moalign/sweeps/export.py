@@ -19,7 +19,7 @@ from moalign.errors import RunError
 from moalign.lora import mixing, ordinary
 from moalign.lora.mixing import Adapter, Truncation
 from moalign.sweeps import front, steering
-from moalign.sweeps.steering import Archive, Mix
+from moalign.sweeps.archive import Archive, Mix
 
 NOTE = "moalign.json"
 BUNDLE = "bundle.json"
@@ -59,7 +59,7 @@ def write_merged(
     with _new(archive, to) as folder:
         merged = ordinary.merge(ordinary.attach(_base_in(archive, base, dtype), made))
         _save(merged, folder)
-        models.load_tokenizer(steering.base_of(archive, base)).save_pretrained(folder)
+        models.load_tokenizer(base or archive.base).save_pretrained(folder)
         kind = str(merged.dtype).removeprefix("torch.")
         storage.write_json(folder / NOTE, _note(archive, mix, made, lost) | {"merged": True, "dtype": kind})
     return Exported(made.r, lost)
@@ -72,7 +72,7 @@ def _base_in(archive: Archive, base: str | None, dtype: str) -> Any:
     if dtype == str(loaded.dtype).removeprefix("torch."):
         return loaded
     del loaded  # two of them at once may be too much
-    return models.load_base(steering.base_of(archive, base), dtype, device)
+    return models.load_base(base or archive.base, dtype, device)
 
 
 def _new(archive: Archive, to: Path) -> AbstractContextManager[Path]:
@@ -95,9 +95,7 @@ def write_bundle(archive: Archive, to: Path, *, everything: bool = False, base: 
     the content of the latter."""
     result = front.read(archive.directory)
     points = [point for point in result["points"] if everything or not point["dominated"]]
-    if not points:
-        steering.for_preference(archive, "equal")  # says why there is none
-        raise RunError(f"{archive.directory}: there is nothing on the front to bundle")
+    archive.finished()  # or it says why there is nothing
     with _new(archive, to) as folder:
         entries = [_bundled(archive, point, base, folder) for point in points]
         content = _manifest(archive, result, entries, base)
@@ -137,7 +135,7 @@ def _manifest(
 
 def _calling(adapter: Adapter, archive: Archive, base: str | None) -> Adapter:
     """The adapter with the base model's name that others are to find it by."""
-    named = {"base_model_name_or_path": steering.base_of(archive, base)}
+    named = {"base_model_name_or_path": base or archive.base}
     return replace(adapter, config={**adapter.config, **named})
 
 

@@ -238,6 +238,13 @@ def test_a_bundle_names_everything_there_is_to_know(small_run, tiny_model_path, 
     assert storage.verify(tmp_path / "bundle") == []
 
 
+def test_the_page_on_bundles_names_every_key(small_run, tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "bundle.md").read_text(encoding="utf-8")
+    content = moalign.open_run(small_run).bundle(tmp_path / "bundle")
+    keys = {*content, *content["adapters"][0], *(f"base.{key}" for key in content["base"])} - {"base"}
+    assert [key for key in sorted(keys) if f"`{key}`" not in page] == []
+
+
 def test_dominated_points_are_left_out_unless_asked_for(small_run, tmp_path):
     run = moalign.open_run(small_run)
     events = journal.read(small_run / journal.FILE)

@@ -32,7 +32,8 @@ def loaded(small_run):
 
 
 def speaker(loaded, **manner) -> Speaker:
-    return Speaker(*loaded, Manner(**manner))
+    model, tokenizer = loaded
+    return Speaker(model, tokenizer, Manner(**manner))
 
 
 # --- replies --------------------------------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ def _calling(adapter: Adapter, archive: Archive, base: str | None) -> Adapter:
 
 
 def _base(archive: Archive, base: str | None) -> dict[str, Any]:
-    return {"name": base or archive.config.model.path, "fingerprint": archive.record["base"]}
+    return {"name": base or archive.base, "fingerprint": archive.record["base"]}
 
 
 def _form(adapter: Adapter) -> dict[str, Any]:

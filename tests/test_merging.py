@@ -10,8 +10,8 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from moalign.errors import CorruptFileError, ModelError
-from moalign.lora import ordinary
+from moalign.errors import CorruptFileError, ModelError, RunError
+from moalign.lora import mixing, ordinary
 from moalign.lora.mixing import Adapter
 
 IDS = torch.arange(3, 23)[None]
@@ -50,6 +50,7 @@ CASES = [
     ("llama", "all-linear", {}),
     ("llama", ["q_proj", "down_proj"], {"use_rslora": True, "layers_to_transform": [1]}),
     ("llama", ["lm_head", "v_proj"], {}),
+    ("llama", ["embed_tokens", "q_proj", "lm_head"], {}),
     ("gpt2", ["c_attn", "c_proj", "c_fc"], {"fan_in_fan_out": True}),
 ]
 
@@ -69,9 +70,10 @@ def test_merged_and_attached_are_the_same_function(kind, targets, options, tied)
     merged = ordinary.merge(ordinary.attach(base(), adapter))
     assert not any("lora" in name for name, _ in merged.named_modules())
     torch.testing.assert_close(logits(merged), expected, rtol=0, atol=1e-12)
+    assert merged.config.tie_word_embeddings == (tied and "lm_head" not in targets)
     head, embedding = merged.get_output_embeddings().weight, merged.get_input_embeddings().weight
-    assert torch.equal(embedding, base().get_input_embeddings().weight)  # which no adapter is on
-    assert (head is embedding) == (tied and "lm_head" not in targets) == merged.config.tie_word_embeddings
+    assert (head is embedding) == merged.config.tie_word_embeddings
+    assert torch.equal(embedding, base().get_input_embeddings().weight) == ("embed_tokens" not in targets)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -122,6 +124,32 @@ def test_layers_that_share_their_weights_are_not_merged():
     attached = ordinary.attach(base, adapter_for(model_of("llama"), ["up_proj"]))
     with pytest.raises(ModelError, match="shares its weights with another layer"):
         ordinary.merge(attached)
+
+
+def test_an_adapted_embedding_that_is_the_head_too_is_not_merged():
+    attached = ordinary.attach(
+        model_of("llama", tie_word_embeddings=True), adapter_for(model_of("llama"), ["embed_tokens"])
+    )
+    with pytest.raises(ModelError, match="embed_tokens: shares its weights"):
+        ordinary.merge(attached)
+
+
+def test_adapters_of_gpt2_and_of_embeddings_are_read(tmp_path):
+    gpt2 = adapter_for(model_of("gpt2"), ["c_attn"], fan_in_fan_out=True)
+    mixing.write(gpt2, tmp_path / "gpt2")
+    again = mixing.read(tmp_path / "gpt2")
+    assert torch.equal(
+        logits(ordinary.attach(model_of("gpt2"), again)), logits(ordinary.attach(model_of("gpt2"), gpt2))
+    )
+    for targets in (["embed_tokens"], ["embed_tokens", "q_proj"]):
+        adapter = adapter_for(model_of("llama"), targets)
+        folder = tmp_path / "-".join(targets)
+        mixing.write(adapter, folder)
+        with pytest.raises(RunError, match="lora_embedding_A adapts an embedding"):
+            mixing.read(folder)
+        again = mixing.read(folder, alone=True)
+        expected = logits(ordinary.attach(model_of("llama"), adapter))
+        assert torch.equal(logits(ordinary.attach(model_of("llama"), again)), expected)
 
 
 def test_quantised_weights_are_not_merged():

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel, PeftModelForCausalLM
+from sweeps import small_config, write_pairs
 from transformers import AutoModelForCausalLM
 
 import moalign
@@ -313,3 +314,26 @@ def test_another_base_is_refused_and_the_same_elsewhere_is_taken(copy, tiny_mode
     with pytest.raises(ModelError, match=r"gone: .*; if the base model is elsewhere now, say where \(--base"):
         run.load(MIDDLE)
     assert torch.equal(logits(run.load(MIDDLE, base=tiny_model_path)[0]), expected)
+
+
+def test_another_tokenizer_is_told_of(copy, tiny_model_path, tmp_path, caplog):
+    moved = Path(shutil.copytree(tiny_model_path, tmp_path / "moved"))
+    run = moalign.open_run(copy)
+    run.load(MIDDLE, base=moved)
+    assert caplog.text == ""
+    (moved / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    run.load(MIDDLE, base=moved)
+    assert f"{moved}: not the tokenizer of the run" in caplog.text
+
+
+def test_adapted_embeddings_are_loaded_and_not_mixed(tiny_model_path, tmp_path):
+    model = {"path": str(tiny_model_path), "lora": {"r": 2, "alpha": 4, "targets": ["embed_tokens", "q_proj"]}}
+    train = {"steps": 2, "pairs_per_step": 4, "lr": 1e-2, "together": 1}
+    pairs = write_pairs(tmp_path / "pairs.jsonl", prompts=10)
+    settings = small_config(tiny_model_path, pairs, model=model, search={"name": "grid", "points": 2}, train=train)
+    run = moalign.sweep(settings, tmp_path / "run")
+    loaded, _ = run.load("w-1.00-0.00")
+    expected = PeftModel.from_pretrained(base(tiny_model_path), tmp_path / "run" / "candidates" / "w-1.00-0.00")
+    assert torch.equal(logits(loaded), logits(expected))
+    with pytest.raises(RunError, match="adapts an embedding; only adapters of linear layers are mixed"):
+        run.load(prefer="equal")

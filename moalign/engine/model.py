@@ -164,7 +164,7 @@ def load(path: str, settings: ModelSettings, device: torch.device) -> LanguageMo
         temperature=1.0 / scale,
         softcap=getattr(text_config, "final_logit_softcapping", None),
         fingerprint=fingerprint,
-        tokenizer_fingerprint=_tokenizer_fingerprint(tokenizer),
+        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
         packing=_packing(text_config, device, base),
     )
     probe.check_against_own_logits(model, path)
@@ -226,7 +226,8 @@ def base_fingerprint(base: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _tokenizer_fingerprint(tokenizer: Any) -> str:
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """sha256 over what a tokenizer does with text, and its chat template."""
     fast = getattr(tokenizer, "backend_tokenizer", None)
     content = fast.to_str() if fast is not None else repr(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(f"{content}/{tokenizer.chat_template}".encode()).hexdigest()

@@ -26,6 +26,7 @@ from moalign.errors import CorruptFileError, MoalignError, RunError
 from moalign.lora import adapters as files
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"
+_EMBEDDING = (".lora_embedding_A", ".lora_embedding_B")
 
 # What may differ from peft's defaults: rank and scaling, which are accounted for, where the adapter sits, which the
 # tensors' names say, and what has no part in the forward pass. Every other option is another kind of adapter.
@@ -97,8 +98,10 @@ def soup(
     return replace(result, tensors=tensors), lost
 
 
-def read(directory: Path) -> Adapter:
+def read(directory: Path, *, alone: bool = False) -> Adapter:
     """An adapter that ``write`` or ``lora.write`` wrote; the files' checksums are verified.
+
+    ``alone``: it will not be mixed, so that it may adapt embeddings as well.
 
     Raises RunError or CorruptFileError naming the file where it is not a plain LoRA adapter (DoRA, trained biases,
     ranks that differ by layer, ...), names no base, or where configuration and tensors disagree.
@@ -114,10 +117,11 @@ def read(directory: Path) -> Adapter:
     if not base:
         raise RunError(f"{weights}: names no base model, so it may be another one; only adapters of one base are mixed")
     tensors = storage.read_tensors(weights)
-    embedding = next((name for name in sorted(tensors) if "lora_embedding_" in name), None)
-    if embedding is not None:
-        raise RunError(f"{weights}: {embedding} adapts an embedding; only adapters of linear layers are mixed")
-    for layer, (a, _) in factors(tensors, str(weights)).items():
+    embeddings = sorted(name for name in tensors if name.endswith(_EMBEDDING))
+    if embeddings and not alone:
+        raise RunError(f"{weights}: {embeddings[0]} adapts an embedding; only adapters of linear layers are mixed")
+    linear = {name: tensor for name, tensor in tensors.items() if name not in embeddings}
+    for layer, (a, _) in (factors(linear, str(weights)) if linear or not embeddings else {}).items():
         if len(a) != r:
             raise CorruptFileError(f"{weights}: {layer} has rank {len(a)}, {files.CONFIG_FILE} says {r}")
     return Adapter(str(directory), tensors, r, alpha, rslora, base, config)

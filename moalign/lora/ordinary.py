@@ -85,7 +85,7 @@ def merge(model: PeftModel) -> Any:
             raise ModelError(f"{name}: weights of type {weight.dtype} take up no adapter; use the unquantised base")
         if uses[id(weight)] > 1:
             raise ModelError(f"{name}: shares its weights with another layer, so they take up no adapter; do not merge")
-        for side in (module.lora_A, module.lora_B):
+        for side in (module.lora_A, module.lora_B, module.lora_embedding_A, module.lora_embedding_B):
             side.to(torch.float64)
         delta = cast(Any, module).get_delta_weight(NAME)
         weight.data = (weight.double() + delta).to(weight.dtype)

@@ -6,6 +6,7 @@ by the base that they were trained on, and of their configuration only rank, sca
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -19,17 +20,21 @@ from moalign.lora.mixing import Adapter
 from moalign.sweeps import journal
 from moalign.sweeps.archive import Archive, Mix
 
+log = logging.getLogger(__name__)
+
 
 def adapter(archive: Archive, mix: Mix, r: int | None = None) -> tuple[Adapter, mixing.Truncation]:
     """The adapter of a mix, and what a rank ``r`` below its own lost. Without ``r`` nothing is lost.
 
     Raises CorruptFileError or RunError naming the file that is missing, altered, of another base or of another kind.
     """
+    if len(mix.shares) == 1 and r is None:
+        return _verified(archive, next(iter(mix.shares)), alone=True), mixing.Truncation({}, 0.0)
     parts = [_verified(archive, candidate) for candidate in mix.shares]
     return mixing.soup(parts, list(mix.shares.values()), r=r)
 
 
-def _verified(archive: Archive, candidate: str) -> Adapter:
+def _verified(archive: Archive, candidate: str, alone: bool = False) -> Adapter:
     if not storage.safe_name(candidate):
         raise CorruptFileError(f"{archive.directory / journal.FILE}: {candidate!r} is not the name of a folder")
     folder = archive.directory / "candidates" / candidate
@@ -37,7 +42,7 @@ def _verified(archive: Archive, candidate: str) -> Adapter:
     outcome = next(outcome for outcome in archive.history if outcome.id == candidate)
     if outcome.checksum != storage.sha256_of(folder / lora.WEIGHTS_FILE):
         raise CorruptFileError(f"{folder / lora.WEIGHTS_FILE}: not the adapter that the journal tells of; restore it")
-    found = mixing.read(folder)
+    found = mixing.read(folder, alone=alone)
     if found.base != archive.record["base"]:
         raise RunError(f"{folder}: this adapter was trained on another base model than the run")
     return replace(found, name=candidate)
@@ -53,7 +58,14 @@ def load(
     """
     made, _ = adapter(archive, mix, r)
     loaded = verified_base(archive, base, torch.device(device))
-    return ordinary.attach(loaded, made), models.load_tokenizer(base or archive.base)
+    tokenizer = models.load_tokenizer(base or archive.base)
+    if models.tokenizer_fingerprint(tokenizer) != archive.record["tokenizer"]:
+        log.warning(
+            "%s: not the tokenizer of the run, in its tokens or its chat template (or read by another version of "
+            "transformers); replies may be worse for it",
+            base or archive.base,
+        )
+    return ordinary.attach(loaded, made), tokenizer
 
 
 def verified_base(archive: Archive, base: str | None, device: torch.device) -> Any:

@@ -193,6 +193,8 @@ def test_an_empty_front_says_why():
     front = SQUARE | {"points": [], "failed": [{"id": "p0", "error": "boom"}]}
     with pytest.raises(RunError, match=r"no points; the first of 1 that failed: boom"):
         choice.choose(front, choice.Wish(maximise="helpful"))
+    with pytest.raises(RunError, match="no points; none is finished yet"):
+        choice.choose(front | {"failed": []}, choice.Wish(maximise="helpful"))
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

@@ -239,6 +239,8 @@ def test_a_conversation_ctrl_c_stops_a_reply_and_an_empty_line_ends(terminal):
     terminal.read_until(r"q2: \r?\n[^\r\n]")
     terminal.type("\x03")
     terminal.read_until("stopped[^>]*> ")
+    terminal.type("q" * 300 + "\n")
+    terminal.read_until("leaves 0[^>]*> ")  # an answer, not an end
     terminal.type("\n")
     assert terminal.end() == 0
 

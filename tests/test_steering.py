@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 import moalign
 from moalign import storage
-from moalign.errors import CorruptFileError, ModelError, PreferenceError, RunError
+from moalign.errors import CorruptFileError, ModelError, PreferenceError, RunError, UserError
 from moalign.lora import mixing
 from moalign.sweeps import journal, neighbours, outcomes, steering
 from moalign.sweeps.archive import Archive
@@ -203,6 +203,7 @@ def test_select_then_load(small_run):
         ({"prefer": "harmless>=0.4"}, PreferenceError, "between thresholds adapters are not mixed"),
         ({"candidate": "w-9"}, RunError, f"no candidate 'w-9'; there are w-1.00-0.00, w-0.00-1.00, {MIDDLE}"),
         ({"candidate": "../../etc"}, RunError, "no candidate"),
+        ({"candidate": MIDDLE, "device": "gpu9"}, UserError, "device: 'gpu9' is none"),
     ],
 )
 def test_what_cannot_be_had_is_refused(small_run, way, error, message):
@@ -289,6 +290,22 @@ def test_a_run_whose_candidates_all_failed_says_why(copy):
         moalign.open_run(copy).load(MIDDLE)
     with pytest.raises(RunError, match="no points; the first of 3 that failed: boom"):
         moalign.open_run(copy).select(maximise="helpful")
+
+
+@pytest.mark.parametrize("change", [{"config": {}}, {"base": 1}, {"tokenizer": None}, {"config": {"model": 1}}])
+def test_a_record_that_is_none_is_named(copy, change):
+    storage.write_json(copy / "run.json", storage.read_json(copy / "run.json") | change)
+    with pytest.raises(CorruptFileError, match=f"{copy}: record and journal are not those of a run"):
+        moalign.open_run(copy).load(MIDDLE)
+
+
+def test_events_of_another_form_are_refused(copy):
+    rewrite(copy, [event | {"preference": {}} if event["event"] == "outcome" else event for event in events_of(copy)])
+    with pytest.raises(PreferenceError, match="expected an object with the keys"):
+        moalign.open_run(copy).load(MIDDLE)
+    rewrite(copy, [{"event": "outcome", "id": MIDDLE}])
+    with pytest.raises(CorruptFileError, match="not those of a run: KeyError"):
+        moalign.open_run(copy).load(MIDDLE)
 
 
 def test_an_adapter_of_another_base_than_the_runs_is_refused(copy):

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from moalign.commands import steered
 from moalign.commands.steered import Base, Candidate, Prefer, Rank, Run
+from moalign.errors import MoalignError
 
 if TYPE_CHECKING:
     from moalign.engine.replies import Speaker
@@ -91,6 +92,8 @@ def _converse(speaker: Speaker, mix: Mix, samples: int, as_json: bool) -> None:
             _respond(speaker, mix, prompt, number, samples, as_json)
         except KeyboardInterrupt:
             console.print("\n[dim]stopped[/]", highlight=False)
+        except MoalignError as error:  # such as a prompt that is too long
+            console.print(str(error), highlight=False, markup=False)
 
 
 def _typed(console: Console) -> Iterator[str]:

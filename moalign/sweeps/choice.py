@@ -147,8 +147,9 @@ def choose(front: Mapping[str, Any], wish: Wish) -> Choice:
     names = [objective["name"] for objective in front["objectives"]]
     kept = [point for point in front["points"] if not point["dominated"]]
     if not kept:
-        first = f"; the first of {len(front['failed'])} that failed: {front['failed'][0]['error']}"
-        raise RunError(f"the front has no points{first if front['failed'] else ''}")
+        failed = front["failed"]
+        why = f"the first of {len(failed)} that failed: {failed[0]['error']}" if failed else "none is finished yet"
+        raise RunError(f"the front has no points; {why}")
     meeting = [point for point in kept if _meets(point, wish.at_least)]
     if not meeting:
         raise PreferenceError(_unreachable(kept, wish.at_least, front["objectives"]))

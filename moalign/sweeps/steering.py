@@ -14,7 +14,7 @@ import torch
 
 from moalign import lora, storage
 from moalign.engine import model as models
-from moalign.errors import CorruptFileError, ModelError, RunError
+from moalign.errors import CorruptFileError, ModelError, RunError, UserError
 from moalign.lora import mixing, ordinary
 from moalign.lora.mixing import Adapter
 from moalign.sweeps import journal
@@ -57,7 +57,11 @@ def load(
     on, adapters in float32. Raises ModelError, and RunError where the base is not the one of the run.
     """
     made, _ = adapter(archive, mix, r)
-    loaded = verified_base(archive, base, torch.device(device))
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"device: '{device}' is none; such as cpu, cuda or cuda:1") from None
+    loaded = verified_base(archive, base, place)
     tokenizer = models.load_tokenizer(base or archive.base)
     if models.tokenizer_fingerprint(tokenizer) != archive.record["tokenizer"]:
         log.warning(
@@ -73,7 +77,7 @@ def verified_base(archive: Archive, base: str | None, device: torch.device) -> A
     path = base or archive.base
     dtype: str = archive.config.model.dtype
     if dtype == "auto":  # which depends on where the run trained, not on where its model is loaded
-        dtype = "float32" if str(archive.record.get("device", "cpu")).startswith("cpu") else "stored"
+        dtype = "float32" if archive.record["device"].startswith("cpu") else "stored"
     models.quiet()
     try:
         loaded = models.load_base(path, dtype, device)

@@ -140,11 +140,12 @@ def test_between_two_points_from_the_run_directory_alone(small_run, loaded):
 
 
 def test_lines_of_stdin_are_prompts_and_json_has_a_line_for_each_reply(small_run, loaded):
-    prompts = "q1: \n\nq2: \n"
+    prompts = "q1: \n\nq2:\n"  # the run's prompts end in a space, which an editor may have cut off
     done = generate(small_run, "--prefer", "helpful=0.7,harmless=0.3", "--samples", 2, "--json", stdin=prompts)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(row["prompt"], row["sample"]) for row in rows] == [("q1: ", 0), ("q1: ", 1), ("q2: ", 0), ("q2: ", 1)]
+    assert "the run's prompts end in ' ', which is added to lines without it" in done.stderr
     for number, row in enumerate(rows):
         reply = speaker(loaded).reply(row["prompt"], number // 2, row["sample"])
         assert (row["response"], row["tokens"], row["ended"]) == (reply.text, reply.tokens, reply.ended)

@@ -186,6 +186,21 @@ def test_presets_of_the_configuration_have_names(copy):
     assert mix.text == "0.6 of w-1.00-0.00 + 0.4 of w-0.50-0.50" and mix.wanted.name == "careful"
 
 
+@pytest.mark.parametrize(
+    ("prompts", "ending"), [(("a \n", "b \n"), " \n"), (("a\n", "b"), ""), (("a", "b"), ""), (("a ", "b\n"), "")]
+)
+def test_the_white_space_in_which_all_prompts_end_is_found(copy, prompts, ending):
+    archive = Archive.open(copy)
+    mix = archive.for_preference("equal")
+    rows = [json.dumps({"prompt": prompt, "response": "r", "ended": True}) + "\n" for prompt in prompts]
+    file = copy / "candidates" / MIDDLE / "samples.jsonl"
+    file.write_text("".join(rows))
+    assert steering.ending_of_prompts(archive, mix) == ending
+    file.write_text('{"prompt": 1}\n')
+    with pytest.raises(CorruptFileError, match=str(file)):
+        steering.ending_of_prompts(archive, mix)
+
+
 def test_select_then_load(small_run):
     run = moalign.open_run(small_run)
     found = run.select(at_least={"harmless": 0.5})

@@ -27,7 +27,8 @@ def generate(
     prefer: Prefer = None,
     candidate: Candidate = None,
     prompt: Annotated[
-        str | None, typer.Option(help="Answer this and end; default: ask, or read stdin line by line.")
+        str | None,
+        typer.Option(help="Answer this, as it stands, and end; default: ask, or read stdin line by line."),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Responses to each prompt.")] = 1,
     max_new_tokens: Annotated[
@@ -62,10 +63,15 @@ def generate(
     signal.signal(signal.SIGTERM, _leave)  # else it would pass for Ctrl-C, which ends a response and not the command
     if prompt is not None:
         _answer(speaker, mix, [prompt], samples, as_json)
-    elif sys.stdin.isatty():
-        _converse(speaker, mix, samples, as_json)
+        return
+    ending = "" if speaker.has_template else steering.ending_of_prompts(archive, mix)
+    if ending:
+        steered.note(f"the run's prompts end in {ending!r}, which is added to lines without it")
+    if sys.stdin.isatty():
+        _converse(speaker, mix, ending, samples, as_json)
     else:
-        _answer(speaker, mix, (line.rstrip("\n") for line in sys.stdin if line.strip()), samples, as_json)
+        lines = (line.rstrip("\n") for line in sys.stdin if line.strip())
+        _answer(speaker, mix, (_ended(line, ending) for line in lines), samples, as_json)
 
 
 def _device() -> str:
@@ -78,18 +84,22 @@ def _leave(signum: int, frame: Any) -> NoReturn:
     sys.exit(INTERRUPTED)
 
 
+def _ended(line: str, ending: str) -> str:
+    return line if line.endswith(ending) else line + ending
+
+
 def _answer(speaker: Speaker, mix: Mix, prompts: Any, samples: int, as_json: bool) -> None:
     for number, prompt in enumerate(prompts):
         _respond(speaker, mix, prompt, number, samples, as_json)
 
 
-def _converse(speaker: Speaker, mix: Mix, samples: int, as_json: bool) -> None:
+def _converse(speaker: Speaker, mix: Mix, ending: str, samples: int, as_json: bool) -> None:
     """Prompts from the terminal until one is empty. Ctrl-C ends the response under way."""
     console = steered.console()
     console.print("[dim]an empty line or Ctrl-D ends, Ctrl-C stops a response[/]", highlight=False)
     for number, prompt in enumerate(_typed(console)):
         try:
-            _respond(speaker, mix, prompt, number, samples, as_json)
+            _respond(speaker, mix, _ended(prompt, ending), number, samples, as_json)
         except KeyboardInterrupt:
             console.print("\n[dim]stopped[/]", highlight=False)
         except MoalignError as error:  # such as a prompt that is too long

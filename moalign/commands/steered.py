@@ -42,8 +42,12 @@ def say(mix: Mix) -> None:
     """On stderr, which candidates' adapters stand for the preference."""
     from moalign import preference
 
-    what = "" if mix.wanted is None else f"{preference.format(mix.wanted)}: "
-    console().print(f"{what}{mix.text}", highlight=False, markup=False, soft_wrap=True)
+    note(("" if mix.wanted is None else f"{preference.format(mix.wanted)}: ") + mix.text)
+
+
+def note(text: str) -> None:
+    """On stderr, as it stands."""
+    console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def phase(what: str) -> None:

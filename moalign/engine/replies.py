@@ -54,6 +54,11 @@ class Speaker:
         room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._room: int | None = room if isinstance(room, int) and room > 0 else None
 
+    @property
+    def has_template(self) -> bool:
+        """Whether prompts are put into a chat template, so that nobody has to know how they end."""
+        return self._tokeniser.has_template
+
     def reply(self, prompt: str, number: int = 0, sample: int = 0, write: Callable[[str], None] | None = None) -> Reply:
         """A reply to prompt ``number`` of a session: a function of these, the seed and the model.
 

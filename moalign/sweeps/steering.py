@@ -72,6 +72,21 @@ def load(
     return ordinary.attach(loaded, made), tokenizer
 
 
+def ending_of_prompts(archive: Archive, mix: Mix) -> str:
+    """The white space in which all prompts end that the run was evaluated on, as recorded beside the mix's adapters;
+    "" where they do not agree. A line that somebody types has lost it, and the policy has seen no prompt without."""
+    endings: set[str] = set()
+    for candidate in mix.shares:
+        file = archive.directory / "candidates" / candidate / "samples.jsonl"
+        for line in storage.read_bytes(file).splitlines():
+            try:
+                prompt = storage.parse_json(line)["prompt"]
+                endings.add(prompt[len(prompt.rstrip()) :])
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                raise CorruptFileError(f"{file}: a line is not the sample that was written here") from error
+    return endings.pop() if len(endings) == 1 else ""
+
+
 def verified_base(archive: Archive, base: str | None, device: torch.device) -> Any:
     """The base model in the precision that the run trained on, once its weights are known to be those of the run."""
     path = base or archive.base

@@ -46,8 +46,10 @@ def say(mix: Mix) -> None:
 
 
 def note(text: str) -> None:
-    """On stderr, as it stands."""
-    console().print(text, highlight=False, markup=False, soft_wrap=True)
+    """On stderr, as it stands but for what would steer a terminal."""
+    from moalign.report import wording
+
+    console().print(wording.printable(text), highlight=False, markup=False, soft_wrap=True)
 
 
 def phase(what: str) -> None:

@@ -16,6 +16,9 @@ from rich.console import Console
 from moalign import calls, supervisor
 from moalign.commands import data as data_commands
 from moalign.commands import plugins as plugin_commands
+from moalign.commands.export import export
+from moalign.commands.generate import generate
+from moalign.commands.select import select
 from moalign.errors import MoalignError
 
 app = typer.Typer(
@@ -150,6 +153,10 @@ def write_report(run_directory: Run) -> None:
     write(run_directory)
     write_page(run_directory)
     Console().print(f"{run_directory / 'front.png'}\n{run_directory / 'report.html'}", highlight=False)
+
+
+for command in (select, generate, export):
+    app.command()(command)
 
 
 def _show(console: Console, front: dict[str, Any], directory: Path) -> None:

@@ -76,6 +76,18 @@ def is_one_hot(preference: Preference) -> bool:
     return preference.kind != "thresholds" and len(wanted) == 1 and wanted[0] > 0.0
 
 
+def numbers(text: str, objectives: tuple[str, ...], where: str) -> dict[str, float]:
+    """``helpful=0.8, harmless=0.6`` -> the finite number of each objective that is named, in the order of the text.
+
+    Nothing is asked of their sum or signs. ``where`` is the key that an error names. Raises PreferenceError.
+    """
+    items = _items(text.strip(), where, ("=",), "name=number")
+    unknown = [name for name in items if name not in objectives]
+    if unknown:
+        raise PreferenceError(f"{where}: there is no objective '{unknown[0]}'{_nearest(unknown[0], objectives)}")
+    return {name: _number(number, f"{where}.{name}") for name, (number, _) in items.items()}
+
+
 def format(preference: Preference) -> str:
     """One short line for people, such as ``helpful=0.7, harmless=0.3``; four digits, so not for reading back."""
     sign = ">=" if preference.kind == "thresholds" else "="
@@ -105,16 +117,9 @@ def _parse_text(text: str, objectives: tuple[str, ...], named: Mapping[str, Pref
 
 
 def _parse_items(text: str, objectives: tuple[str, ...], where: str) -> Preference:
-    items: dict[str, str] = {}
-    signs = set()
-    for item in _split(text):
-        match = _ITEM.fullmatch(item)
-        if match is None or not match["name"] or not match["number"]:
-            raise PreferenceError(f"{where}: '{item}' is not of the form name=number or name>=number")
-        if match["name"] in items:
-            raise PreferenceError(f"{where}: '{match['name']}' stands there twice")
-        items[match["name"]] = match["number"].strip()
-        signs.add(match["sign"])
+    found = _items(text, where, ("=", ">=", "<=", "<", ">"), "name=number or name>=number")
+    items = {name: number for name, (number, _) in found.items()}
+    signs = {sign for _, sign in found.values()}
     if signs == {"="}:
         return _parse_mapping(items, objectives, where)
     if signs == {">="}:
@@ -122,6 +127,19 @@ def _parse_items(text: str, objectives: tuple[str, ...], where: str) -> Preferen
     if signs == {"=", ">="}:
         raise PreferenceError(f"{where}: weights (=) and thresholds (>=) in one preference; choose one of the two")
     raise PreferenceError(f"{where}: only = and >= have a meaning; a threshold is a lower bound, larger is better")
+
+
+def _items(text: str, where: str, signs: tuple[str, ...], form: str) -> dict[str, tuple[str, str]]:
+    """Name -> (number as it is written, sign). Raises PreferenceError for anything that is not of that form."""
+    items: dict[str, tuple[str, str]] = {}
+    for item in _split(text):
+        match = _ITEM.fullmatch(item)
+        if match is None or not match["name"] or not match["number"] or match["sign"] not in signs:
+            raise PreferenceError(f"{where}: '{item}' is not of the form {form}")
+        if match["name"] in items:
+            raise PreferenceError(f"{where}: '{match['name']}' stands there twice")
+        items[match["name"]] = match["number"].strip(), match["sign"]
+    return items
 
 
 def _split(text: str) -> list[str]:

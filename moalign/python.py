@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moalign import config as configuration
-from moalign import registry, storage
+from moalign import registry
 from moalign.config import Config
-from moalign.errors import RunError
+from moalign.errors import PreferenceError, RunError
 from moalign.sweeps import callables, front
+from moalign.sweeps.archive import Archive, Mix
 from moalign.sweeps.callables import RewardFunction
 from moalign.sweeps.observe import Observer
+from moalign.types import Preference
+
+if TYPE_CHECKING:
+    from moalign.sweeps.choice import Choice
 
 
 @dataclass(frozen=True)
@@ -27,28 +32,97 @@ class Run:
         """The content of ``front.json``: objectives, points with scores, hypervolume and its reference point."""
         return front.read(self.directory)
 
-    def load(self, candidate: str) -> tuple[Any, Any]:
-        """(peft model, tokenizer) of one point of the front, by its id, on the CPU.
+    def load(
+        self,
+        candidate: str | None = None,
+        *,
+        prefer: str | Mapping[str, Any] | Preference | None = None,
+        base: str | Path | None = None,
+        rank: int | None = None,
+        device: str = "cpu",
+        **weights: float,
+    ) -> tuple[Any, Any]:
+        """(peft model, tokenizer) of a point of the front, by its id or by a preference; both are as peft and
+        transformers make them, the model in evaluation mode.
 
-        Raises RunError for an unknown id or where the base is not the one that the run trained on.
+        ``run.load("w-0.50-0.50")``, ``run.load(helpful=0.7, harmless=0.3)``, or ``run.load(prefer="careful")`` for
+        whatever a configuration may have as a preference. Where a candidate was trained for just that, it is that one;
+        between trained candidates their adapters are mixed in delta space by barycentric coordinates, exactly, unless
+        ``rank`` asks for the nearest of a smaller rank. ``base``: where the base model is now, if not where the run
+        says. Needs the run directory and the base model, not the data.
+
+        Raises RunError for an unknown id or where the base is not the one that the run trained on, PreferenceError for
+        a preference that the trained candidates do not enclose, CorruptFileError where a file is not what was written.
         """
-        import torch
+        from moalign.sweeps import steering
 
-        from moalign import lora
-        from moalign.engine import model as models
+        archive = Archive.open(self.directory)
+        mix = self._mix(archive, candidate, prefer, weights)
+        return steering.load(archive, mix, base=None if base is None else str(base), r=rank, device=device)
 
-        record = front.read_record(self.directory)
-        settings = Config.model_validate(record["config"])
-        ids = [point["id"] for point in self.front["points"]]
-        if candidate not in ids:
-            raise RunError(f"{self.directory}: no candidate '{candidate}'; there are {', '.join(ids)}")
-        folder = self.directory / "candidates" / candidate
-        storage.verify(folder)
-        loaded = models.load(settings.model_directory, settings.model, torch.device("cpu"))
-        lora.read(loaded.policy, models.TRAINED, folder, record["base"])
-        if loaded.fingerprint != record["base"]:
-            raise RunError(f"{settings.model_directory}: not the base model that {self.directory} was trained on")
-        return loaded.policy, loaded.tokeniser.tokenizer
+    def select(
+        self,
+        *,
+        at_least: str | Mapping[str, float] | None = None,
+        at_most: str | Mapping[str, float] | None = None,
+        maximise: str | None = None,
+        knee: bool = False,
+        nearest: str | Mapping[str, float] | None = None,
+        best: str | Mapping[str, Any] | None = None,
+    ) -> Choice:
+        """The point of the front that ``moalign select`` would choose: its ``id``, the reason, and what else there is
+        to say. Bounds, and one of maximise, knee, nearest and best.
+
+        Raises PreferenceError where no point keeps the bounds, with what can be reached.
+        """
+        from moalign.sweeps import choice
+
+        content = self.front
+        wish = choice.wish(
+            content, at_least=at_least, at_most=at_most, maximise=maximise, knee=knee, nearest=nearest, best=best
+        )
+        return choice.choose(content, wish)
+
+    def export(
+        self,
+        to: str | Path,
+        candidate: str | None = None,
+        *,
+        prefer: str | Mapping[str, Any] | Preference | None = None,
+        merge: bool = False,
+        rank: int | None = None,
+        dtype: str = "stored",
+        base: str | Path | None = None,
+        **weights: float,
+    ) -> Path:
+        """Write a point, named as for ``load``, into a new folder as ``moalign export`` does: a peft adapter, or with
+        ``merge`` a transformers model and its tokenizer, in the base's own precision or in ``dtype``. Returns ``to``.
+        """
+        from moalign.sweeps import export
+
+        archive = Archive.open(self.directory)
+        mix = self._mix(archive, candidate, prefer, weights)
+        where, name = Path(to), None if base is None else str(base)
+        if merge:
+            export.write_merged(archive, mix, where, base=name, r=rank, dtype=dtype)
+        else:
+            export.write_adapter(archive, mix, where, base=name, r=rank)
+        return where
+
+    def bundle(self, to: str | Path, *, everything: bool = False, base: str | Path | None = None) -> dict[str, Any]:
+        """Write the front's adapters (``everything``: also the dominated ones) and ``bundle.json`` into a new folder;
+        returns the content of the latter (docs/bundle.md)."""
+        from moalign.sweeps import export
+
+        archive = Archive.open(self.directory)
+        return export.write_bundle(archive, Path(to), everything=everything, base=None if base is None else str(base))
+
+    def _mix(self, archive: Archive, candidate: str | None, prefer: object, weights: Mapping[str, float]) -> Mix:
+        if sum((candidate is not None, prefer is not None, bool(weights))) != 1:
+            raise PreferenceError("give one of: the id of a candidate, prefer=..., or weights such as helpful=0.7")
+        if candidate is not None:
+            return archive.of_candidate(candidate)
+        return archive.for_preference(weights if prefer is None else prefer)
 
 
 def sweep(

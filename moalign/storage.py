@@ -222,10 +222,11 @@ def new_directory(path: str | Path) -> Iterator[Path]:
     """Build a folder under a temporary name; at the end it gets its manifest and its name, all or nothing.
 
     ``with new_directory(run / "checkpoints" / "step-5") as folder: write_json(folder / "state.json", state)``.
-    Raises RunError when ``path`` exists already or something cannot be written; no trace is left then.
+    Raises RunError when ``path`` is there and not empty, or something cannot be written; no trace is left then.
     """
     path = Path(path)
-    if path.exists() or path.is_symlink():
+    vacant = path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+    if (path.exists() or path.is_symlink()) and not vacant:
         raise RunError(f"{path} exists already; it is never overwritten, delete it first if it is not wanted")
     make_directory(path.parent)
     temporary = _temporary(path)

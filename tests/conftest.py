@@ -77,3 +77,18 @@ def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory, tiny_model_path: Path) -> Path:
+    """A finished run on the random tiny model: w-1.00-0.00, w-0.00-1.00 and w-0.50-0.50 (harmless, helpful), rank 4,
+    trained far enough to differ. Its data file is gone. To be read only: tests that change it take a copy."""
+    from sweeps import small_config, write_pairs
+
+    import moalign
+
+    folder = tmp_path_factory.mktemp("small-run")
+    pairs = write_pairs(folder / "pairs.jsonl")
+    run = moalign.sweep(small_config(tiny_model_path, pairs), folder / "run")
+    pairs.unlink()
+    return run.directory

@@ -42,7 +42,19 @@ evaluate: {{samples: 1, max_new_tokens: 4}}
 def test_help_names_every_command():
     done = moalign("--help")
     assert done.returncode == 0
-    for command in ("demo", "init", "sweep", "resume", "front", "report", "plugins", "data"):
+    for command in (
+        "demo",
+        "init",
+        "sweep",
+        "resume",
+        "front",
+        "report",
+        "select",
+        "generate",
+        "export",
+        "plugins",
+        "data",
+    ):
         assert command in done.stdout
 
 
@@ -211,8 +223,8 @@ def test_refusal_does_not_wait_for_torch(workplace):
     assert time.monotonic() - begin < 10  # two seconds by design; the margin is for a machine that tests in parallel
 
 
-@pytest.mark.parametrize("command", ["front", "report", "resume"])
+@pytest.mark.parametrize("command", ["front", "report", "resume", "select --knee", "generate --prefer equal"])
 def test_what_is_no_run_is_named(tmp_path, command):
-    done = moalign(command, tmp_path)
+    done = moalign(*command.split(), tmp_path)
     assert done.returncode == 2
     assert "not a run directory" in " ".join(done.stderr.split())

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from distributions import register
 from documents import ROOT, blocks_of, folders, shell
+from guide import Reader
 from sweeps import write_pairs
 
 from moalign import config
@@ -57,6 +58,26 @@ def test_the_python_block_works(first_run):
     assert "on the front" in done.stdout and "PeftModel" in done.stdout
 
 
+def test_the_front_is_used(first_run):
+    """Without the data, which nothing of this needs."""
+    (first_run / "pairs.jsonl").rename(first_run / "elsewhere.jsonl")
+    done = [shell(command, first_run) for command in blocks("bash")[2].splitlines()]
+    assert [one.returncode for one in done] == [0] * 5, "\n".join(one.stderr for one in done)
+    selected, generated, adapter, merged, bundle = (one.stdout for one in done)
+    assert "with harmless at least 0.4" in selected and generated.strip()
+    assert "PeftModel.from_pretrained: exported/adapter" in adapter and "AutoModelForCausalLM" in merged
+    assert "vllm serve" in bundle and "--lora-modules w-1.00-0.00=exported/bundle/adapters/w-1.00-0.00" in bundle
+    (first_run / "elsewhere.jsonl").rename(first_run / "pairs.jsonl")
+
+
+def test_the_bundles_page_is_true(first_run, monkeypatch):
+    """After the README's commands; with the bundle that the last of them wrote."""
+    monkeypatch.chdir(first_run)
+    if not (first_run / "exported" / "bundle").exists():
+        assert shell(blocks("bash")[2].splitlines()[-1], first_run).returncode == 0
+    Reader(first_run).follow(ROOT / "docs" / "bundle.md")
+
+
 def test_the_preferences_are_valid():
     from moalign import registry
     from moalign.sweeps.plan import prepare
@@ -96,7 +117,7 @@ def test_the_plugin_is_twenty_lines_and_works(tmp_path):
 
 def test_the_commands_for_authors_work(tmp_path):
     """As they stand, but for pip, which would ask the network: its part is done as an editable installation does it."""
-    new, install, run_tests, doctor = blocks("bash")[2].splitlines()
+    new, install, run_tests, doctor = blocks("bash")[3].splitlines()
     done = shell(new, tmp_path)
     assert done.returncode == 0, done.stderr
     assert install == "pip install --editable './moalign-hinge[test]'"

@@ -157,8 +157,8 @@ def load(path: str, settings: ModelSettings, device: torch.device) -> LanguageMo
 
     Raises ModelError naming the directory and what is wrong with it.
     """
-    transformers_logging.disable_progress_bar()
-    base = _load_base(path, settings, device)
+    quiet()
+    base = load_base(path, settings.dtype, device)
     tokenizer = load_tokenizer(path)
     head = base.get_output_embeddings()
     if head is None:
@@ -182,7 +182,7 @@ def load(path: str, settings: ModelSettings, device: torch.device) -> LanguageMo
         temperature=1.0 / scale,
         softcap=getattr(text_config, "final_logit_softcapping", None),
         fingerprint=fingerprint,
-        tokenizer_fingerprint=_tokenizer_fingerprint(tokenizer),
+        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
         packing=_packing(text_config, device, base),
     )
     probe.check_against_own_logits(model, path)
@@ -204,6 +204,11 @@ def load(path: str, settings: ModelSettings, device: torch.device) -> LanguageMo
     return skipping if reason is None else replace(model, upper=upper, unskipped=reason)
 
 
+def quiet() -> None:
+    """No progress bars of transformers: whoever loads a model says so in a line of its own."""
+    transformers_logging.disable_progress_bar()
+
+
 def load_tokenizer(path: str) -> Any:
     """The tokenizer of a model directory. Raises ModelError."""
     try:
@@ -212,17 +217,21 @@ def load_tokenizer(path: str) -> Any:
         raise ModelError(f"{path}: the tokenizer cannot be loaded: {error}") from None
 
 
-def _load_base(path: str, settings: ModelSettings, device: torch.device) -> Any:
+def load_base(path: str, dtype: str, device: torch.device) -> Any:
+    """The transformers model of a directory, or of the hub's cache: safetensors only, never remote code.
+
+    ``dtype`` as in the configuration; "stored": as the directory has it, wherever it is loaded. Raises ModelError.
+    """
     directory = Path(path)
     if directory.is_dir() and not (directory / "config.json").exists():
         raise ModelError(f"{path}: no config.json in it; this is not a model in the transformers format")
-    if settings.dtype == "auto":
-        dtype: Any = torch.float32 if device.type == "cpu" else "auto"
+    if dtype in ("auto", "stored"):
+        kind: Any = torch.float32 if device.type == "cpu" and dtype == "auto" else "auto"
     else:
-        dtype = getattr(torch, settings.dtype)
+        kind = getattr(torch, dtype)
     try:
         base: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, trust_remote_code=False, use_safetensors=True
+            path, dtype=kind, trust_remote_code=False, use_safetensors=True
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ModelError(f"{path}: the model cannot be loaded: {error}") from None
@@ -240,7 +249,8 @@ def base_fingerprint(base: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _tokenizer_fingerprint(tokenizer: Any) -> str:
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """sha256 over what a tokenizer does with text, and its chat template."""
     fast = getattr(tokenizer, "backend_tokenizer", None)
     content = fast.to_str() if fast is not None else repr(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(f"{content}/{tokenizer.chat_template}".encode()).hexdigest()

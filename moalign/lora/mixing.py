@@ -22,20 +22,19 @@ from peft import LoraConfig
 from torch import Tensor
 
 from moalign import storage
-from moalign.errors import CorruptFileError, MoalignError, PreferenceError, RunError
+from moalign.errors import CorruptFileError, MoalignError, RunError
 from moalign.lora import adapters as files
-from moalign.preference import TOLERANCE
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"
+_EMBEDDING = (".lora_embedding_A", ".lora_embedding_B")
 
 # What may differ from peft's defaults: rank and scaling, which are accounted for, where the adapter sits, which the
 # tensors' names say, and what has no part in the forward pass. Every other option is another kind of adapter.
 _RANK = {"r", "lora_alpha", "use_rslora", "lora_dropout"}
 _PLACE = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "task_type"}
+_PLACE |= {"fan_in_fan_out"}  # of GPT-2's layers, which keep their weights the other way round; A and B are as ever
 _ORIGIN = {"base_model_name_or_path", "revision", "peft_version", "inference_mode"}
 _FREE = _RANK | _PLACE | _ORIGIN
-
-_SMALLEST = 1e-9  # coefficients below it are the linear programme's rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +98,10 @@ def soup(
     return replace(result, tensors=tensors), lost
 
 
-def read(directory: Path) -> Adapter:
+def read(directory: Path, *, alone: bool = False) -> Adapter:
     """An adapter that ``write`` or ``lora.write`` wrote; the files' checksums are verified.
+
+    ``alone``: it will not be mixed, so that it may adapt embeddings as well.
 
     Raises RunError or CorruptFileError naming the file where it is not a plain LoRA adapter (DoRA, trained biases,
     ranks that differ by layer, ...), names no base, or where configuration and tensors disagree.
@@ -116,7 +117,11 @@ def read(directory: Path) -> Adapter:
     if not base:
         raise RunError(f"{weights}: names no base model, so it may be another one; only adapters of one base are mixed")
     tensors = storage.read_tensors(weights)
-    for layer, (a, _) in factors(tensors, str(weights)).items():
+    embeddings = sorted(name for name in tensors if name.endswith(_EMBEDDING))
+    if embeddings and not alone:
+        raise RunError(f"{weights}: {embeddings[0]} adapts an embedding; only adapters of linear layers are mixed")
+    linear = {name: tensor for name, tensor in tensors.items() if name not in embeddings}
+    for layer, (a, _) in (factors(linear, str(weights)) if linear or not embeddings else {}).items():
         if len(a) != r:
             raise CorruptFileError(f"{weights}: {layer} has rank {len(a)}, {files.CONFIG_FILE} says {r}")
     return Adapter(str(directory), tensors, r, alpha, rslora, base, config)
@@ -268,63 +273,3 @@ def _refuse_another_shape(
         size, found = (len(b), a.shape[1]), (len(other[layer][1]), other[layer][0].shape[1])
         if size != found:
             raise RunError(f"{other_name}: {layer} is {found[0]} x {found[1]}, in {name} it is {size[0]} x {size[1]}")
-
-
-# --- which adapters -------------------------------------------------------------------------------------------------
-
-
-def barycentric(wanted: Sequence[float], points: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    """Coefficients c [n], not negative, sum 1, with sum_k c_k ``points``[k] = ``wanted`` (n points, M weights each).
-
-    Of all such c the one with the least sum_k c_k |wanted - points[k]|^2, found by a linear programme: the corners of
-    the Delaunay simplex around ``wanted``, so at most M of them, and c moves continuously with ``wanted``. With two
-    objectives these are the two neighbours; a point that is among the points is itself, of equal ones the first.
-
-    Raises PreferenceError where a vector is not a weight vector or ``wanted`` lies outside of the hull of the points.
-    """
-    import numpy as np
-    from scipy.optimize import linprog
-
-    target = _weights(wanted, len(wanted), "the wanted weights")
-    if not len(points):
-        raise PreferenceError("there is no trained candidate to mix")
-    everything = np.array([_weights(point, len(wanted), f"point {k}") for k, point in enumerate(points)])
-    distinct = np.sort(np.unique(everything, axis=0, return_index=True)[1])
-    corners = everything[distinct]
-    distances = ((corners - target) ** 2).sum(1)
-    system, sides = np.vstack([corners.T, np.ones(len(corners))]), np.append(target, 1.0)
-    for tolerance in (1e-10, TOLERANCE):  # weights that people write are rounded, also at the edge of the hull
-        options = {"primal_feasibility_tolerance": tolerance, "dual_feasibility_tolerance": 1e-10, "presolve": False}
-        found = linprog(distances, A_eq=system, b_eq=sides, method="highs-ds", options=options)
-        if found.status == 0:
-            break
-        if found.status != 2:
-            raise MoalignError(f"the mix for {tuple(wanted)} was not found: {found.message}")
-    else:
-        raise PreferenceError(_outside(tuple(target), corners.min(0), corners.max(0)))
-    support = np.flatnonzero(found.x > _SMALLEST)
-    shares = np.linalg.lstsq(system[:, support], sides, rcond=None)[0] if len(support) > 1 else 1.0
-    coefficients = np.zeros(len(points))
-    coefficients[distinct[support]] = shares
-    return tuple(coefficients.tolist())
-
-
-def _weights(values: Sequence[float], length: int, what: str) -> list[float]:
-    """The vector with its sum, which preferences may miss by TOLERANCE, made exactly 1, or PreferenceError."""
-    numbers = [float(value) for value in values]
-    if not numbers or len(numbers) != length or not all(0 <= number < math.inf for number in numbers):
-        raise PreferenceError(f"{what}: {tuple(values)} is not {length} weights of 0 or more")
-    total = math.fsum(numbers)
-    if abs(total - 1) > TOLERANCE:
-        raise PreferenceError(f"{what}: {tuple(values)} add up to {total:.9g}, not 1")
-    return [number / total for number in numbers]
-
-
-def _outside(wanted: Sequence[float], lowest: Sequence[float], highest: Sequence[float]) -> str:
-    """Why there is no mix, with the first weight that goes beyond all candidates where one does."""
-    text = f"the weights {tuple(round(float(w), 6) for w in wanted)} lie outside of what the trained candidates enclose"
-    for k, (weight, low, high) in enumerate(zip(wanted, lowest, highest, strict=True)):
-        if not low - TOLERANCE <= weight <= high + TOLERANCE:
-            text += f" (weight {k}: {low:.6g} to {high:.6g})"
-            break
-    return f"{text}; mixing fills in between candidates: train one beyond it, such as each objective alone"

@@ -9,6 +9,7 @@ from moalign import lora
 from moalign.engine.model import TRAINED
 from moalign.errors import PreferenceError, TrainingError
 from moalign.lora import mixing
+from moalign.sweeps import neighbours
 from moalign.sweeps.candidate import Content, settle
 from moalign.sweeps.workshop import Workshop
 from moalign.types import Candidate, Outcome
@@ -33,14 +34,7 @@ def mix_candidate(candidate: Candidate, workshop: Workshop, history: Sequence[Ou
 
 def _shares(candidate: Candidate, objectives: tuple[str, ...], history: Sequence[Outcome]) -> dict[str, float]:
     """Which trained candidates are mixed, and how much of each."""
-    trained = [
-        outcome
-        for outcome in history
-        if outcome.status == "done" and outcome.kind == "trained" and outcome.preference.kind == "weights"
-    ]
-    points = [outcome.preference.vector(objectives) for outcome in trained]
     try:
-        shares = mixing.barycentric(candidate.preference.vector(objectives), points)
+        return neighbours.shares(candidate.preference, objectives, history)
     except PreferenceError as error:
         raise TrainingError(f"nothing to mix {candidate.id} from: {error}") from None
-    return {outcome.id: share for outcome, share in zip(trained, shares, strict=True) if share}

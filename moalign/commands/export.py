@@ -1,0 +1,103 @@
+"""``moalign export``: adapters, merged models and bundles that need nothing of ours to be loaded."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from moalign.commands import steered
+from moalign.commands.steered import Base, Candidate, Prefer, Rank, Run
+from moalign.errors import UserError
+
+# What vLLM takes for --max-lora-rank, in all versions that have it; larger ranks it does not serve.
+SERVED_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+DTYPES = ("stored", "float32", "bfloat16", "float16")
+
+
+def export(
+    run_directory: Run,
+    to: Annotated[Path, typer.Option(metavar="DIR", help="Where to write it: a new or empty folder.")],
+    prefer: Prefer = None,
+    candidate: Candidate = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Write base and adapter as one model, with its tokenizer.")
+    ] = False,
+    rank: Rank = None,
+    dtype: Annotated[
+        str, typer.Option(help="Of a merged model's weights: stored (as the base's files), float32, bfloat16, float16.")
+    ] = "stored",
+    base: Base = None,
+    bundle: Annotated[bool, typer.Option("--bundle", help="Write all adapters of the front, with a manifest.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="With --bundle: the dominated ones as well.")] = False,
+) -> None:
+    """Write an adapter for peft, a merged model for transformers, or a bundle of adapters for a server such as vLLM."""
+    _refuse_contradictions(prefer or candidate, merge, rank, dtype, bundle, everything)
+    if bundle:
+        _bundle(run_directory, to, everything, base)
+        return
+    archive, mix = steered.chosen(run_directory, prefer, candidate)
+    steered.say(mix)
+    if merge:
+        steered.phase("loading the model and merging")
+    from moalign.sweeps import export as exporting
+
+    if merge:
+        written = exporting.write_merged(archive, mix, to, base=base, r=rank, dtype=dtype)
+    else:
+        written = exporting.write_adapter(archive, mix, to, base=base, r=rank)
+    if rank is not None:
+        _plain(f"rank {written.r} loses {100 * written.lost.total:.3g} % of the update (Frobenius norm)")
+    load = "AutoModelForCausalLM.from_pretrained" if merge else "PeftModel.from_pretrained"
+    what = "model and tokenizer" if merge else f"adapter of rank {written.r}"
+    _plain(f"{what}, for {load}: {to}")
+
+
+def _bundle(run_directory: Path, to: Path, everything: bool, base: str | None) -> None:
+    from moalign.sweeps import export as exporting
+    from moalign.sweeps.archive import Archive
+
+    archive = Archive.open(run_directory)
+    content = exporting.write_bundle(archive, to, everything=everything, base=base)
+    _plain(f"{len(content['adapters'])} adapters, largest rank {content['largest_r']}: {to / exporting.BUNDLE}\n")
+    _plain(serving(content, to, base or archive.base))
+
+
+def _refuse_contradictions(
+    point: str | None, merge: bool, rank: int | None, dtype: str, bundle: bool, everything: bool
+) -> None:
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype: '{dtype}' is none of {', '.join(DTYPES)}")
+    if dtype != "stored" and not merge:
+        raise UserError("--dtype is for merged models: adapters are always float32; add --merge")
+    if bundle and (point or merge or rank is not None):
+        raise UserError(
+            "--bundle writes the adapters of the front as they are, without --prefer, --candidate, --merge or --rank"
+        )
+    if everything and not bundle:
+        raise UserError("--all is for bundles; add --bundle")
+
+
+def serving(content: Mapping[str, Any], folder: Path, base: str) -> str:
+    """The command with which vLLM serves a bundle, each adapter under its name."""
+    largest = content["largest_r"]
+    rank = next((served for served in SERVED_RANKS if served >= largest), largest)
+    modules = " ".join(_module(entry["name"], folder / entry["path"]) for entry in content["adapters"])
+    command = f"vllm serve {shlex.quote(base)} --enable-lora --max-lora-rank {rank} --lora-modules {modules}"
+    return command if largest <= SERVED_RANKS[-1] else f"{command}\n# vLLM serves ranks up to {SERVED_RANKS[-1]}"
+
+
+def _module(name: str, path: Path) -> str:
+    """name=path, or in JSON where an equals sign within would be taken for the one between."""
+    plain = f"{name}={path}"
+    return shlex.quote(json.dumps({"name": name, "path": str(path)}) if plain.count("=") > 1 else plain)
+
+
+def _plain(text: str) -> None:
+    """Long lines are left to the terminal, so that commands and paths stay whole where the output is a file."""
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,136 @@
+"""Replies to single prompts while they are written, from an ordinary model; the policy as it was trained and scored.
+
+Prompts are put as in training (``data.tokenise``), and nothing of the model's own generation settings is used: no
+penalties, no cut-offs but those that are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+from transformers.generation.streamers import BaseStreamer
+
+from moalign.data.tokenise import Tokeniser
+from moalign.errors import ModelError, UserError
+from moalign.seeds import derive
+
+USUAL_LENGTH = 256
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How to reply. ``max_new_tokens``: None: 256, or what the model has room for. ``temperature`` 0: the likeliest
+    token each time. ``top_p``: only the likeliest tokens of this mass."""
+
+    max_new_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The text, how many tokens it has, and whether it came to its end or was cut."""
+
+    text: str
+    tokens: int
+    ended: bool
+
+
+class Speaker:
+    """A model that is asked one prompt after the other."""
+
+    def __init__(self, model: Any, tokenizer: Any, manner: Manner):
+        """Raises UserError for a manner that means nothing."""
+        if not 0 < manner.top_p <= 1 or not manner.temperature >= 0 or manner.temperature == float("inf"):
+            raise UserError("temperature is a number of 0 or more, and top-p lies above 0 and not above 1")
+        self._model, self._manner = model, manner
+        self._tokeniser = Tokeniser.of(tokenizer)
+        room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._room: int | None = room if isinstance(room, int) and room > 0 else None
+
+    @property
+    def has_template(self) -> bool:
+        """Whether prompts are put into a chat template, so that nobody has to know how they end."""
+        return self._tokeniser.has_template
+
+    def reply(self, prompt: str, number: int = 0, sample: int = 0, write: Callable[[str], None] | None = None) -> Reply:
+        """A reply to prompt ``number`` of a session: a function of these, the seed and the model.
+
+        ``write`` gets the text piece by piece as it is made. No global generator is moved. Raises ModelError where
+        the prompt leaves no room for a reply.
+        """
+        manner, ids = self._manner, self._tokeniser.prompt(prompt)
+        config = GenerationConfig(
+            do_sample=manner.temperature > 0,
+            max_new_tokens=self._length(len(ids)),
+            eos_token_id=sorted(self._tokeniser.stop_ids),
+            pad_token_id=self._tokeniser.pad_id,
+            bos_token_id=self._tokeniser.bos_id,
+        )
+        if manner.temperature > 0:
+            config.temperature, config.top_p, config.top_k = manner.temperature, manner.top_p, 0
+        given = torch.tensor([ids], device=self._model.device)
+        streamer = None if write is None else _Stream(self._tokeniser.tokenizer, write)
+        devices = [given.device] if given.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), torch.inference_mode():
+            torch.manual_seed(derive(manner.seed, "generate", number, sample))
+            output = self._model.generate(
+                input_ids=given,
+                attention_mask=torch.ones_like(given),
+                generation_config=config,
+                streamer=streamer,
+            )
+        said = output[0, len(ids) :].tolist()
+        text = self._tokeniser.tokenizer.decode(said, skip_special_tokens=True)
+        return Reply(text, len(said), bool(said) and said[-1] in self._tokeniser.stop_ids)
+
+    def _length(self, prompt: int) -> int:
+        """How many tokens a reply may have behind a prompt of so many."""
+        wanted = self._manner.max_new_tokens
+        if self._room is None:
+            return wanted or USUAL_LENGTH
+        room = self._room - prompt
+        if room < (wanted or 1):
+            raise ModelError(
+                f"the prompt has {prompt} tokens and the model takes {self._room} in all, which leaves {max(room, 0)} "
+                f"for a response{f', not {wanted}' if wanted else ''}"
+            )
+        return wanted or min(room, USUAL_LENGTH)
+
+
+class _Stream(BaseStreamer):
+    """Text as soon as its letters are whole; transformers' own waits for the end of each word."""
+
+    def __init__(self, tokenizer: Any, write: Callable[[str], None]):
+        self._tokenizer, self._write = tokenizer, write
+        self._ids: list[int] = []
+        self._shown = 0
+        self._prompt_came = False
+
+    def put(self, value: Tensor) -> None:
+        if not self._prompt_came:  # generate begins with the prompt
+            self._prompt_came = True
+            return
+        self._ids += value.flatten().tolist()
+        text = self._text()
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # a letter of several tokens, not all of which are here
+            self._show(text)
+        if text.endswith("\n"):  # what is shown need not be decoded again and again
+            self._ids, self._shown = [], 0
+
+    def end(self) -> None:
+        self._show(self._text())
+
+    def _text(self) -> str:
+        return self._tokenizer.decode(self._ids, skip_special_tokens=True)
+
+    def _show(self, text: str) -> None:
+        if len(text) > self._shown:
+            self._write(text[self._shown :])
+            self._shown = len(text)

@@ -1,0 +1,103 @@
+"""A run as somebody sees it who steers by it: its record, what became of its candidates, and which of them a preference
+is made of. Read from the run directory alone, and without torch, so that what is refused is refused at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from moalign import preference
+from moalign.config import Config
+from moalign.errors import CorruptFileError, RunError
+from moalign.sweeps import front, journal, neighbours, outcomes
+from moalign.types import Outcome, Preference
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Candidates and the share of each, which sum to 1; ``wanted``: the preference that they stand for, if one was
+    asked for."""
+
+    shares: Mapping[str, float]
+    wanted: Preference | None = None
+
+    @property
+    def text(self) -> str:
+        """For people: whose adapters, how much of each."""
+        if len(self.shares) == 1:
+            return f"the adapter of {next(iter(self.shares))}"
+        return " + ".join(f"{share:.4g} of {name}" for name, share in self.shares.items())
+
+
+@dataclass(frozen=True)
+class Archive:
+    """What of a run is needed to steer by it."""
+
+    directory: Path
+    record: Mapping[str, Any]
+    config: Config
+    history: tuple[Outcome, ...]
+
+    @classmethod
+    def open(cls, directory: Path) -> Archive:
+        """Raises RunError where it is no run directory, CorruptFileError where record or journal are damaged."""
+        record = front.read_record(directory)
+        events = journal.read(directory / journal.FILE)
+        try:
+            config = Config.model_validate(record["config"])
+            history = outcomes.history(events, config.objective_names)
+            for key in ("base", "tokenizer", "device"):
+                if not isinstance(record[key], str):
+                    raise TypeError(f"{key} is no text")
+        except (ValidationError, KeyError, TypeError) as error:
+            what = f"{error.error_count()} bad keys" if isinstance(error, ValidationError) else repr(error)
+            raise CorruptFileError(f"{directory}: record and journal are not those of a run: {what}") from None
+        return cls(directory, record, config, tuple(history))
+
+    @property
+    def base(self) -> str:
+        """Where the run has its base model from."""
+        return self.config.model_directory
+
+    @property
+    def presets(self) -> dict[str, Preference]:
+        """The preferences that the configuration names."""
+        found: dict[str, Preference] = {}
+        for name, value in self.config.preferences.items():
+            found[name] = preference.parse(value, self.config.objective_names, found, where=f"preferences.{name}")
+        return found
+
+    def finished(self) -> tuple[str, ...]:
+        """The ids of all candidates that have an adapter. Raises RunError with the reason where there is none."""
+        done = tuple(outcome.id for outcome in self.history if outcome.status == "done")
+        failed = [outcome for outcome in self.history if outcome.status == "failed"]
+        if failed and not done:
+            first = failed[0]
+            raise RunError(f"{self.directory}: every candidate failed; the first, {first.id}: {first.error}")
+        if not done:
+            raise RunError(f"{self.directory}: no candidate is finished yet; `moalign resume` goes on with the run")
+        return done
+
+    def of_candidate(self, candidate: str) -> Mix:
+        """One point of the run by its id. Raises RunError with the ids that there are, or why it has no adapter."""
+        for outcome in self.history:
+            if outcome.id == candidate and outcome.status == "done":
+                return Mix({candidate: 1.0})
+            if outcome.id == candidate:
+                raise RunError(f"{self.directory}: the candidate '{candidate}' failed: {outcome.error}")
+        raise RunError(f"{self.directory}: no candidate '{candidate}'; there are {', '.join(self.finished())}")
+
+    def for_preference(self, prefer: object) -> Mix:
+        """What a preference is made of: the candidate trained for it, or the neighbours between which it lies.
+
+        ``prefer``: anything that ``preference.parse`` takes, also a name from the configuration. Raises
+        PreferenceError, RunError where no candidate is finished.
+        """
+        names = self.config.objective_names
+        wanted = preference.parse(prefer, names, self.presets, where="prefer")
+        self.finished()
+        return Mix(neighbours.asked(wanted, names, self.history), wanted)

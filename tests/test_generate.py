@@ -1,0 +1,285 @@
+"""Replies from a run directory alone: streamed, reproducible, and on a terminal as somebody types."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+import moalign
+from moalign.engine.replies import Manner, Speaker, _Stream
+from moalign.errors import ModelError, UserError
+
+MIDDLE = "w-0.50-0.50"
+
+
+@pytest.fixture(scope="module")
+def loaded(small_run):
+    return moalign.open_run(small_run).load(helpful=0.7, harmless=0.3)
+
+
+def speaker(loaded, **manner) -> Speaker:
+    model, tokenizer = loaded
+    return Speaker(model, tokenizer, Manner(**manner))
+
+
+# --- replies --------------------------------------------------------------------------------------------------------
+
+
+def test_a_reply_is_a_function_of_seed_prompt_number_and_sample(loaded):
+    before = torch.random.get_rng_state()
+    one = speaker(loaded, max_new_tokens=20).reply("q1: ", 2, 1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(99)
+    assert speaker(loaded, max_new_tokens=20).reply("q1: ", 2, 1) == one
+    others = [
+        speaker(loaded, max_new_tokens=20, seed=s).reply("q1: ", *at)
+        for s, at in ((1, (2, 1)), (0, (0, 1)), (0, (2, 0)))
+    ]
+    assert all(other.text != one.text for other in others)
+
+
+def test_what_is_streamed_is_the_reply_piece_by_piece(loaded):
+    for number in range(5):
+        pieces: list[str] = []
+        reply = speaker(loaded, max_new_tokens=30).reply("q1: ", number, write=pieces.append)
+        assert "".join(pieces) == reply.text
+        assert len(pieces) >= reply.tokens - 2  # a letter each here; end and other special tokens have no text
+
+
+def test_temperature_0_is_the_likeliest_and_small_top_p_too(loaded):
+    greedy = speaker(loaded, max_new_tokens=12, temperature=0.0)
+    model, tokenizer = loaded
+    ids = [1, *tokenizer("q1: ", add_special_tokens=False).input_ids]
+    said: list[int] = []
+    with torch.no_grad():
+        while len(said) < 12 and 2 not in said:
+            said.append(int(model(input_ids=torch.tensor([ids + said])).logits[0, -1].argmax()))
+    assert greedy.reply("q1: ").text == tokenizer.decode(said, skip_special_tokens=True)
+    assert speaker(loaded, max_new_tokens=12, top_p=1e-6).reply("q1: ").text == greedy.reply("q1: ").text
+
+
+def test_the_sampling_is_of_the_policy_itself(loaded):
+    """First letters of 400 replies against the model's own probabilities, whatever its generation settings say."""
+    model, tokenizer = loaded
+    model.generation_config.temperature, model.generation_config.top_k = 0.1, 1
+    ids = torch.tensor([[1, *tokenizer("q1: ", add_special_tokens=False).input_ids]])
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits[0, -1].softmax(-1)
+    talking = speaker(loaded, max_new_tokens=1)
+    letters = [talking.reply("q1: ", number).text for number in range(400)]
+    counts = torch.zeros_like(expected)
+    for letter in letters:
+        found = tokenizer(letter, add_special_tokens=False).input_ids if letter else []
+        if len(found) == 1:
+            counts[found[0]] += 1
+    likely = expected > 0.005
+    deviation = (counts - 400 * expected).abs() / (400 * expected * (1 - expected)).sqrt()
+    assert int(likely.sum()) > 20 and float(deviation[likely].max()) < 5
+
+
+def test_a_prompt_is_put_as_in_training(loaded, monkeypatch):
+    """With a chat template it is a user's message, and the template says what stands first."""
+    model, tokenizer = loaded
+    asked: list[list[int]] = []
+    real = model.generate
+    monkeypatch.setattr(model, "generate", lambda **how: asked.append(how["input_ids"][0].tolist()) or real(**how))
+    letters = tokenizer("uq;a", add_special_tokens=False).input_ids
+    Speaker(model, tokenizer, Manner(1)).reply("uq;a")
+    turns = "{% for message in messages %}u{{ message.content }};{% endfor %}"
+    monkeypatch.setattr(tokenizer, "chat_template", turns + "{% if add_generation_prompt %}a{% endif %}")
+    Speaker(model, tokenizer, Manner(1)).reply("q")
+    assert asked == [[tokenizer.bos_token_id, *letters], letters]
+
+
+def test_room_in_the_context_is_counted(loaded):
+    talking = speaker(loaded, temperature=0.0)
+    assert talking.reply("q" * 250).tokens <= 5  # 256 in all, with the first token
+    with pytest.raises(ModelError, match=r"251 tokens and the model takes 256 in all, which leaves 5 .*, not 6"):
+        speaker(loaded, max_new_tokens=6).reply("q" * 250)
+    with pytest.raises(ModelError, match="leaves 0"):
+        talking.reply("q" * 300)
+
+
+@pytest.mark.parametrize(
+    "manner", [{"top_p": 0.0}, {"top_p": 1.5}, {"temperature": -1.0}, {"temperature": float("inf")}]
+)
+def test_a_manner_that_means_nothing_is_refused(loaded, manner):
+    with pytest.raises(UserError, match="temperature is a number of 0 or more"):
+        speaker(loaded, **manner)
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def generate(run: Path, *arguments: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "moalign", "generate", str(run), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, input=stdin)
+
+
+def test_between_two_points_from_the_run_directory_alone(small_run, loaded):
+    """Its data file is gone (see the fixture); stdout has the reply and nothing else."""
+    done = generate(small_run, "--prefer", "helpful=0.7,harmless=0.3", "--prompt", "q1: ", "--max-new-tokens", 20)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == speaker(loaded, max_new_tokens=20).reply("q1: ").text + "\n"
+    assert f"harmless=0.3, helpful=0.7: 0.4 of w-0.00-1.00 + 0.6 of {MIDDLE}" in done.stderr
+    assert "loading the model" in done.stderr and "\x1b" not in done.stdout + done.stderr
+
+
+def test_lines_of_stdin_are_prompts_and_json_has_a_line_for_each_reply(small_run, loaded):
+    prompts = "q1: \n\nq2:\n"  # the run's prompts end in a space, which an editor may have cut off
+    done = generate(small_run, "--prefer", "helpful=0.7,harmless=0.3", "--samples", 2, "--json", stdin=prompts)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(row["prompt"], row["sample"]) for row in rows] == [("q1: ", 0), ("q1: ", 1), ("q2: ", 0), ("q2: ", 1)]
+    assert "the run's prompts end in ' ', which is added to lines without it" in done.stderr
+    for number, row in enumerate(rows):
+        reply = speaker(loaded).reply(row["prompt"], number // 2, row["sample"])
+        assert (row["response"], row["tokens"], row["ended"]) == (reply.text, reply.tokens, reply.ended)
+        assert row["adapters"] == pytest.approx({"w-0.00-1.00": 0.4, MIDDLE: 0.6})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give --prefer or --candidate"),
+        (("--candidate", "w-9"), f"there are w-1.00-0.00, w-0.00-1.00, {MIDDLE}"),
+        (("--prefer", "helpful=0.7,harmles=0.3"), "did you mean 'harmless'?"),
+        (("--prefer", "equal", "--top-p", "2"), "'--top-p'"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_with_2(small_run, arguments, message):
+    done = generate(small_run, *arguments, "--prompt", "q")
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+# --- on a terminal --------------------------------------------------------------------------------------------------
+
+SLOWLY = """
+import sys, time
+from moalign import cli
+from moalign.engine import replies
+put = replies._Stream.put
+def slow(self, value):
+    time.sleep(0.05)
+    put(self, value)
+replies._Stream.put = slow
+sys.argv = ["moalign", "generate", *sys.argv[1:]]
+cli.main()
+"""
+
+
+class Terminal:
+    """A person at the keyboard: types, and reads what stands on the screen."""
+
+    def __init__(self, *arguments: object):
+        self.child, self._screen = pty.fork()
+        if self.child == 0:
+            os.execv(sys.executable, [sys.executable, "-c", SLOWLY, *map(str, arguments)])
+        self.seen, self._read = "", 0
+
+    def read_until(self, pattern: str, seconds: float = 90.0) -> None:
+        """Read on until the pattern appears behind what was read before."""
+        until = time.monotonic() + seconds
+        while not (found := re.compile(pattern).search(self.seen, self._read)):
+            ready, _, _ = select.select([self._screen], [], [], max(0.0, until - time.monotonic()))
+            assert ready, f"{pattern!r} did not appear: {self.seen!r}"
+            try:
+                data = os.read(self._screen, 4096)
+            except OSError as error:  # Linux says so where the other side is closed
+                assert error.errno == errno.EIO
+                data = b""
+            assert data, f"ended before {pattern!r} appeared: {self.seen!r}"
+            self.seen += data.decode(errors="replace")
+        self._read = found.end()
+
+    def type(self, text: str) -> None:
+        os.write(self._screen, text.encode())
+
+    def end(self) -> int:
+        try:
+            while os.read(self._screen, 4096):
+                pass
+        except OSError:
+            pass
+        _, status = os.waitpid(self.child, 0)
+        os.close(self._screen)
+        return os.waitstatus_to_exitcode(status)
+
+
+@pytest.fixture
+def terminal(small_run):
+    person = Terminal(small_run, "--candidate", MIDDLE, "--temperature", "0")
+    person.read_until("> ")
+    return person
+
+
+def test_a_conversation_ctrl_c_stops_a_reply_and_an_empty_line_ends(terminal):
+    terminal.type("q1: \n")
+    terminal.read_until(r"q1: \r?\n[^\r\n]")  # the first letter of the reply, long before the last
+    terminal.type("\x03")
+    terminal.read_until("stopped")
+    terminal.read_until("> ")
+    terminal.type("\x03")  # with nothing to stop
+    terminal.read_until("Ctrl-D ends")
+    terminal.read_until("> ")
+    terminal.type("q2: \n")
+    terminal.read_until(r"q2: \r?\n[^\r\n]")
+    terminal.type("\x03")
+    terminal.read_until("stopped[^>]*> ")
+    terminal.type("q" * 300 + "\n")
+    terminal.read_until("leaves 0[^>]*> ")  # an answer, not an end
+    terminal.type("\n")
+    assert terminal.end() == 0
+
+
+def test_ctrl_d_ends(terminal):
+    terminal.type("\x04")
+    assert terminal.end() == 0
+
+
+def test_sigterm_ends_also_in_the_middle_of_a_reply(terminal):
+    terminal.type("q1: \n")
+    terminal.read_until(r"q1: \r?\n[^\r\n]")
+    os.kill(terminal.child, signal.SIGTERM)
+    assert terminal.end() == 130
+
+
+def test_what_would_steer_a_terminal_is_shown_and_not_done(monkeypatch, capsys):
+    from moalign.commands import generate as command
+
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    command._written("a\x1b[2J\rb\n\tc")
+    assert capsys.readouterr().out == "a�[2J�b\n\tc"
+
+
+def test_a_letter_of_several_tokens_is_shown_when_it_is_whole():
+    """Byte-level tokens: no half letters on the screen."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({letter: k for k, letter in enumerate(letters)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    text = "naïve, 日本\nend 🙂."
+    ids = tokenizer(text).input_ids
+    assert len(ids) == len(text.encode())
+    pieces: list[str] = []
+    stream = _Stream(tokenizer, pieces.append)
+    stream.put(torch.tensor([[1, 2]]))  # the prompt
+    for each in ids:
+        stream.put(torch.tensor([each]))
+    stream.end()
+    assert "".join(pieces) == text and len(pieces) == len(text)

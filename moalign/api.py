@@ -38,12 +38,14 @@ from moalign.types import (
     Batch,
     Candidate,
     Message,
+    NextToken,
     Outcome,
     Pair,
     PairTerms,
     Preference,
     Record,
     Refusal,
+    Request,
     Responses,
     Round,
     RunInfo,
@@ -275,6 +277,36 @@ class Observer(Plugin):
         raise NotImplementedError
 
 
+class Decoder(Plugin):
+    """Alignment at decoding time: what candidates that are trained already, or the base, say together.
+
+    The host computes the model, keeps the caches and draws the noise; a decoder's methods are functions of their
+    arguments.
+    """
+
+    def speakers(self, request: Request) -> Sequence[str | None]:
+        """Under which candidates the next token's logits are wanted, in that order; None: the untouched base.
+
+        Called before a model is loaded. Raises PreferenceError or ConfigError where the request has no meaning here.
+        """
+        raise NotImplementedError
+
+    def scores(self, request: Request, at: NextToken) -> Tensor:
+        """[N,V], whose softmax is what the next token is sampled from; -inf for a token that must not come."""
+        return at.logits[0]
+
+    def responses(self) -> int:
+        """How many responses to a prompt are sampled, of which ``keep`` chooses one."""
+        return 1
+
+    def keep(self, request: Request, rewards: Tensor) -> int:
+        """Which of the n responses to a prompt is given; asked only where there are several.
+
+        ``rewards``: float64 [n,M] in the order of ``request.preference``, larger is better, NaN where unknown.
+        """
+        raise NotImplementedError
+
+
 class Register(Protocol):
     """Given to a ``register_*`` hook; call it once per plugin.
 
@@ -347,9 +379,11 @@ __all__ = [
     "Combiner",
     "ConfigError",
     "DataError",
+    "Decoder",
     "Message",
     "MoalignError",
     "ModelError",
+    "NextToken",
     "Objective",
     "Observer",
     "Outcome",
@@ -363,6 +397,7 @@ __all__ = [
     "Record",
     "Refusal",
     "Register",
+    "Request",
     "Responses",
     "Reward",
     "Round",

@@ -181,7 +181,7 @@ def test_no_number_of_samples_is_too_large():
 
 
 def test_the_estimate_is_the_pmf_on_average():
-    """Over all draws of 4 samples, weighted by their probability, the estimate for n = 2 is E under the pmf of n = 2."""
+    """Over all draws of 4 samples, weighted by probability, the estimate for n = 2 is E under the pmf of n = 2."""
     probabilities, rewards = distribution(3, seed=4)
     draws = product(range(3), repeat=4)
     mean = math.fsum(

@@ -11,8 +11,8 @@ from moalign.decode.speakers import Speakers, hidden_states
 from moalign.types import NextToken, Request
 
 __all__ = [
-    "Decoding",
     "DecoderProcessor",
+    "Decoding",
     "NextToken",
     "Request",
     "Response",

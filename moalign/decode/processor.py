@@ -18,7 +18,7 @@ from moalign.types import NextToken, Request
 
 
 class DecoderProcessor(LogitsProcessor):
-    """Puts a decoder's log-probabilities in the place of the model's scores; sampling, beams, streaming stay generate's.
+    """Puts a decoder's log-probabilities in the place of the model's scores; sampling, beams and streaming stay.
 
     The speakers have a cache of their own, so that generate's pass over the active adapter is one more a token. What
     processors before this one forbid (-inf) stays forbidden; penalties, which change the model's own scores, are lost.

@@ -24,8 +24,8 @@ class Speakers:
 
     One forward pass a token for all of them, their rows side by side in one batch: through moalign's stacked layers
     where the model has them and no speaker is the base, else through peft's batches of several adapters. Rows are
-    known by their ids, so that a search that drops, copies or reorders them (beams) is followed; what cannot be followed
-    is computed anew.
+    known by their ids, so that a search that drops, copies or reorders them (beams) is followed; where a row cannot be
+    followed, all is computed anew.
 
     ``slots``: under which name the model has each adapter, where that is another one.
     """

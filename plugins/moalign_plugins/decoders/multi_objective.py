@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator
@@ -100,8 +100,8 @@ def f_mixed(
 
     Closed forms, with u = pi / ref: forward KL f' = -1 / u, so a weighted harmonic mean; alpha f' = (1 - u^-alpha) /
     alpha, a power mean; Jensen-Shannon f' = log(2 u / (1 + u)), g(v) = e^v / (2 - e^v). Each f' is concave, so that
-    without z the sum is at most 1 (Jensen) and z <= 0. z is the root of a convex function, found by Newton's method
-    from the side on which every step ends before the root. Not ``normalise``: z = 0.
+    without z the sum is at most 1 (Jensen) and z <= 0: the root of a convex function, to which Newton's method comes
+    from one side. Not ``normalise``: z = 0.
     """
     import torch
 
@@ -111,55 +111,65 @@ def f_mixed(
     possible = ~(reference.isneginf() | logps.isneginf().any(0))
     ratios = torch.where(possible, logps - reference, 0.0)
     if divergence == "jsd":
-        inner = mixed(ratios - torch.nn.functional.softplus(ratios), weights)  # sum_k w_k log(u / (1 + u)), below 0
-        root = _jensen_shannon_root(inner, reference, possible) if normalise else inner.new_zeros(())
-        exponent = inner - root
-        found = reference + exponent - torch.log(-torch.expm1(exponent))
+        inner = -mixed(torch.nn.functional.softplus(-ratios), weights)  # sum_k w_k log(u / (1 + u)), below 0
+        least = reference.exp().log1p()  # no token has more than all of the probability
+        rest = _jensen_shannon_rest(-inner, reference, possible) if normalise else -inner
+        rest = rest.maximum(least)
+        found = reference - rest - torch.log(-torch.expm1(-rest))
     else:
         power = 1.0 if divergence == "forward-kl" else alpha
         scale = ratios.new_tensor(weights).view(-1, *[1] * (ratios.ndim - 1))
         inner = (scale * torch.exp(-power * ratios)).sum(0)
-        root = _power_root(inner, reference, possible, power) if normalise else inner.new_zeros(())
-        found = reference - torch.log(inner - root) / power
+        rest = _power_rest(inner, reference, possible, power) if normalise else inner
+        found = reference - torch.log(rest.maximum(torch.exp(power * reference))) / power
     return found.masked_fill(~possible, -torch.inf)
 
 
-def _power_root(inner: Tensor, reference: Tensor, possible: Tensor, power: float) -> Tensor:
-    """t with sum ref (S - t)^(-1/power) = 1, [...,1]; S = ``inner``, t = -power z."""
+def _power_rest(inner: Tensor, reference: Tensor, possible: Tensor, power: float) -> Tensor:
+    """S - t, S = ``inner``, with t so that sum ref (S - t)^(-1/power) = 1; t = -power z."""
     import torch
 
-    base = reference.exp()
-    # here one token alone has all the probability, so the root is not above
-    root = torch.where(possible, inner - base**power, torch.inf).amin(-1, keepdim=True)
-    for _ in range(MOST_STEPS):
-        terms = torch.where(possible, base * (inner - root) ** (-1 / power), 0.0)
-        excess = terms.sum(-1, keepdim=True) - 1
-        if bool((excess.abs() <= CLOSE * 1e-3).all()):
-            return root
-        slope = torch.where(possible, terms / (inner - root) / power, 0.0).sum(-1, keepdim=True)
-        root = root - excess.clamp(min=0) / slope
-    return _found(root, excess)
+    least = torch.exp(power * reference)  # where one token alone has all the probability; the root is not beyond any
+
+    def sums(rest: Tensor) -> tuple[Tensor, Tensor]:
+        rest = rest.maximum(least)
+        terms = torch.where(possible, torch.exp(reference - torch.log(rest) / power), 0.0)
+        return terms.sum(-1, keepdim=True), torch.where(possible, terms / rest / power, 0.0).sum(-1, keepdim=True)
+
+    return _rest(inner, least, possible, sums)
 
 
-def _jensen_shannon_root(inner: Tensor, reference: Tensor, possible: Tensor) -> Tensor:
-    """z with sum ref e^(a-z) / (1 - e^(a-z)) = 1, [...,1]; a = ``inner``."""
+def _jensen_shannon_rest(inner: Tensor, reference: Tensor, possible: Tensor) -> Tensor:
+    """c - t, c = ``inner``, with t so that sum ref / (e^(c - t) - 1) = 1; t = -z."""
     import torch
 
-    base = reference.exp()
-    root = torch.where(possible, inner + base.log1p(), -torch.inf).amax(-1, keepdim=True)
+    least = reference.exp().log1p()
+
+    def sums(rest: Tensor) -> tuple[Tensor, Tensor]:
+        rest = rest.maximum(least)
+        terms = torch.where(possible, torch.exp(reference - rest - torch.log(-torch.expm1(-rest))), 0.0)
+        slopes = torch.where(possible, terms / -torch.expm1(-rest), 0.0)
+        return terms.sum(-1, keepdim=True), slopes.sum(-1, keepdim=True)
+
+    return _rest(inner, least, possible, sums)
+
+
+def _rest(inner: Tensor, least: Tensor, possible: Tensor, sums: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+    """``inner`` - t, [...,V], where the sum over tokens, which rises with t and bends upwards, is 1.
+
+    Newton's method from the first t at which a token alone would have all the probability. t is held as its distance
+    from what that token has, since the two may agree in all their digits.
+    """
+    import torch
+
+    first = torch.where(possible, inner - least, torch.inf).argmin(-1, keepdim=True)
+    apart = inner - inner.gather(-1, first)
+    distance = least.gather(-1, first)
     for _ in range(MOST_STEPS):
-        rest = -torch.expm1(inner - root)
-        terms = torch.where(possible, base * torch.exp(inner - root) / rest, 0.0)
-        excess = terms.sum(-1, keepdim=True) - 1
-        if bool((excess.abs() <= CLOSE * 1e-3).all()):
-            return root
-        slope = torch.where(possible, terms / rest, 0.0).sum(-1, keepdim=True)
-        root = root + excess.clamp(min=0) / slope
-    return _found(root, excess)
-
-
-def _found(root: Tensor, excess: Tensor) -> Tensor:
-    """The root, if it is one to ``CLOSE``: the last digits may keep moving."""
-    if not bool((excess.abs() <= CLOSE).all()):
-        raise MoalignError(f"no normaliser of the f-divergence's mix was found, the sum is off by {excess.abs().max()}")
-    return root
+        total, slope = sums(apart + distance)
+        if bool(((total - 1).abs() <= 1e-3 * CLOSE).all()):
+            break
+        distance = distance + (total - 1).clamp(min=0) / slope
+    if not bool(((total - 1).abs() <= CLOSE).all()):  # the last digits may keep moving
+        raise MoalignError(f"the mix has no normaliser to be found, its sum stays off by {(total - 1).abs().max()}")
+    return apart + distance

@@ -13,6 +13,7 @@ The hooks, by the version that brought them:
 1  ``register_objectives(register)``, ``register_combiners(register)``, ``register_rewards(register)``,
    ``register_searches(register)``, ``register_readers(register)``, ``register_observers(register)``
 2  ``register_transforms(register)``
+3  ``register_decoders(register)``
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-API_VERSION = 2
+API_VERSION = 3
 ENTRY_POINT_GROUP = "moalign"
 
 hookspec = pluggy.HookspecMarker("moalign")

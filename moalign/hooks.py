@@ -52,6 +52,10 @@ class HookSpecifications:
     def register_observers(self, register: Register) -> None:
         """Register trackers and whatever else watches a run."""
 
+    @hookspec
+    def register_decoders(self, register: Register) -> None:
+        """Register what steers trained candidates while they speak."""
+
 
 def specifications() -> dict[str, tuple[str, ...]]:
     """Every hook with the names of its arguments."""

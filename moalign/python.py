@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moalign import config as configuration
 from moalign import registry, storage
@@ -14,6 +14,9 @@ from moalign.errors import RunError
 from moalign.sweeps import callables, front
 from moalign.sweeps.callables import RewardFunction
 from moalign.sweeps.observe import Observer
+
+if TYPE_CHECKING:
+    from moalign.decode import Decoding
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,26 @@ class Run:
         if loaded.fingerprint != record["base"]:
             raise RunError(f"{settings.model_directory}: not the base model that {self.directory} was trained on")
         return loaded.policy, loaded.tokeniser.tokenizer
+
+    def decoder(
+        self,
+        name: str,
+        *,
+        prefer: str | Mapping[str, Any],
+        values: Mapping[str, Any] | None = None,
+        device: str = "cpu",
+        **options: Any,
+    ) -> Decoding:
+        """A decoder by its name, on this run's adapters and rewards, for a preference between the trained ones.
+
+        ``options`` are the decoder's own, ``values``: objective -> a function of hidden states, for decoders that ask
+        what is still to be expected of it. ``.generate(prompts)`` samples; ``.processor(mask)`` is for transformers.
+
+        Raises UnknownPluginError, ConfigError, PreferenceError and RunError; see ``sweeps.decoding``.
+        """
+        from moalign.sweeps.decoding import open_decoding
+
+        return open_decoding(self.directory, registry.discover(), name, options, prefer, values=values, device=device)
 
 
 def sweep(

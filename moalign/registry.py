@@ -23,6 +23,7 @@ from moalign.api import (
     API_VERSION,
     ENTRY_POINT_GROUP,
     Combiner,
+    Decoder,
     Objective,
     Observer,
     Plugin,
@@ -45,6 +46,7 @@ KINDS: Mapping[str, type[Plugin]] = {
     "search": Search,
     "reader": Reader,
     "observer": Observer,
+    "decoder": Decoder,
 }
 LOAD_VARIABLE = "MOALIGN_LOAD_PLUGINS"
 DISABLE_VARIABLE = "MOALIGN_DISABLE_PLUGINS"
@@ -59,6 +61,7 @@ HOOKS: Mapping[str, str] = {
     "search": "register_searches",
     "reader": "register_readers",
     "observer": "register_observers",
+    "decoder": "register_decoders",
 }
 
 

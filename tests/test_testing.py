@@ -13,6 +13,7 @@ import pytest
 import torch
 from wrong_plugins import (
     combiners,
+    decoders,
     objectives,
     observers,
     readers,
@@ -28,6 +29,7 @@ from moalign.registry import KINDS, discover
 from moalign.testing import (
     ConformanceError,
     check_combiner,
+    check_decoder,
     check_objective,
     check_observer,
     check_reader,
@@ -35,6 +37,7 @@ from moalign.testing import (
     check_search,
     check_transform,
     combiner,
+    decoder,
     objective,
     observer,
     reader,
@@ -106,6 +109,13 @@ OTHERWISE = [
     ("search", "grid", {"partitions": 4}),
     ("reward", "length", {"target": 9, "free": 2}),
     ("reward", "format", {"keys": ["a"]}),
+    ("decoder", "best-of-n", {"n": 9, "candidate": "second"}),
+    ("decoder", "guidance", {"scale": -0.5, "towards": "second", "away": "first"}),
+    ("decoder", "multi-objective", {"divergence": "forward-kl"}),
+    ("decoder", "multi-objective", {"divergence": "jsd", "level": "prefix"}),
+    ("decoder", "multi-objective", {"divergence": "alpha", "weights": {"third": 0.5, "first": 0.5}}),
+    ("decoder", "value-augmented", {"top_k": None, "candidate": "second"}),
+    ("decoder", "value-augmented", {"top_k": 3}),
 ]
 
 
@@ -152,6 +162,7 @@ CHECKS = {
     readers: check_answers,
     observers: check_observer,
     transforms: check_transform,
+    decoders: check_decoder,
 }
 PARTS = {
     objectives: objective,
@@ -162,6 +173,7 @@ PARTS = {
     readers: reader,
     observers: observer,
     transforms: transform,
+    decoders: decoder,
 }
 WRONG = [(check, plugin, words) for folder, check in CHECKS.items() for plugin, words in folder.WRONG.items()]
 UNUSUAL = [(check, plugin) for folder, check in CHECKS.items() for plugin in folder.UNUSUAL]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from moalign import door
-from moalign.api import Decoder
+from moalign.api import Decoder, Reward
 from moalign.data.tokenise import Tokeniser
 from moalign.decode.processor import scores_of, speakers_of
 from moalign.door import origin
@@ -20,7 +20,7 @@ from moalign.types import Message, Request, Sample
 
 LEAST_NOISE = 2.0**-25  # half the step of the generator, which may return 0
 
-Judge = Callable[[Sequence[Sample]], Sequence[float | None]]
+Judge = Reward | Callable[[Sequence[Sample]], Sequence[float | None]]
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class _Asked:
 
 def _judged(name: str, judge: Judge, samples: Sequence[Sample]) -> list[float]:
     """A number for each sample, NaN where unknown. Raises ConfigError for anything else."""
-    scores = list(judge(samples))
+    scores = door.call(judge, "score", tuple(samples), then=list) if isinstance(judge, Reward) else list(judge(samples))
     if len(scores) != len(samples):
         raise ConfigError(f"the reward of {name} returned {len(scores)} scores for {len(samples)} samples")
     found = [float("nan") if score is None else float(score) for score in scores]

@@ -20,41 +20,42 @@ REFUSED = "the run is refused"
 FAILS = "the candidate fails; the others finish"
 ENDS = "the run ends; what was finished is kept"
 WITHOUT = "the run goes on without it"
+TOLD = "whoever asked for a response gets the error"
 HARMLESS = "changes nothing: it was given a copy, or what it changed is put back"
 NO_TENSORS = "cannot occur: it returns plain data"
 CONSTANT = "cannot occur: what it returns is constant"
 NOTHING = "cannot occur: nobody uses what it returns"
 
-ORDER = ("objective", "combiner", "reward", "transform", "search", "reader", "observer")
+ORDER = ("objective", "combiner", "reward", "transform", "search", "reader", "observer", "decoder")
 TABLE: dict[str, tuple[str, ...]] = {
     # when it is loaded
-    "import error": (REPORTED,) * 7,
-    "exits at import": (REPORTED,) * 7,
-    "missing dependency": (REPORTED,) * 7,
-    "name clash": (REPORTED,) * 7,
-    "wrong signature": (REPORTED,) * 7,
-    "its constructor raises": (REPORTED,) * 7,
-    "dies at import": (REPORTED,) * 7,
-    "hangs at import": (REPORTED,) * 7,
+    "import error": (REPORTED,) * 8,
+    "exits at import": (REPORTED,) * 8,
+    "missing dependency": (REPORTED,) * 8,
+    "name clash": (REPORTED,) * 8,
+    "wrong signature": (REPORTED,) * 8,
+    "its constructor raises": (REPORTED,) * 8,
+    "dies at import": (REPORTED,) * 8,
+    "hangs at import": (REPORTED,) * 8,
     # in the middle
-    "raises": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT),
-    "exits": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT),
-    "raises no Exception": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT),
-    "raises what cannot be shown": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT),
-    "hangs": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT),
-    "dies by a signal": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT),
-    "ends the process": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT),
+    "raises": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, TOLD),
+    "exits": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, TOLD),
+    "raises no Exception": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, TOLD),
+    "raises what cannot be shown": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, TOLD),
+    "hangs": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, TOLD),
+    "dies by a signal": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, TOLD),
+    "ends the process": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, TOLD),
     # what it returns
-    "NaN": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, NOTHING),
-    "wrong shape": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, NOTHING),
-    "wrong dtype": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT),
-    "wrong device": (FAILS, FAILS, FAILS, FAILS, NO_TENSORS, NO_TENSORS, NO_TENSORS),
-    "detached graph": (FAILS, CONSTANT, NO_TENSORS, CONSTANT, NO_TENSORS, NO_TENSORS, NO_TENSORS),
+    "NaN": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, NOTHING, TOLD),
+    "wrong shape": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, NOTHING, TOLD),
+    "wrong dtype": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, TOLD),
+    "wrong device": (FAILS, FAILS, FAILS, FAILS, NO_TENSORS, NO_TENSORS, NO_TENSORS, TOLD),
+    "detached graph": (FAILS, CONSTANT, NO_TENSORS, CONSTANT, NO_TENSORS, NO_TENSORS, NO_TENSORS, CONSTANT),
     # what it does beside that
-    "mutates inputs": (FAILS, FAILS, HARMLESS, FAILS, HARMLESS, HARMLESS, HARMLESS),
-    "reseeds generators": (FAILS, FAILS, HARMLESS, FAILS, ENDS, HARMLESS, HARMLESS),
+    "mutates inputs": (FAILS, FAILS, HARMLESS, FAILS, HARMLESS, HARMLESS, HARMLESS, TOLD),
+    "reseeds generators": (FAILS, FAILS, HARMLESS, FAILS, ENDS, HARMLESS, HARMLESS, TOLD),
 }
-HOOKS = dict(zip(ORDER, ("loss", "pair_terms", "score", "apply", "propose", "read", "on_step"), strict=True))
+HOOKS = dict(zip(ORDER, ("loss", "pair_terms", "score", "apply", "propose", "read", "on_step", "scores"), strict=True))
 LOADING = tuple(TABLE)[:8]
 IN_A_PROCESS_OF_ITS_OWN = ("hangs", "dies by a signal", "ends the process")
 

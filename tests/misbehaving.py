@@ -263,6 +263,21 @@ class Tale(api.Observer):
                     argument.clear()
 
 
+class Speech(api.Decoder):
+    """Says what the base says; misbehaves at each token."""
+
+    how: str = ""
+
+    def speakers(self, request):
+        return [None]
+
+    def scores(self, request, at):
+        do(self.how)
+        if self.how == "mutates inputs":
+            at.logits.zero_()
+        return at.logits[0].long() if self.how == "wrong dtype" else spoilt(at.logits[0], self.how)
+
+
 @api.hookimpl
 def register_objectives(register):
     register("bad", Loss, summary="bad")
@@ -299,3 +314,8 @@ def register_readers(register):
 def register_observers(register):
     for name in ("bad", "other", "third"):
         register(name, Tale, summary="bad")
+
+
+@api.hookimpl
+def register_decoders(register):
+    register("bad", Speech, summary="bad")

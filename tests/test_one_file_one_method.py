@@ -174,6 +174,25 @@ def test_deleting_the_file_removes_the_method_and_nothing_else(copy, file, metho
     assert prepared.startswith("prepared: ") and prepared != "prepared: 0"
 
 
+def test_deleting_a_decoders_file_removes_it_and_nothing_else(copy):
+    """No configuration names one, so it is asked for as Python does."""
+    (copy / "plugins" / "moalign_plugins" / "decoders" / "guidance.py").unlink()
+    probe = """
+from moalign import decode, registry
+from moalign.errors import UnknownPluginError
+installed = registry.discover()
+print(*(f"{e.kind} {e.name}" for e in installed.entries if e.distribution == "moalign" and installed.load(e)), sep=",")
+print(type(decode.build("multi-objective")).__name__)
+try:
+    decode.build("guidance")
+except UnknownPluginError as error:
+    print(error)
+"""
+    loaded, other, refused = execute(copy, "-c", probe).splitlines()
+    assert set(loaded.split(",")) == shipped() - {"decoder guidance"}
+    assert other == "MultiObjective" and "no decoder is called 'guidance'" in refused
+
+
 def test_a_sweep_runs_without_the_files_that_it_does_not_name(copy, tiny_model_path):
     """All that it does not need is gone, but for the readers, among which `auto` chooses."""
     needed = {"dpo", "linear", "grid", "__init__"}

@@ -110,14 +110,20 @@ def _load(
         if name not in ids:
             raise RunError(f"{directory}: no candidate '{name}'; there are {', '.join(ids)}")
         storage.verify(directory / "candidates" / name)
+    slots = {name: f"speaker-{number}" for number, name in enumerate(dict.fromkeys(wanted))}
+    with door.kept_generators():  # adapters are filled with random numbers before they are read
+        model = _filled(directory, config, base, slots, device)
+    model.policy.requires_grad_(False)
+    return model, slots
+
+
+def _filled(directory: Path, config: Config, base: str, slots: Mapping[str, str], device: str) -> LanguageModel:
     model = models.load(config.model_directory, config.model, torch.device(device))
     if model.fingerprint != base:
         raise RunError(f"{config.model_directory}: not the base model that {directory} was trained on")
-    slots = {name: f"speaker-{number}" for number, name in enumerate(dict.fromkeys(wanted))}
     if slots:
         lora.add_slots(model.policy, list(slots.values()))
         for name, slot in slots.items():
             lora.read(model.policy, slot, directory / "candidates" / name, base)
         lora.stack(model.policy, list(slots.values()))
-    model.policy.requires_grad_(False)
-    return model, slots
+    return model

@@ -13,7 +13,7 @@ The hooks, by the version that brought them:
 1  ``register_objectives(register)``, ``register_combiners(register)``, ``register_rewards(register)``,
    ``register_searches(register)``, ``register_readers(register)``, ``register_observers(register)``
 2  ``register_transforms(register)``
-3  ``register_decoders(register)``
+3  ``register_samplers(register)``, ``register_decoders(register)``
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from moalign.errors import (
     TrainingError,
     UserError,
 )
+from moalign.ratios import chosen_logps, log_ratios, pair_log_ratios, pair_logits, pair_preference
+from moalign.sessions import SamplingSession, Watcher
 from moalign.types import (
     Batch,
     Candidate,
@@ -51,6 +53,8 @@ from moalign.types import (
     Round,
     RunInfo,
     Sample,
+    SamplerInfo,
+    Sampling,
     Space,
 )
 
@@ -92,6 +96,7 @@ class Objective(Plugin):
     "reference"  log-probabilities under the reference
     "groups"     responses that the policy has sampled, several for each prompt; each has an advantage (``advantages``)
     "old_logps"  log-probabilities under the policy that sampled them
+    "greedy"     with "groups": the signal of the policy's greedy response to each prompt, which is never trained on
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
@@ -111,6 +116,9 @@ class Objective(Plugin):
         ``signal``: the combiner's, of all responses of a round; ``groups``: those to one prompt share a number;
         ``log_ratios``: log pi - log pi_ref of the response under the policy that sampled it, None unless ``needs`` has
         "reference". All float64, and no gradient goes through.
+
+        With "greedy" in ``needs`` a fourth argument comes, ``greedy: Tensor | None = None``: for each response the
+        signal of the greedy response to its prompt, [N].
         """
         raise NotImplementedError
 
@@ -130,6 +138,9 @@ class Combiner(Plugin):
     """whether a larger reward never makes the result smaller, where no weight is negative"""
     reward_range: ClassVar[tuple[float, float]] = (float("-inf"), float("inf"))
     """the rewards that the rule has a meaning for"""
+    pointwise: ClassVar[bool] = True
+    """whether a response's ``signal`` depends on no other response, given the state; else there is none for a greedy
+    response beside the samples, and losses that need one are refused"""
     needs_gram: ClassVar[bool] = False
     """whether ``observe`` reads the inner products of the objectives' gradients (``Round.gram``)"""
 
@@ -242,31 +253,6 @@ class Reader(Plugin):
         raise NotImplementedError
 
 
-class Watcher:
-    """Hears what happens in a run; made by an Observer, and free to hold state such as an open file.
-
-    It is told in plain data that is its own copy. What it raises is reported once, it is then closed and hears no more,
-    and the run goes on as if it had never been there. After a resume the steps of candidates that were under way come
-    again, with the same numbers.
-    """
-
-    def on_step(self, candidate: Candidate, step: int, metrics: Mapping[str, Any]) -> None:
-        """A step was taken; ``step`` counts from 0 for each candidate, and several may be under way in turn.
-
-        ``metrics``: ``loss``, ``gradient_norm``, ``kl_estimate``, ``tokens``, ``OBJECTIVE/loss`` and so on; a number
-        that is not finite is text, as in JSON. See ``numbers``.
-        """
-
-    def on_candidate_end(self, outcome: Outcome) -> None:
-        """A candidate is done, and on disk, or has failed. See ``figures``."""
-
-    def on_run_end(self, front: Mapping[str, Any]) -> None:
-        """All candidates have ended; ``front`` is the content of ``front.json``."""
-
-    def close(self) -> None:
-        """Always the last call, also when the run was interrupted."""
-
-
 class Observer(Plugin):
     """Watches runs, for trackers and tools. Its fields are options; the state of one run is in the Watcher.
 
@@ -275,6 +261,21 @@ class Observer(Plugin):
 
     def on_run_start(self, run: RunInfo) -> Watcher:
         """Model and data are ready; open what is written to, and return who writes. Called again at a resume."""
+        raise NotImplementedError
+
+
+class Sampler(Plugin):
+    """Where the responses of a round come from, in place of moalign's own sampling; for faster engines.
+
+    What is trained and reported is computed by moalign, log-probabilities of the policy that sampled among it. A
+    resumed run equals the unbroken one where the sampler says the same again.
+    """
+
+    deterministic: ClassVar[bool] = False
+    """whether the same adapters, prompts and ``how`` get the same responses, whatever was asked before"""
+
+    def start(self, info: SamplerInfo) -> SamplingSession:
+        """Make ready; called once, when the first responses of a run are wanted."""
         raise NotImplementedError
 
 
@@ -315,40 +316,6 @@ class Register(Protocol):
     """
 
     def __call__(self, name: str, target: str | type[Plugin], *, summary: str, paper: str = "") -> None: ...
-
-
-# --- what losses share ----------------------------------------------------------------------------------------------
-
-
-def log_ratios(batch: Batch) -> Tensor:
-    """log pi(y|x) - log pi_ref(y|x), summed over the response tokens; [N]."""
-    if batch.ref_logps is None:
-        raise PluginError('the loss reads reference log-probabilities but does not declare "reference" in `needs`')
-    return ((batch.logps - batch.ref_logps) * batch.mask).sum(-1)
-
-
-def pair_log_ratios(batch: Batch) -> Tensor:
-    """Log-ratio of the chosen minus log-ratio of the rejected response; [P]."""
-    ratios = log_ratios(batch)
-    return ratios[batch.pairs[:, 0]] - ratios[batch.pairs[:, 1]]
-
-
-def pair_logits(batch: Batch, terms: PairTerms, beta: float) -> Tensor:
-    """``scale * beta * (ratio of chosen - ratio of rejected) - margin``; [P]. What a pairwise objective sees."""
-    return terms.scale * beta * pair_log_ratios(batch) - terms.margin
-
-
-def chosen_logps(batch: Batch, *, mean: bool) -> Tensor:
-    """log pi of the chosen response, summed or (``mean``) averaged over its tokens; [P]."""
-    totals = (batch.logps * batch.mask).sum(-1)
-    if mean:
-        totals = totals / batch.mask.sum(-1).clamp(min=1)  # a row of another pair may be empty
-    return totals[batch.pairs[:, 0]]
-
-
-def pair_preference(batch: Batch) -> Tensor:
-    """The preference of the candidate that each pair belongs to; [P,M]."""
-    return batch.preference[batch.pairs[:, 0]]
 
 
 # --- what observers share --------------------------------------------------------------------------------------------
@@ -406,6 +373,10 @@ __all__ = [
     "RunError",
     "RunInfo",
     "Sample",
+    "Sampler",
+    "SamplerInfo",
+    "Sampling",
+    "SamplingSession",
     "Search",
     "Space",
     "TrainingError",

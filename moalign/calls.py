@@ -22,6 +22,7 @@ IMPORT = "import"
 CONSTRUCTOR = "its constructor"
 ASKED_OF_ALL = (CONSTRUCTOR, "recognises")  # of readers that no configuration names
 BACKWARD = "the backward pass of loss"
+SAMPLE = "sample"  # of several candidates where it is for none
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Call:
             return None  # somebody named it, and nothing is begun yet
         if self.kind == "observer":
             return "observer", self.who
-        if self.hook == BACKWARD and not self.candidate:
+        if self.hook in (BACKWARD, SAMPLE) and not self.candidate:
             return TOGETHER, ""
         return ("candidate", self.candidate) if self.candidate else None
 

@@ -113,7 +113,11 @@ class RolloutSettings(Section):
     prompts_per_step: int = Field(default=8, ge=1)
     """groups in a training step; replaces train.pairs_per_step"""
     temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """sample from the likeliest tokens alone that have this much of the probability together; 1: from all"""
     max_new_tokens: int = Field(default=64, ge=1)
+    sampler: Choice | None = None
+    """a plugin that samples the responses; none: moalign itself. Evaluation is always moalign's own"""
 
 
 PLUGIN_DEADLINE = 600.0  # seconds
@@ -255,6 +259,9 @@ def from_mapping(content: Mapping[str, Any], overrides: Sequence[str] = (), wher
     return _absolute(config)
 
 
+CHOICES = ("loss", "combine", "search", "reader", "reward", "transform", "sampler")
+
+
 def _override(content: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
@@ -262,7 +269,7 @@ def _override(content: dict[str, Any], override: str) -> None:
     *parents, last = key.strip().split(".")
     target = content
     for depth, part in enumerate(parents):
-        if isinstance(target.get(part), str) and part in ("loss", "combine", "search", "reader", "reward", "transform"):
+        if isinstance(target.get(part), str) and part in CHOICES:
             target[part] = _named(target[part])
         default = Config.model_fields[part].default if depth == 0 and part in Config.model_fields else None
         inner = target.setdefault(part, {"name": default.name} if isinstance(default, PluginChoice) else {})

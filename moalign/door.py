@@ -22,7 +22,7 @@ from moalign.errors import MoalignError, PluginError
 
 PURE = (Objective, Combiner, Search, Transform, Decoder)  # their methods are functions of their arguments, by contract
 # asked when the input has been found good: no error is the user's
-ON_GOOD_INPUT = ("pair_terms", "loss", "score", "apply", "scores")
+ON_GOOD_INPUT = ("pair_terms", "loss", "score", "apply", "sample", "scores")
 
 
 @dataclass(frozen=True)

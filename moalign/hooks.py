@@ -53,6 +53,10 @@ class HookSpecifications:
         """Register trackers and whatever else watches a run."""
 
     @hookspec
+    def register_samplers(self, register: Register) -> None:
+        """Register where sampled responses come from."""
+
+    @hookspec
     def register_decoders(self, register: Register) -> None:
         """Register what steers trained candidates while they speak."""
 

@@ -29,6 +29,7 @@ from moalign.api import (
     Plugin,
     Reader,
     Reward,
+    Sampler,
     Search,
     Transform,
 )
@@ -46,6 +47,7 @@ KINDS: Mapping[str, type[Plugin]] = {
     "search": Search,
     "reader": Reader,
     "observer": Observer,
+    "sampler": Sampler,
     "decoder": Decoder,
 }
 LOAD_VARIABLE = "MOALIGN_LOAD_PLUGINS"
@@ -61,6 +63,7 @@ HOOKS: Mapping[str, str] = {
     "search": "register_searches",
     "reader": "register_readers",
     "observer": "register_observers",
+    "sampler": "register_samplers",
     "decoder": "register_decoders",
 }
 

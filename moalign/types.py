@@ -236,6 +236,37 @@ class Round:
 
 
 @dataclass(frozen=True, slots=True)
+class SamplerInfo:
+    """What a sampler starts with.
+
+    ``model``: directory or hub name of the untouched base; ``dtype``: of its weights as moalign computes, such as
+    "float32"; ``vocabulary``: token ids are below; ``rank``: that no adapter exceeds.
+    """
+
+    model: str
+    dtype: str
+    vocabulary: int
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How responses are to be sampled: ``samples`` to each prompt, of at most ``max_new_tokens`` tokens.
+
+    A response ends with the first of ``stop_token_ids``, which is a part of it. ``temperature`` 0: the likeliest token
+    each time. ``top_p``: of the likeliest tokens alone that have this much of the probability together. ``seed``: what
+    is drawn should follow from it, and be the same for all adapters.
+    """
+
+    samples: int
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    stop_token_ids: tuple[int, ...]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
 class PairTerms:
     """How a combiner turns many objectives into one signal for a pairwise loss, one number per pair.
 

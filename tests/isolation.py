@@ -26,36 +26,42 @@ NO_TENSORS = "cannot occur: it returns plain data"
 CONSTANT = "cannot occur: what it returns is constant"
 NOTHING = "cannot occur: nobody uses what it returns"
 
-ORDER = ("objective", "combiner", "reward", "transform", "search", "reader", "observer", "decoder")
+ORDER = ("objective", "combiner", "reward", "transform", "search", "reader", "observer", "sampler", "decoder")
 TABLE: dict[str, tuple[str, ...]] = {
     # when it is loaded
-    "import error": (REPORTED,) * 8,
-    "exits at import": (REPORTED,) * 8,
-    "missing dependency": (REPORTED,) * 8,
-    "name clash": (REPORTED,) * 8,
-    "wrong signature": (REPORTED,) * 8,
-    "its constructor raises": (REPORTED,) * 8,
-    "dies at import": (REPORTED,) * 8,
-    "hangs at import": (REPORTED,) * 8,
+    "import error": (REPORTED,) * 9,
+    "exits at import": (REPORTED,) * 9,
+    "missing dependency": (REPORTED,) * 9,
+    "name clash": (REPORTED,) * 9,
+    "wrong signature": (REPORTED,) * 9,
+    "its constructor raises": (REPORTED,) * 9,
+    "dies at import": (REPORTED,) * 9,
+    "hangs at import": (REPORTED,) * 9,
     # in the middle
-    "raises": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, TOLD),
-    "exits": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, TOLD),
-    "raises no Exception": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, TOLD),
-    "raises what cannot be shown": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, TOLD),
-    "hangs": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, TOLD),
-    "dies by a signal": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, TOLD),
-    "ends the process": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, TOLD),
+    "raises": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD),
+    "exits": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD),
+    "raises no Exception": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD),
+    "raises what cannot be shown": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD),
+    "hangs": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD),
+    "dies by a signal": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD),
+    "ends the process": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD),
     # what it returns
-    "NaN": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, NOTHING, TOLD),
-    "wrong shape": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, NOTHING, TOLD),
-    "wrong dtype": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, TOLD),
-    "wrong device": (FAILS, FAILS, FAILS, FAILS, NO_TENSORS, NO_TENSORS, NO_TENSORS, TOLD),
-    "detached graph": (FAILS, CONSTANT, NO_TENSORS, CONSTANT, NO_TENSORS, NO_TENSORS, NO_TENSORS, CONSTANT),
+    "NaN": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, NOTHING, FAILS, TOLD),
+    "wrong shape": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, NOTHING, FAILS, TOLD),
+    "wrong dtype": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD),
+    "wrong device": (FAILS, FAILS, FAILS, FAILS, NO_TENSORS, NO_TENSORS, NO_TENSORS, FAILS, TOLD),
+    "detached graph": (FAILS, CONSTANT, NO_TENSORS, CONSTANT, NO_TENSORS, NO_TENSORS, NO_TENSORS, NO_TENSORS, CONSTANT),
     # what it does beside that
-    "mutates inputs": (FAILS, FAILS, HARMLESS, FAILS, HARMLESS, HARMLESS, HARMLESS, TOLD),
-    "reseeds generators": (FAILS, FAILS, HARMLESS, FAILS, ENDS, HARMLESS, HARMLESS, TOLD),
+    "mutates inputs": (FAILS, FAILS, HARMLESS, FAILS, HARMLESS, HARMLESS, HARMLESS, HARMLESS, TOLD),
+    "reseeds generators": (FAILS, FAILS, HARMLESS, FAILS, ENDS, HARMLESS, HARMLESS, HARMLESS, TOLD),
 }
-HOOKS = dict(zip(ORDER, ("loss", "pair_terms", "score", "apply", "propose", "read", "on_step", "scores"), strict=True))
+HOOKS = dict(
+    zip(
+        ORDER,
+        ("loss", "pair_terms", "score", "apply", "propose", "read", "on_step", "sample", "scores"),
+        strict=True,
+    )
+)
 LOADING = tuple(TABLE)[:8]
 IN_A_PROCESS_OF_ITS_OWN = ("hangs", "dies by a signal", "ends the process")
 

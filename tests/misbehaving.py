@@ -263,6 +263,43 @@ class Tale(api.Observer):
                     argument.clear()
 
 
+class Source(api.Sampler):
+    """The same short responses to every prompt; misbehaves as the lines of the file ``queue`` say, call by call."""
+
+    queue: Path
+
+    def start(self, info):
+        return Answers(self.queue)
+
+
+class Answers(api.SamplingSession):
+    def __init__(self, queue):
+        self.queue = queue
+
+    def sample(self, adapters, prompts, how):
+        import torch
+
+        what, _, rest = self.queue.read_text().partition("\n")
+        self.queue.write_text(rest)
+        do(what)
+        responses = [[5 + number, how.stop_token_ids[0]] for number in range(how.samples)]
+        match what:
+            case "mutates inputs":
+                for folder in adapters:
+                    for file in folder.iterdir():
+                        file.unlink()
+                object.__setattr__(how, "seed", 0)
+            case "NaN":
+                responses[0][0] = float("nan")
+            case "wrong shape":
+                responses = responses[1:]
+            case "wrong dtype":
+                responses[0] = "five"
+            case "wrong device":
+                responses = torch.empty(how.samples, 2, device="meta", dtype=torch.long)
+        return [[responses for _ in prompts] for _ in adapters]
+
+
 class Speech(api.Decoder):
     """Says what the base says; misbehaves at each token."""
 
@@ -314,6 +351,11 @@ def register_readers(register):
 def register_observers(register):
     for name in ("bad", "other", "third"):
         register(name, Tale, summary="bad")
+
+
+@api.hookimpl
+def register_samplers(register):
+    register("bad", Source, summary="bad")
 
 
 @api.hookimpl

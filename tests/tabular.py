@@ -34,6 +34,15 @@ class Language:
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(sum(self.choices), generator=generator, dtype=torch.float64).requires_grad_()
 
+    def greedy(self, parameters: Tensor) -> int:
+        """The response whose every token is the likeliest in its state."""
+        likeliest = [int(logits.argmax()) for logits in parameters.split(self.choices)]
+        return next(
+            number
+            for number, response in enumerate(self.responses)
+            if all(token == likeliest[state] for state, token in response)
+        )
+
     def logps(self, parameters: Tensor) -> Tensor:
         """[R,T], 0 where a response has ended; differentiable."""
         tables = [logits.log_softmax(-1) for logits in parameters.split(self.choices)]
@@ -73,6 +82,7 @@ class Situation:
         groups = torch.arange(count) // drawn.shape[1]
         old, reference = (language.logps(p.detach()) for p in (self.sampler, self.reference))
         ratios = (old - reference).sum(-1)
+        greedy = [self.rewards[language.greedy(self.sampler)].expand(count)] if "greedy" in objective.needs else []
         batch = Batch(
             logps=language.logps(self.policy)[rows],
             mask=language.mask[rows],
@@ -82,7 +92,7 @@ class Situation:
             strength=torch.ones(count, dtype=torch.float64),
             groups=groups,
             ref_logps=reference[rows],
-            advantages=objective.advantages(self.rewards[rows], groups, ratios[rows]),
+            advantages=objective.advantages(self.rewards[rows], groups, ratios[rows], *greedy),
             old_logps=old[rows],
         )
         return objective.loss(batch, plain_terms(count)).view_as(drawn)

@@ -22,6 +22,7 @@ METHODS = {
     "search": "propose(self, space, history)",
     "reader": "read(self, rows)",
     "observer": "on_run_start(self)",
+    "sampler": "start(self)",
     "decoder": "scores(self, request)",
 }
 PLUGIN = """
@@ -55,6 +56,7 @@ RIGHT = {  # what moalign calls
     "search": "propose(self, space, history, rng)",
     "reader": "read(self, rows, objectives)",
     "observer": "on_run_start(self, run)",
+    "sampler": "start(self, info)",
     "decoder": "scores(self, request, at)",
 }
 # "dies" and "hangs at import" take the process: see test_isolation_process

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -160,6 +161,38 @@ def test_a_transform_fails_one_candidate_and_the_others_finish(sweep, tmp_path):
     assert list(scores(front)) == ["c0.00", "c1.00"]
 
 
+def sampling(queue, **rollouts):
+    """Responses from the bad sampler, asked for once for each round: the first one all candidates share."""
+    changes = shaping(queue)
+    plain = {"reward": "length", "direction": "min"}
+    sampled = {"rounds": 1, "sampler": {"name": "bad", "queue": str(queue)}} | rollouts
+    return changes | {
+        "objectives": {"helpful": {"reward": "length"}, "harmless": plain},
+        "rollouts": changes["rollouts"] | sampled,
+    }
+
+
+def test_a_sampler_fails_one_candidate_and_the_others_finish(sweep, tmp_path):
+    """Each of the first candidates asks in vain; what the one after them gets serves all others."""
+    ways = [how for kind, how in here(FAILS) if kind == "sampler"]
+    queue = tmp_path / "queue"
+    queue.write_text("\n".join(ways))
+    front = sweep(tmp_path / "run", search={"name": "bad", "points": len(ways) + 2}, **sampling(queue))
+    assert len(front["failed"]) == len(ways) == 8
+    for how, each in zip(ways, front["failed"], strict=True):
+        assert names("sampler") in each["error"] and WHY.get(how, "") in each["error"], how
+    assert len(scores(front)) == 2
+
+
+def test_a_sampler_that_fails_for_all_is_asked_for_each(sweep, tmp_path):
+    """In the second round the three are sampled together; then alone, and one of them in vain."""
+    (tmp_path / "queue").write_text("\nraises\n\nraises\n\n")
+    front = sweep(tmp_path / "run", **sampling(tmp_path / "queue", rounds=2))
+    (failed,) = front["failed"]
+    assert failed["id"] == "c0.50" and names("sampler") in failed["error"]
+    assert list(scores(front)) == ["c0.00", "c1.00"]
+
+
 @pytest.mark.parametrize("how", ["fails in the backward pass", "blames the input"])
 def test_a_loss_fails_alone_whatever_else_it_does(how, sweep, tmp_path):
     """Nobody can tell whose backward pass failed in a pass of several, so they are trained one by one."""
@@ -221,7 +254,17 @@ def test_the_run_goes_on_without_it_or_unharmed(sweep, healthy, tmp_path):
     assert generators() == healthy[False].generators
 
 
-@pytest.mark.parametrize(("kind", "how"), [case for case in here(HARMLESS) if case[0] != "observer"])
+@pytest.mark.parametrize("how", [how for kind, how in here(HARMLESS) if kind == "sampler"])
+def test_what_a_sampler_does_beside_its_work_changes_nothing(how, sweep, tmp_path):
+    found = []
+    for way in ("", how):
+        (tmp_path / "queue").write_text(way)
+        sweep(tmp_path / f"run {way}", **sampling(tmp_path / "queue", rounds=2))
+        found.append((contents(tmp_path / f"run {way}"), generators()))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(("kind", "how"), [case for case in here(HARMLESS) if case[0] not in ("observer", "sampler")])
 def test_nothing_is_changed(kind, how, sweep, healthy, pairs, tmp_path):
     changes = {
         "reward": {"objectives": rewarded(how=how, at=3)},
@@ -252,13 +295,28 @@ def test_whoever_is_at_work_is_announced(sweep, pairs, tmp_path):
         )
     finally:
         calls.watched_by(None)
-    assert {call.kind for call in seen} == set(HOOKS) - {"transform", "decoder"} and record.read()[1] is None
+    assert {call.kind for call in seen} == set(HOOKS) - {"transform", "sampler", "decoder"} and record.read()[1] is None
     for call in seen:
         candidate = "c0.50" if call.kind in WAYS else ""
         expected = Call(names(call.kind).partition(",")[0], "misbehaving", HOOKS[call.kind], candidate, 42, call.kind)
         assert call == expected
         done_without = {"observer": ("observer", call.who)} | dict.fromkeys(WAYS, ("candidate", "c0.50"))
         assert call.dispensable == done_without.get(call.kind)
+
+
+def test_a_sampler_at_work_is_announced(sweep, tmp_path):
+    """For the candidate that is sampled; for none where several are, which are then trained one by one."""
+    record, seen = Record(), []
+    sys.modules[isolation.NAME].CALLS["seen"] = lambda: seen.append(record.read()[1])
+    (tmp_path / "queue").write_text("is seen\nis seen")
+    calls.watched_by(record)
+    try:
+        sweep(tmp_path / "run", plugin_deadline=42, **sampling(tmp_path / "queue", rounds=2))
+    finally:
+        calls.watched_by(None)
+    first = Call("sampler 'bad' of misbehaving 2.5", "misbehaving", "sample", "c0.00", 42, "sampler")
+    assert seen == [first, replace(first, candidate="")]
+    assert [each.dispensable for each in seen] == [("candidate", "c0.00"), (calls.TOGETHER, "")]
 
 
 def test_a_transform_at_work_is_announced(sweep, tmp_path):

@@ -35,6 +35,7 @@ from moalign_plugins.objectives.rloo import RLOO
 LOSSES: dict[str, dict[str, Any]] = {
     "rloo": {"name": "rloo", "beta": 0.1},
     "grpo": {"name": "grpo", "beta": 0.1},
+    "remax": {"name": "remax", "beta": 0.1},
 }
 ROLLOUTS = {"rounds": 4, "samples": 3, "prompts": 5, "prompts_per_step": 4, "max_new_tokens": 5}
 STEPS = 12  # three to a round, so that a step meets a prompt of the epoch before again

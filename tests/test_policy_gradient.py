@@ -10,11 +10,12 @@ import torch
 from pydantic import ValidationError
 from tabular import DIE, REWARDS, SPEECH, on_policy, plain_terms
 
-from moalign.api import Batch
+from moalign.api import Batch, PluginError
 from moalign_plugins.objectives._policy_gradient import PolicyGradient
 from moalign_plugins.objectives.grpo import GRPO
 from moalign_plugins.objectives.gspo import GSPO
 from moalign_plugins.objectives.reinforce import REINFORCE
+from moalign_plugins.objectives.remax import ReMax
 from moalign_plugins.objectives.rloo import RLOO
 
 BETA = 0.3
@@ -30,7 +31,7 @@ def centred(**options) -> GRPO:
 
 
 # How much of the reward's gradient the expected gradient has, where a group has G responses.
-UNBIASED = {without_baseline: lambda size: 1.0, RLOO: lambda size: 1.0}
+UNBIASED = {without_baseline: lambda size: 1.0, RLOO: lambda size: 1.0, ReMax: lambda size: 1.0}
 SHRUNK = {REINFORCE: lambda size: (size - 1) / size, centred: lambda size: (size - 1) / size}
 
 
@@ -54,7 +55,7 @@ def test_the_expected_gradient_is_that_of_the_stated_target(kind, kl, size):
     assert (expected - without_price).abs().max() > 1e-2  # so that the KL's part is seen
 
 
-@pytest.mark.parametrize("kind", [RLOO, REINFORCE, without_baseline, GRPO, GSPO], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [RLOO, REINFORCE, without_baseline, ReMax, GRPO, GSPO], ids=lambda kind: kind.__name__)
 def test_the_sampled_gradient_is_within_its_standard_error(kind):
     """60 batches of 100 groups; four standard errors for each of the 8 parameters."""
     world, objective = on_policy(SPEECH), kind(beta=BETA)
@@ -66,6 +67,47 @@ def test_the_sampled_gradient_is_within_its_standard_error(kind):
     error = found.std(0) / len(found) ** 0.5
     assert ((found.mean(0) - expected).abs() < 4 * error + 1e-12).all()
     assert (expected.abs() > 8 * error).sum() >= 4  # another gradient would be seen
+
+
+# --- the greedy response as baseline ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("language", [SPEECH, DIE], ids=["speech", "one token"])
+def test_remax_is_unbiased_with_a_single_response_too(language):
+    world = on_policy(language)
+    expected = -world.gradient(world.reward() - BETA * world.divergence())
+    torch.testing.assert_close(world.expected_gradient(ReMax(beta=BETA), 1), expected, **EXACT)
+    assert (expected - world.expected_gradient(RLOO(beta=BETA), 1)).abs().max() > 1e-2  # which has no baseline then
+
+
+def test_what_a_prompt_adds_to_all_rewards_does_not_reach_the_loss_of_remax():
+    """r + c(x), to the last bit of the sum; not so without a baseline."""
+    world, drawn = on_policy(SPEECH), torch.arange(6)[:, None]
+    raised = replace(world, rewards=world.rewards + 4.0)
+    for objective, same in ((ReMax(beta=BETA), True), (without_baseline(beta=BETA), False)):
+        losses, others = (each.losses(objective, drawn) for each in (world, raised))
+        assert torch.allclose(losses, others, rtol=0, atol=1e-12) == same
+
+
+def test_remax_by_hand_where_a_response_is_one_token():
+    """(r - r of the likeliest face - beta log-ratio) times -grad log pi(face), which is p - onehot."""
+    world = on_policy(DIE)
+    p, reference = world.policy.detach().softmax(-1), world.reference.detach().softmax(-1)
+    for face in range(5):
+        loss = world.losses(ReMax(beta=BETA), torch.tensor([[face]])).sum()
+        worth = world.rewards[face] - world.rewards[p.argmax()] - BETA * (p[face] / reference[face]).log()
+        expected = worth * (p - torch.nn.functional.one_hot(torch.tensor(face), 5))
+        torch.testing.assert_close(world.gradient(loss), expected, **EXACT)
+
+
+def test_the_greedy_response_has_the_advantage_0_before_its_kl():
+    groups = torch.tensor([3, 3, 8])
+    signal, greedy = torch.tensor([[1.0, 0.5, -2.0], [1.0, 1.0, -1.0]], dtype=torch.float64)
+    assert ReMax(kl="k2").advantages(signal, groups, None, greedy).tolist() == [0.0, -0.5, -1.0]
+    priced = ReMax(beta=0.5).advantages(signal, groups, torch.ones(3, dtype=torch.float64), greedy)
+    assert priced.tolist() == [-0.5, -1.0, -1.5]
+    with pytest.raises(PluginError, match="greedy"):
+        ReMax(kl="k2").advantages(signal, groups, None)
 
 
 # --- GRPO's own target ----------------------------------------------------------------------------------------------

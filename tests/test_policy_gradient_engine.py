@@ -29,6 +29,7 @@ from moalign.sweeps.workshop import Workshop, open_workshop
 from moalign.types import Candidate, Preference
 from moalign_plugins.objectives.grpo import GRPO
 from moalign_plugins.objectives.reinforce import REINFORCE
+from moalign_plugins.objectives.remax import ReMax
 from moalign_plugins.objectives.rloo import RLOO
 
 PROMPT = grammar.TRAIN_PROMPTS[0]
@@ -124,9 +125,10 @@ def gradients(objective: Objective, workshop: Workshop, sampled: dict[str, list[
     draw = RolloutSource.sample
 
     def once(self, number, names):
-        if "drawn" not in sampled:
-            sampled["drawn"] = draw(self, number, names)[0]
-        return [sampled["drawn"]]
+        key = "with greedy ones" if self.greedy else "drawn"
+        if key not in sampled:
+            sampled[key] = draw(self, number, names)[0]
+        return [sampled[key]]
 
     monkeypatch.setattr(RolloutSource, "sample", once)
     job = replace(job_of(CANDIDATE, workshop, ()), objective=objective, needs=objective.needs)
@@ -188,6 +190,7 @@ CASES = {
     "reinforce, mean": (REINFORCE(beta=BETA), lambda workshop: target(workshop, 1 - 1 / SIZE, BETA)),
     "rloo": (RLOO(beta=BETA), lambda workshop: target(workshop, 1.0, BETA)),
     "rloo, k2": (RLOO(beta=BETA, kl="k2"), lambda workshop: target(workshop, 1.0, BETA)),
+    "remax": (ReMax(beta=BETA), lambda workshop: target(workshop, 1.0, BETA)),
     "grpo": (GRPO(beta=0.0, length="none"), standardised),
 }
 
@@ -206,7 +209,7 @@ def test_sampled_gradient_of_the_adapter_is_within_its_standard_error(
         assert (along.mean() - expected @ direction / direction.norm()).abs() < 4 * error
         if direction is expected:
             assert expected.norm() > 4 * error  # another gradient would be seen
-        elif case in ("rloo", "rloo, k2"):
+        elif case in ("rloo", "rloo, k2", "remax"):
             assert BETA * of_kl.norm() > 4 * error  # and one without the KL
     few = expected.abs().topk(20).indices
     errors = found[:, few].std(0) / STEPS**0.5

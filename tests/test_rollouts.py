@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -92,11 +93,89 @@ def test_first_tokens_follow_the_softmax(different, temperature):
         assert statistic < degrees + 5 * np.sqrt(2 * degrees)  # five standard deviations
 
 
+TIES = [0.5, 2.0, 2.0, -1.0, 2.0, 0.0]  # three tokens are the likeliest, with 0.29 each
+
+
+@pytest.mark.parametrize(
+    ("mass", "kept"), [(0.2, {1}), (0.3, {1, 2}), (0.6, {1, 2, 4}), (0.9, {0, 1, 2, 4}), (0.98, {0, 1, 2, 4, 5})]
+)
+def test_the_nucleus_is_the_smallest_set_of_that_mass_and_of_equals_the_first(mass, kept):
+    scores = torch.tensor([TIES, TIES[::-1]])
+    found = rollouts.nucleus(scores, mass)
+    for row, mirrored in enumerate((False, True)):
+        probabilities = scores[row].double().softmax(-1)
+        inside = found[row].isfinite().nonzero().squeeze(1).tolist()
+        assert len(inside) == len(kept) and (mirrored or set(inside) == kept)
+        assert float(probabilities[inside].sum()) >= mass
+        assert float(probabilities[inside].sum() - probabilities[inside].min()) < mass  # one less does not suffice
+        assert found[row][inside].equal(scores[row][inside])
+
+
+def test_the_nucleus_is_that_of_the_definition():
+    """Against all subsets in order of size, for random scores; and a mass above all sums keeps everything."""
+    generator = torch.Generator().manual_seed(0)
+    scores = 2 * torch.randn(40, 6, generator=generator)
+    for mass in (0.1, 0.5, 0.8, 0.95):
+        for row, found in zip(scores, rollouts.nucleus(scores, mass), strict=True):
+            likely = row.double().softmax(-1)
+            size = next(
+                n for n in range(1, 7) if max(float(likely[list(c)].sum()) for c in combinations(range(6), n)) >= mass
+            )
+            best = max(combinations(range(6), size), key=lambda chosen: float(likely[list(chosen)].sum()))
+            assert found.isfinite().nonzero().squeeze(1).tolist() == list(best)
+    assert rollouts.nucleus(scores, 1.0 - 1e-16).equal(scores)
+
+
+def test_samples_of_a_nucleus_follow_its_distribution(different):
+    """4,000 first tokens at temperature 0.7, against the probabilities over those of the nucleus; chi squared."""
+    model, prompt = different.model, different.material.prompts[0]
+    arguments = {"samples": 4000, "temperature": 0.7, "top_p": 0.8, "max_new_tokens": 1, "seed": 5}
+    ((mine,),) = [sample(model, NAMES[:1], [prompt], **arguments)]
+    with lora.active(model.policy, NAMES[0]):
+        logits = model.base(input_ids=torch.tensor([prompt])).logits[0, -1]
+    likely, ids = (logits.double() / 0.7).softmax(-1).sort(descending=True)
+    size = int((likely.cumsum(-1) < 0.8).sum()) + 1
+    expected = (4000 * likely[:size] / likely[:size].sum()).numpy()
+    counts = np.bincount([rollout.ids[0] for rollout in mine], minlength=len(logits))
+    assert counts.sum() == counts[ids[:size].numpy()].sum() == 4000  # nothing outside
+    statistic = ((counts[ids[:size].numpy()] - expected) ** 2 / expected).sum()
+    assert expected.min() > 5 and size > 10
+    assert statistic < size - 1 + 5 * np.sqrt(2 * (size - 1))
+
+
+def test_all_of_the_mass_is_plain_sampling(different, monkeypatch):
+    """To the last bit: nothing is sorted, nothing masked."""
+    model, prompts = different.model, different.material.prompts
+    plain = sample(model, NAMES, prompts, **ARGUMENTS)
+    monkeypatch.setattr(rollouts, "nucleus", None)
+    assert sample(model, NAMES, prompts, **ARGUMENTS, top_p=1.0) == plain
+
+
+def test_greedy_responses_take_the_likeliest_token_and_leave_the_samples_alone(different, monkeypatch):
+    model, prompts = different.model, different.material.prompts
+    plain = sample(model, NAMES, prompts, **ARGUMENTS)
+    found = sample(model, NAMES, prompts, **ARGUMENTS, greedy=True)
+    for name, mine, own in zip(NAMES, found, plain, strict=True):
+        assert mine[: len(own)] == own and not any(each.greedy for each in own)
+        likeliest = mine[len(own) :]
+        assert [each.prompt for each in likeliest] == list(range(len(prompts)))
+        assert all(each.greedy for each in likeliest)
+        for prompt, rollout in zip(prompts, likeliest, strict=True):
+            with lora.active(model.policy, name):
+                logits = model.base(input_ids=torch.tensor([prompt + rollout.ids])).logits[0, len(prompt) - 1 : -1]
+            assert logits.argmax(-1).tolist() == list(rollout.ids)
+            assert rollout.ended or len(rollout.ids) == ARGUMENTS["max_new_tokens"]
+    monkeypatch.setattr(rollouts, "ROWS", 7)  # a call ends within a prompt's samples
+    cut = sample(model, NAMES, prompts, **ARGUMENTS, greedy=True)
+    assert [own[-len(prompts) :] for own in cut] == [own[-len(prompts) :] for own in found]
+    assert [len(own) for own in cut] == [len(own) for own in found]
+
+
 def test_no_draw_of_the_generator_makes_an_impossible_token_likely(monkeypatch):
     """It may return 0, whose logarithm would beat every score."""
     monkeypatch.setattr(torch.Tensor, "exponential_", lambda self, generator: self.fill_(1.0).index_fill_(1, ZERO, 0.0))
     scores = torch.tensor([[0.0, -40.0]])
-    noisy = rollouts._Gumbel(width=1, rows=1, temperature=1.0, seed=0)(torch.zeros(1, 1), scores)
+    noisy = rollouts._Noise(rows=1, temperature=1.0, top_p=1.0, seed=0).on(scores, 0, torch.tensor([0]))
     assert noisy.isfinite().all() and noisy.argmax() == 0
 
 
@@ -106,15 +185,15 @@ ZERO = torch.tensor([1])
 def test_where_memory_does_not_suffice_fewer_policies_are_sampled_at_a_time(different, monkeypatch):
     model, prompts = different.model, different.material.prompts
     expected = sample(model, NAMES, prompts, **ARGUMENTS)
-    generate, asked = type(model.policy).generate, []
+    decode, asked = rollouts.decode, []
 
-    def limited(self, *, input_ids, **arguments):
-        asked.append(len(input_ids))
-        if len(input_ids) > len(prompts) * 3:
+    def limited(model, adapters, prompts, *arguments):
+        asked.append(len(adapters) * len(prompts))
+        if asked[-1] > len(different.material.prompts) * 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return generate(self, input_ids=input_ids, **arguments)
+        return decode(model, adapters, prompts, *arguments)
 
-    monkeypatch.setattr(type(model.policy), "generate", limited)
+    monkeypatch.setattr(rollouts, "decode", limited)
     assert sample(model, NAMES, prompts, **ARGUMENTS) == expected
     rows = len(prompts) * 3
     assert asked == [3 * rows, rows, 2 * rows, rows, rows]

@@ -29,6 +29,7 @@ class PairDataset:
     ``counts``             what was truncated or dropped, and why
     ``advantages[N]``      of sampled responses that are units of their own (None: the pairs are); not part of the hash
     ``figures``            of a round of sampled responses, for the metrics; not part of the hash either
+    ``greedy``             the greedy response to each prompt, in no pair and never trained on; where a loss needs them
     ``old_logps``, ``ref_logps``  for each, of its response tokens under the policy that sampled it, and the reference
     """
 
@@ -44,6 +45,7 @@ class PairDataset:
     warnings: tuple[str, ...] = ()
     advantages: NDArray[np.float64] | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
+    greedy: PairDataset | None = None
     old_logps: tuple[NDArray[np.float32], ...] | None = None
     ref_logps: tuple[NDArray[np.float32], ...] | None = None
 

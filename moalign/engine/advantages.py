@@ -42,11 +42,13 @@ class Advantages:
         log_ratios: NDArray[np.float64] | None,
         gram: Tensor | None = None,
         shaped: NDArray[np.float64] | None = None,
+        greedy: NDArray[np.float64] | None = None,
     ) -> tuple[NDArray[np.float64], dict[str, float]]:
         """The advantages [N] of round ``number``, and figures for the metrics. Rewards [N,M] are all known.
 
         ``gram`` [M,M]: see ``Round``; where ``needs_gram``. ``shaped``: what transforms made of the rewards, for the
-        signal; None: nothing. What adapts sees them raw.
+        signal; None: nothing. What adapts sees them raw. ``greedy`` [N,M]: the shaped rewards of the greedy response to
+        each one's prompt, for objectives that need its signal; nothing else sees them.
 
         Raises PluginError where the combiner or the objective returns what it must not.
         """
@@ -59,13 +61,16 @@ class Advantages:
         values = values if shaped is None else torch.from_numpy(shaped)
         weights = torch.tensor(self.preference.vector(self.objectives), dtype=torch.float64).expand_as(values)
         signal = self._numbers(self.combiner, "signal", values, weights, rows, self.state)
+        baseline = [] if greedy is None else [torch.from_numpy(greedy)]
+        baseline = [self._numbers(self.combiner, "signal", each, weights, rows, self.state) for each in baseline]
         multiplier = self._call(self.combiner, "multiplier", self.state)
         if not (isinstance(multiplier, int | float) and np.isfinite(multiplier)):
             who = door.origin(self.combiner).who
             raise PluginError(f"{who}, in multiplier: it must return a finite number, not {multiplier!r}")
-        advantages = self._numbers(self.objective, "advantages", signal, rows, ratios) * multiplier
+        advantages = self._numbers(self.objective, "advantages", signal, rows, ratios, *baseline) * multiplier
         figures = {f"{name}/reward": mean for name, mean in zip(self.objectives, rewards.mean(0).tolist(), strict=True)}
         figures |= {"signal": float(signal.mean()), "advantage": float(advantages.abs().mean())}
+        figures |= {name: float(each.mean()) for name, each in zip(["greedy"], baseline, strict=False)}
         if ratios is not None:
             figures["kl_sampled"] = float(ratios.mean())
         figures |= {f"combine/{name}": value for name, value in numbers_in(self.state)}
@@ -76,13 +81,21 @@ class Advantages:
         return self.combiner.needs_gram
 
     def of_each(
-        self, rewards: NDArray[np.float64], groups: NDArray[np.int64], log_ratios: NDArray[np.float64] | None
+        self,
+        rewards: NDArray[np.float64],
+        groups: NDArray[np.int64],
+        log_ratios: NDArray[np.float64] | None,
+        greedy: NDArray[np.float64] | None = None,
     ) -> NDArray[np.float64]:
         """[M,N]: the advantages as they would be if one objective's rewards were the whole signal."""
         rows = torch.from_numpy(groups)
         ratios = None if log_ratios is None else torch.from_numpy(log_ratios)
-        columns = torch.from_numpy(rewards).t().contiguous()
-        return np.stack([self._numbers(self.objective, "advantages", own, rows, ratios).numpy() for own in columns])
+        columns = [torch.from_numpy(each).t().contiguous() for each in (rewards, greedy) if each is not None]
+        found = [
+            self._numbers(self.objective, "advantages", own, rows, ratios, *baseline)
+            for own, *baseline in zip(*columns, strict=True)
+        ]
+        return np.stack([each.numpy() for each in found])
 
     def _call(self, plugin: Plugin, hook: str, *arguments: Any) -> Any:
         return door.call(plugin, hook, *arguments, candidate=self.candidate)

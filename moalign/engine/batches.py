@@ -18,7 +18,7 @@ from moalign.data.dataset import PairDataset
 from moalign.engine.advantages import Advantages
 from moalign.engine.gram import gradient_products
 from moalign.engine.model import LanguageModel
-from moalign.engine.rollouts import Rollout, Score, prompts_of_round, sample, sequence_of
+from moalign.engine.rollouts import Draw, Rollout, Score, prompts_of_round, sample, sequence_of
 from moalign.engine.scoring import logps_under
 from moalign.engine.shaping import Shaping
 from moalign.errors import TrainingError
@@ -58,7 +58,7 @@ def refresh(sources: Sequence[BatchSource], step: int) -> None:
     due: dict[Any, list[RolloutSource]] = {}
     for source in sources:
         if isinstance(source, RolloutSource) and (number := source.due(step)) is not None:
-            due.setdefault((number, source.seed, source.settings), []).append(source)
+            due.setdefault((number, source.seed, source.settings, source.greedy), []).append(source)
     for (number, *_), members in due.items():
         if len(members) > 1:
             with suppress(Exception):
@@ -74,7 +74,8 @@ class RolloutSource:
     ``slot`` holds the policy's adapter. A policy with fresh weights is the base in round 0, which is the same for every
     candidate: ``first_round`` is shared between those (None: the weights are not fresh). ``advantages``: each response
     is a unit of its own and has one; None: all pairs within the groups are compared. ``shaping``: what transforms make
-    of the rewards; None: nothing. ``figures``: of the last round, for the metrics.
+    of the rewards; None: nothing. ``draw``: who samples; None: ``rollouts.sample``. ``figures``: of the last round, for
+    the metrics.
     """
 
     model: LanguageModel
@@ -89,6 +90,7 @@ class RolloutSource:
     candidate: str = ""
     advantages: Advantages | None = None
     shaping: Shaping | None = None
+    draw: Draw | None = None
     cacheable: bool = False
     figures: dict[str, float] = field(default_factory=dict)
     _round: int = -1
@@ -110,6 +112,11 @@ class RolloutSource:
         )
         return self._dataset, pairs
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the loss needs the greedy response to each prompt."""
+        return self.advantages is not None and "greedy" in self.advantages.objective.needs
+
     def due(self, step: int) -> int | None:
         """The round that begins at this step, if it is this policy's own."""
         current = self._round_of(step)
@@ -119,15 +126,18 @@ class RolloutSource:
     def sample(self, number: int, slots: Sequence[str]) -> list[list[Rollout]]:
         """A round's responses of the policies in these slots, to the prompts of that round."""
         chosen = prompts_of_round(len(self.prompts), self.settings.prompts, self.seed, number)
-        sampled = sample(
-            self.model,
-            slots,
-            [self.prompts[index] for index in chosen],
-            samples=self.settings.samples,
-            temperature=self.settings.temperature,
-            max_new_tokens=self.settings.max_new_tokens,
-            seed=derive(self.seed, "rollouts", number),
-        )
+        with calls.on_behalf_of(self.candidate if len(slots) == 1 else ""):
+            sampled = (self.draw or sample)(
+                self.model,
+                slots,
+                [self.prompts[index] for index in chosen],
+                samples=self.settings.samples,
+                temperature=self.settings.temperature,
+                max_new_tokens=self.settings.max_new_tokens,
+                seed=derive(self.seed, "rollouts", number),
+                top_p=self.settings.top_p,
+                greedy=self.greedy,
+            )
         return [[replace(rollout, prompt=chosen[rollout.prompt]) for rollout in rollouts] for rollouts in sampled]
 
     def take(self, number: int, rollouts: Sequence[Rollout]) -> None:
@@ -143,8 +153,10 @@ class RolloutSource:
         # copies: a round that fails half-way, and is tried again, must not be seen twice
         shaping, rule = copy(self.shaping), copy(self.advantages)
         if shaping is not None:
+            greedy = dataset.greedy  # shaped with states that nobody keeps: all transforms are pointwise
+            greedy = None if greedy is None else replace(greedy, rewards=copy(shaping).of(number, greedy)[0])
             shaped, more = shaping.of(number, dataset)
-            dataset, figures = replace(dataset, rewards=shaped), figures | more
+            dataset, figures = replace(dataset, rewards=shaped, greedy=greedy), figures | more
         if rule is not None:
             dataset, more = self._weighed(dataset, raw, number, rule)
             figures |= more
@@ -168,11 +180,14 @@ class RolloutSource:
             ref_logps=None if reference is None else tuple(reference),
         )
         shaped, groups, gram = dataset.rewards[rows], dataset.groups[rows], None
+        greedy = None
+        if "greedy" in needs and dataset.greedy is not None:
+            greedy = dataset.greedy.rewards[_places(dataset.greedy, groups)]
         if advantages.needs_gram:
-            each = advantages.of_each(shaped, groups, ratios)
+            each = advantages.of_each(shaped, groups, ratios, greedy)
             gram = gradient_products(self.model, self.slot, advantages.objective, dataset, each, self.candidate)
         values = np.zeros(len(dataset.sequences))
-        values[rows], figures = advantages.of(number, raw[rows], groups, ratios, gram, shaped)
+        values[rows], figures = advantages.of(number, raw[rows], groups, ratios, gram, shaped, greedy)
         return replace(dataset, advantages=values), figures
 
     def _round_of(self, step: int) -> int:
@@ -187,6 +202,13 @@ class RolloutSource:
         if self.shaping is not None:
             rewards = self.shaping.comparable(rewards, groups)
         known = np.asarray(np.isfinite(rewards).all(axis=1))
+        sampled = np.array([not rollout.greedy for rollout in rollouts])
+        likeliest = [rollout for rollout in rollouts if rollout.greedy]
+        greedy = self._as_dataset(likeliest, rewards[~sampled], groups[~sampled], []) if likeliest else None
+        if likeliest:  # without its greedy response a prompt's responses have nothing to be compared with
+            known &= np.isin(groups, groups[known & ~sampled])
+        rollouts = [rollout for rollout in rollouts if not rollout.greedy]
+        known, rewards, groups = known[sampled], rewards[sampled], groups[sampled]
         pairs = _pairs(rollouts, known) if self.advantages is None else [(i, i) for i in np.flatnonzero(known).tolist()]
         if not pairs and self.advantages is not None:
             raise TrainingError(f"of {len(rollouts)} sampled responses not one has all rewards; see why they abstain")
@@ -197,18 +219,33 @@ class RolloutSource:
                 f"were left unscored and {len({r.ids for r in rollouts})} are different. A policy that repeats itself "
                 "has collapsed; a smaller train.lr or more rollouts.rounds usually helps"
             )
+        return replace(
+            self._as_dataset(rollouts, rewards, groups, pairs),
+            counts={"sampled responses without a reward": int((~known).sum())},
+            figures=dict(scored.figures) | {"truncated": float(sum(not rollout.ended for rollout in rollouts))},
+            greedy=greedy,
+        )
+
+    def _as_dataset(
+        self, rollouts: Sequence[Rollout], rewards: np.ndarray, groups: np.ndarray, pairs: list[tuple[int, int]]
+    ) -> PairDataset:
         return PairDataset(
             objectives=self.objectives,
             sequences=tuple(sequence_of(rollout, self.prompts) for rollout in rollouts),
             samples=tuple(Sample("", rollout.text) for rollout in rollouts),
-            pairs=np.array(pairs, dtype=np.int64),
+            pairs=np.array(pairs, dtype=np.int64).reshape(-1, 2),
             pair_objective=np.full(len(pairs), -1, dtype=np.int64),
             strength=np.ones(len(pairs)),
             rewards=rewards,
             groups=groups,
-            counts={"sampled responses without a reward": int((~known).sum())},
-            figures=scored.figures,
+            counts={},
         )
+
+
+def _places(dataset: PairDataset, groups: np.ndarray) -> list[int]:
+    """Where the one response to each of these prompts is."""
+    place = {group: row for row, group in enumerate(dataset.groups.tolist())}
+    return [place[group] for group in groups.tolist()]
 
 
 def _pairs(rollouts: Sequence[Rollout], known: np.ndarray) -> list[tuple[int, int]]:

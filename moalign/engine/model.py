@@ -38,7 +38,8 @@ class LanguageModel:
 
     ``fingerprint`` is a sha256 over the base's weights, ``tokenizer_fingerprint`` over the tokenizer's files' content.
     ``packing`` says how sequences are best arranged into passes; ``unshared`` why responses to one prompt cannot lie
-    in one row (None: they can). ``upper``: the layers from the first one with an adapter on, where those below run
+    in one row (None: they can), ``uncached`` why they cannot go on from one computation of it when they are sampled.
+    ``upper``: the layers from the first one with an adapter on, where those below run
     once for all candidates. ``lower``: those below, where they need not run for rows whose hidden states are known;
     ``unskipped`` why there are none.
     """
@@ -52,6 +53,7 @@ class LanguageModel:
     tokenizer_fingerprint: str
     packing: Packing
     unshared: str | None = None
+    uncached: str | None = None
     upper: tuple[nn.Module, ...] = ()
     lower: tuple[nn.Module, ...] = ()
     unskipped: str | None = None
@@ -170,7 +172,12 @@ def load(path: str, settings: ModelSettings, device: torch.device) -> LanguageMo
     probe.check_against_own_logits(model, path)
     reason = probe.why_not_shared(model)
     longest = probe.longest_shared_row(text_config)
-    model = replace(model, unshared=reason, packing=replace(model.packing, shares=reason is None, longest=longest))
+    model = replace(
+        model,
+        unshared=reason,
+        uncached=probe.why_not_cached(model),
+        packing=replace(model.packing, shares=reason is None, longest=longest),
+    )
     below, upper = lower.split(base)
     if not upper:
         return replace(model, unskipped="no layer lies below all adapters")

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from moalign.data.tokenise import Sequence as TokenSequence
+from moalign.engine.decoding import decode
 from moalign.engine.layout import Layout, lay_out, one_by_one
 from moalign.engine.lower import Copies, copied
 from moalign.engine.lower_cache import LowerCache
@@ -60,13 +61,43 @@ def why_not_shared(model: LanguageModel) -> str | None:
         others = [*_sequences(model, salt=1)[:1], *sequences[1:]]  # another first response behind the first prompt
         moved = model.response_logps(_together(others, model))
     except Exception as error:  # whatever a model raises for a mask or positions that it does not take
-        return f"it does not take a prepared mask and positions ({type(error).__name__}: {str(error).splitlines()[0]})"
+        return f"it does not take a prepared mask and positions ({_first_line(error)})"
     largest = float((apart - together).abs().max())
     if not largest <= (1e-4 if single else 0.1):
         return f"log-probabilities change by {largest:.2g} when responses to one prompt lie in one row"
     largest = float((together - moved)[1:].abs().max())
     if not largest <= (1e-6 if single else 1e-2):
         return f"a response changes the log-probabilities of the next one in its row by {largest:.2g}"
+    return None
+
+
+@torch.no_grad()
+def why_not_cached(model: LanguageModel) -> str | None:
+    """The reason why responses cannot go on from one computation of their prompt, rows leaving on the way; or None.
+
+    What decoding with the cache says of given responses must be what one forward pass over them says.
+    """
+    sequences = _sequences(model, salt=0)
+    expected = model.response_logps(one_by_one(sequences, model.pad_id).to(model.device))
+    found = torch.zeros_like(expected)
+    beyond, most = -1, max(len(sequence.response) for sequence in sequences)  # no token: where a response is over
+
+    def given(scores: Tensor, position: int, rows: Tensor) -> Tensor:
+        responses = [sequences[row].response for row in rows.tolist()]
+        tokens = [response[position] if position < len(response) else beyond for response in responses]
+        logps = scores.log_softmax(-1)
+        for place, (row, token) in enumerate(zip(rows.tolist(), tokens, strict=True)):
+            if token != beyond:
+                found[row, sequences[row].prompt_length - 1 + position] = logps[place, token]
+        return torch.tensor(tokens, device=scores.device)
+
+    try:
+        decode(model, [None], [sequence.prompt for sequence in sequences], given, most, {beyond})
+    except Exception as error:  # whatever a model raises for a cache, a mask or positions that it does not take
+        return f"its cache does not let rows be selected ({_first_line(error)})"
+    largest = float((expected - found).abs().max())
+    if not largest <= (1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1):
+        return f"log-probabilities change by {largest:.2g} when responses go on from one computation of their prompt"
     return None
 
 
@@ -121,6 +152,10 @@ def longest_shared_row(config: Any) -> int | None:
         if isinstance(value, int) and not isinstance(value, bool)
     ]
     return min((size for size in sizes if size > 0), default=None)
+
+
+def _first_line(error: Exception) -> str:
+    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
 
 
 def _sequences(model: LanguageModel, salt: int) -> list[TokenSequence]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from moalign import lora
 from moalign.data.tokenise import Sequence as TokenSequence
+from moalign.engine.decoding import decode, padded
 from moalign.engine.model import LanguageModel
 from moalign.engine.rewards import Scored
 from moalign.errors import TrainingError
@@ -26,15 +27,20 @@ LEAST_NOISE = 2.0**-25  # half the step of the generator, which may return 0
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled response: its token ids (the end token included where it was produced) and its text."""
+    """One sampled response: its token ids (the end token included where it was produced) and its text.
+
+    ``greedy``: each token is the likeliest, so that it is no sample, and nothing is trained on it.
+    """
 
     prompt: int
     ids: tuple[int, ...]
     text: str
     ended: bool
+    greedy: bool = False
 
 
 Score = Callable[[Sequence[Rollout]], Scored]
+Draw = Callable[..., list[list[Rollout]]]  # as ``sample`` is called
 
 
 def prompts_of_round(available: int, wanted: int, seed: int, number: int) -> list[int]:
@@ -53,40 +59,53 @@ def sample(
     temperature: float,
     max_new_tokens: int,
     seed: int,
+    top_p: float = 1.0,
+    greedy: bool = False,
 ) -> list[list[Rollout]]:
     """``samples`` responses per prompt (token ids) under each adapter (None: the bare base); a list per adapter.
 
-    Plain sampling at ``temperature``: no top-k, no top-p, no penalties, whatever the model's own generation settings
-    say, because everything here is an estimate under the policy itself. A function of ``seed``, and the same noise for
-    every adapter: what one of them says does not depend on who else is sampled, and neighbours are compared under
-    common random numbers. No global generator is touched. Raises TrainingError where scores are not numbers.
+    Plain sampling at ``temperature``: no top-k, no penalties, whatever the model's own generation settings say, because
+    everything here is an estimate under the policy itself. ``top_p``: of the likeliest tokens alone that have this much
+    of the probability together. ``greedy``: behind them one response to each prompt whose every token is the likeliest.
+
+    A function of ``seed``, and the same noise for every adapter: what one of them says does not depend on who else is
+    sampled, and neighbours are compared under common random numbers. No global generator is touched. Raises
+    TrainingError where scores are not numbers.
     """
     order = [index for index in range(len(prompts)) for _ in range(samples)]
-    rollouts: list[list[Rollout]] = [[] for _ in adapters]
+    sampled: list[list[Rollout]] = [[] for _ in adapters]
+    likeliest: list[list[Rollout]] = [[] for _ in adapters]
     for start in range(0, len(order), ROWS):
         chunk = order[start : start + ROWS]
-        call = _Call(model, [prompts[index] for index in chunk], temperature, max_new_tokens, derive(seed, start))
-        together = 1 if lora.why_not_together(model.policy) else max(1, ROWS_IN_ALL // len(chunk))
-        for first in range(0, len(adapters), together):
-            responses = call.responses(adapters[first : first + together])
-            for mine, said in zip(rollouts[first:], responses, strict=False):
-                mine += [_rollout(index, response, model) for index, response in zip(chunk, said, strict=True)]
-    return rollouts
+        first = -(-start // samples)  # the prompts whose first response is here
+        more = range(first, -(-(start + len(chunk)) // samples)) if greedy else range(0)
+        noise = _Noise(len(chunk), temperature, top_p, derive(seed, start), len(more))
+        asked = [*chunk, *more]
+        call = _Call(model, [prompts[index] for index in asked], noise, max_new_tokens)
+        together = 1 if lora.why_not_together(model.policy) else max(1, ROWS_IN_ALL // len(asked))
+        for begin in range(0, len(adapters), together):
+            for place, said in enumerate(call.responses(adapters[begin : begin + together]), begin):
+                made = [rollout_of(index, response, model) for index, response in zip(asked, said, strict=True)]
+                sampled[place] += made[: len(chunk)]
+                likeliest[place] += [replace(each, greedy=True) for each in made[len(chunk) :]]
+    return [own + others for own, others in zip(sampled, likeliest, strict=True)]
 
 
 @dataclass(frozen=True)
 class _Call:
-    """One response to each of the prompts, under any number of adapters."""
+    """One response to each of the prompts, under any number of adapters; the last ``greedy`` ones without noise."""
 
     model: LanguageModel
     prompts: Sequence[tuple[int, ...]]
-    temperature: float
+    noise: _Noise
     max_new_tokens: int
-    seed: int
 
     def responses(self, adapters: Sequence[str | None]) -> list[list[list[int]]]:
         """Token ids, per adapter and prompt; where memory does not suffice, half of the adapters at a time."""
         try:
+            if self.model.uncached is None:
+                most, ends = self.max_new_tokens, self.model.end_ids
+                return decode(self.model, adapters, self.prompts, self.noise.choose, most, ends)
             return self._generate(adapters)
         except torch.OutOfMemoryError:
             if len(adapters) == 1:
@@ -95,13 +114,10 @@ class _Call:
         return self.responses(adapters[:half]) + self.responses(adapters[half:])
 
     def _generate(self, adapters: Sequence[str | None]) -> list[list[list[int]]]:
+        """By transformers' own loop, which suits any model, and computes every row's prompt anew."""
         model, rows = self.model, len(self.prompts)
-        width = max(len(prompt) for prompt in self.prompts)
-        ids = torch.full((rows, width), model.pad_id, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(self.prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, width - len(prompt) :] = 1
+        ids, mask = padded(self.prompts, model.pad_id)
+        width = ids.shape[1]
         config = GenerationConfig(
             do_sample=False,  # of scores with noise on them, which makes the largest one a sample
             max_new_tokens=self.max_new_tokens,
@@ -114,7 +130,7 @@ class _Call:
                 input_ids=ids.repeat(len(adapters), 1).to(model.device),
                 attention_mask=mask.repeat(len(adapters), 1).to(model.device),
                 generation_config=config,
-                logits_processor=LogitsProcessorList([_Gumbel(width, rows, self.temperature, self.seed)]),
+                logits_processor=LogitsProcessorList([_Noisy(width, self.noise)]),
             )
         said = output[:, width:].tolist()
         return [said[start : start + rows] for start in range(0, len(said), rows)]
@@ -127,25 +143,63 @@ class _Call:
 
 
 @dataclass(frozen=True)
-class _Gumbel(LogitsProcessor):
-    """Scores / temperature + Gumbel noise, whose largest entry is a sample of the softmax; equal for every policy."""
+class _Noise:
+    """Gumbel noise for ``rows`` responses of each policy, equal for every policy; then ``greedy`` ones have none.
 
-    width: int
+    The largest entry of scores / temperature + noise is a sample of the softmax, or of its nucleus.
+    """
+
     rows: int
     temperature: float
+    top_p: float
     seed: int
+    greedy: int = 0
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+    def choose(self, scores: Tensor, position: int, rows: Tensor) -> Tensor:
+        """The tokens of those rows of all policies, one policy's after the other's; scores [n,V], rows [n] -> [n]."""
+        return self.on(scores, position, rows).argmax(-1)
+
+    def on(self, scores: Tensor, position: int, rows: Tensor) -> Tensor:
+        """Raises TrainingError where scores are not numbers."""
         if bool(scores.isnan().any()):
             raise TrainingError("the policy's scores are not numbers, so nothing can be sampled from it")
-        position = input_ids.shape[1] - self.width
         generator = torch.Generator(scores.device).manual_seed(derive(self.seed, position))
         noise = torch.empty(self.rows, scores.shape[1], device=scores.device)
         noise.exponential_(generator=generator).clamp_min_(LEAST_NOISE).log_()
-        return ((scores / self.temperature).view(-1, *noise.shape) - noise).view_as(scores)
+        if self.greedy:
+            noise = torch.cat([noise, noise.new_zeros(self.greedy, scores.shape[1])])
+        scores = scores / self.temperature
+        if self.top_p < 1:
+            scores = nucleus(scores, self.top_p)
+        return scores - noise.index_select(0, rows % len(noise))
 
 
-def _rollout(prompt: int, response: list[int], model: LanguageModel) -> Rollout:
+def nucleus(scores: Tensor, mass: float) -> Tensor:
+    """Scores [n,V], -inf outside of the smallest set of likeliest tokens whose probabilities sum to ``mass`` or more.
+
+    Of equally likely tokens those with smaller ids are taken first. arXiv 1904.09751.
+    """
+    ordered, ids = scores.sort(dim=-1, descending=True, stable=True)
+    probabilities = ordered.double().softmax(-1)
+    before = probabilities.cumsum(-1) - probabilities
+    before[:, 0] = 0.0  # the likeliest token is in it whatever rounding does
+    return torch.full_like(scores, -torch.inf).scatter(-1, ids, ordered.masked_fill(before >= mass, -torch.inf))
+
+
+@dataclass(frozen=True)
+class _Noisy(LogitsProcessor):
+    """The noise as transformers' loop takes it, whose rows all stay."""
+
+    width: int
+    noise: _Noise
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        rows = torch.arange(len(scores), device=scores.device)
+        return self.noise.on(scores, input_ids.shape[1] - self.width, rows)
+
+
+def rollout_of(prompt: int, response: Sequence[int], model: LanguageModel) -> Rollout:
+    """The response up to its first end token."""
     end = next((position for position, token in enumerate(response) if token in model.end_ids), None)
     ids = tuple(response if end is None else response[: end + 1])
     text = model.tokeniser.tokenizer.decode(ids, skip_special_tokens=True)

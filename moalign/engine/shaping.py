@@ -17,7 +17,7 @@ from moalign.config import RolloutSettings
 from moalign.data.dataset import PairDataset
 from moalign.engine.advantages import numbers_in, one_number_each
 from moalign.engine.model import LanguageModel
-from moalign.engine.rollouts import Score, prompts_of_round, sample
+from moalign.engine.rollouts import Draw, Score, prompts_of_round, sample
 from moalign.errors import PluginError
 from moalign.seeds import derive
 from moalign.types import Responses
@@ -40,7 +40,7 @@ class References:
 
     ``samples``: how many for each of the objectives that are compared with them, and ``score`` gives the rewards [N,K]
     of just these. Rounds are looked at in their order, so that what is sampled for a prompt is a function of the seed,
-    whoever asks first.
+    whoever asks first. ``draw``: who samples; None: ``rollouts.sample``.
     """
 
     model: LanguageModel
@@ -49,6 +49,7 @@ class References:
     samples: Mapping[str, int]
     settings: RolloutSettings
     seed: int
+    draw: Draw | None = None
     _known: dict[int, Base] = field(default_factory=dict)
     _rounds: int = 0
 
@@ -64,12 +65,13 @@ class References:
         new = [prompt for prompt in chosen if prompt not in self._known]
         if not new:
             return
-        (rollouts,) = sample(
+        (rollouts,) = (self.draw or sample)(
             self.model,
             [None],
             [self.prompts[prompt] for prompt in new],
             samples=max(self.samples.values()),
             temperature=self.settings.temperature,
+            top_p=self.settings.top_p,
             max_new_tokens=self.settings.max_new_tokens,
             seed=derive(self.seed, "references", number),
         )

@@ -260,6 +260,7 @@ def batch_source(candidate: Candidate, workshop: Workshop, slot: str = TRAINED) 
         candidate=candidate.id,
         advantages=_advantages(candidate, workshop),
         shaping=_shaping(candidate, workshop),
+        draw=None if workshop.outside is None else workshop.outside.sample,
     )
 
 

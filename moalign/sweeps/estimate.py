@@ -16,7 +16,7 @@ from moalign.sweeps.candidate import batch_source, job_of
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import Plan
 from moalign.sweeps.run import next_candidates
-from moalign.sweeps.workshop import open_workshop
+from moalign.sweeps.workshop import Workshop, opened_workshop
 from moalign.types import Candidate
 
 PROBE_STEPS = 4  # the first is warm-up and does not count
@@ -57,7 +57,11 @@ def estimate(plan: Plan, observer: Observer) -> Estimate:
     Rewards from frozen adapters (one forward pass each, kept for all candidates) are not in the estimate, because
     those adapters are not there yet.
     """
-    workshop = open_workshop(plan, Path(), observer, keep_cache=False)
+    with opened_workshop(plan, Path(), observer, keep_cache=False) as workshop:
+        return _estimate(plan, workshop, observer)
+
+
+def _estimate(plan: Plan, workshop: Workshop, observer: Observer) -> Estimate:
     candidates = next_candidates(plan, workshop, ())
     observer.on_phase("measuring a few steps")
     first = candidates[0]  # one that needs no other's adapter

@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from moalign import door, preference
-from moalign.api import Combiner, Objective, Observer, Reader, Reward, Search, Transform
+from moalign.api import Combiner, Objective, Observer, Reader, Reward, Sampler, Search, Transform
 from moalign.config import BUILT_IN_MODEL, Config, PluginChoice
 from moalign.errors import ConfigError, ModelError, PluginError, PreferenceError
 from moalign.registry import Entry, Registry
@@ -37,6 +37,7 @@ class Plan:
     plugins: tuple[Entry, ...]
     observers: tuple[tuple[Entry, Observer], ...] = ()
     transforms: Mapping[str, tuple[Transform, ...]] = field(default_factory=dict)
+    sampler: Sampler | None = None
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -159,6 +160,7 @@ def prepare(config: Config, registry: Registry) -> Plan:
         space=Space(names, _preferences(config), config.train.steps),
         plugins=_entries(config, registry),
         observers=_observers(config, registry),
+        sampler=_sampler(config, registry),
     )
     _check_files(config)
     _check_reference_point(config)
@@ -229,6 +231,13 @@ def readers_for(choice: PluginChoice, registry: Registry, deadline: float | None
     return readers
 
 
+def _sampler(config: Config, registry: Registry) -> Sampler | None:
+    choice = None if config.rollouts is None else config.rollouts.sampler
+    if choice is None:
+        return None
+    return registry.build("sampler", choice.name, choice.options, "rollouts.sampler", config.plugin_deadline)
+
+
 def _preferences(config: Config) -> dict[str, Preference]:
     names = config.objective_names
     parsed: dict[str, Preference] = {}
@@ -245,6 +254,8 @@ def _entries(config: Config, registry: Registry) -> tuple[Entry, ...]:
     if config.data.reader.name != "auto":
         choices.append(("reader", config.data.reader))
     choices += [("observer", choice) for choice in config.observers]
+    if config.rollouts is not None and config.rollouts.sampler is not None:
+        choices.append(("sampler", config.rollouts.sampler))
     return tuple(registry.find(kind, choice.name) for kind, choice in choices)
 
 
@@ -280,10 +291,13 @@ def _check_rewards(plan: Plan) -> None:
     kind = "groups" if plan.grouped else "scored" if plan.scored else "labelled"
     if plan.grouped and config.rollouts is None:
         raise ConfigError(f"loss: '{config.loss.name}' learns from responses that the policy samples; add rollouts")
-    if plan.grouped and config.rollouts is not None and config.rollouts.temperature != 1.0:
-        raise ConfigError(
-            f"rollouts.temperature: loss '{config.loss.name}' follows the policy's own distribution, so it must be 1"
-        )
+    if plan.grouped and config.rollouts is not None:
+        for key in ("temperature", "top_p"):
+            if getattr(config.rollouts, key) != 1.0:
+                name = config.loss.name
+                raise ConfigError(
+                    f"rollouts.{key}: loss '{name}' follows the policy's own distribution, so it must be 1"
+                )
     if "old_logps" in plan.objective.needs and config.model.lora.dropout:
         raise ConfigError(
             f"model.lora.dropout: loss '{config.loss.name}' compares the policy with itself when it sampled, where "
@@ -300,6 +314,12 @@ def _check_rewards(plan: Plan) -> None:
         raise ConfigError(
             f"combine: '{config.combine.name}' works through scale and margin of a pairwise logit, and loss "
             f"'{config.loss.name}' has none; use another loss, or a rule that only weighs pairs: "
+            "`moalign plugins list --kind combiner`"
+        )
+    if "greedy" in plan.objective.needs and not plan.combiner.pointwise:
+        raise ConfigError(
+            f"combine: '{config.combine.name}' compares responses with each other, and loss '{config.loss.name}' with "
+            "the greedy response to the prompt, which is none of them; use another loss or another rule: "
             "`moalign plugins list --kind combiner`"
         )
     without = [name for name in plan.objectives if name not in plan.rewards]
@@ -326,6 +346,11 @@ def _check_transforms(plan: Plan) -> None:
             )
         names = [choice.name for choice in plan.config.objectives[name].transform]
         for place, transform in enumerate(chain):
+            if "greedy" in plan.objective.needs and not transform.pointwise:
+                raise ConfigError(
+                    f"{transform_key(name, place)}: what '{names[place]}' gives a response depends on others, and loss "
+                    f"'{plan.config.loss.name}' compares with the greedy response to the prompt, which is none of them"
+                )
             unfit = [i for i, each in enumerate(chain[:place]) if not each.pointwise or references_of(each)]
             if references_of(transform) and unfit:
                 raise ConfigError(

@@ -27,7 +27,7 @@ from moalign.sweeps.mixed import mix_candidate
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import Plan, prepare
 from moalign.sweeps.watchers import watched
-from moalign.sweeps.workshop import Workshop, open_workshop
+from moalign.sweeps.workshop import Workshop, opened_workshop
 from moalign.types import Candidate, Outcome, Preference
 
 LIBRARIES = ("moalign", "torch", "transformers", "peft", "accelerate", "numpy", "pymoo", "moocore")
@@ -77,20 +77,20 @@ def _execute(
         changed = _changed_plugins(directory, plugins)
         if changed and not accept_plugin_change:
             raise provenance.refuse(directory, changed)
-        workshop = open_workshop(plan, directory, observer, keep_cache=True)
-        _record(plan, directory, workshop, plugins)
-        if changed:
-            journal.append(directory / journal.FILE, {"event": provenance.EVENT, "plugins": changed})
-        _give_up(plan, directory)
-        history = _settled(plan, directory, workshop)
-        observer.on_run_start(plan, workshop.material, len(history))
-        while proposed := _pending(plan, directory, workshop, history):
-            for outcome in _outcomes(proposed, directory, workshop, history, observer):
-                journal.append(directory / journal.FILE, outcomes.to_event(outcome))
-                history.append(outcome)
-                observer.on_candidate_end(outcome)
-        if models.base_fingerprint(workshop.model.base) != workshop.model.fingerprint:
-            raise TrainingError("the base model's weights changed during the sweep; its adapters cannot be trusted")
+        with opened_workshop(plan, directory, observer, keep_cache=True) as workshop:
+            _record(plan, directory, workshop, plugins)
+            if changed:
+                journal.append(directory / journal.FILE, {"event": provenance.EVENT, "plugins": changed})
+            _give_up(plan, directory)
+            history = _settled(plan, directory, workshop)
+            observer.on_run_start(plan, workshop.material, len(history))
+            while proposed := _pending(plan, directory, workshop, history):
+                for outcome in _outcomes(proposed, directory, workshop, history, observer):
+                    journal.append(directory / journal.FILE, outcomes.to_event(outcome))
+                    history.append(outcome)
+                    observer.on_candidate_end(outcome)
+            if models.base_fingerprint(workshop.model.base) != workshop.model.fingerprint:
+                raise TrainingError("the base model's weights changed during the sweep; its adapters cannot be trusted")
         result = front.write(directory)
     observer.on_run_end(result)
     if not result["points"]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +14,11 @@ from moalign.data.dataset import PairDataset, judged_by
 from moalign.engine import model as models
 from moalign.engine.evaluate import Evaluation, evaluate, samples
 from moalign.engine.model import LanguageModel
+from moalign.engine.outside import Outside
 from moalign.engine.rollouts import Rollout
 from moalign.engine.scoring import LogpCache
 from moalign.engine.shaping import References
-from moalign.errors import ModelError
+from moalign.errors import ModelError, PluginError
 from moalign.sweeps.material import Material, gather
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import Plan
@@ -56,9 +58,20 @@ class Workshop:
         if material.score_references is None or config.rollouts is None:
             return None
         samples = self.plan.references
+        draw = None if self.outside is None else self.outside.sample
         return References(
-            self.model, material.prompts, material.score_references, samples, config.rollouts, config.seed
+            self.model, material.prompts, material.score_references, samples, config.rollouts, config.seed, draw
         )
+
+    @cached_property
+    def outside(self) -> Outside | None:
+        """Who samples rounds of responses in moalign's place, where the configuration names somebody."""
+        return None if self.plan.sampler is None else Outside(self.plan.sampler, self.plan.config.model_directory)
+
+    def close(self) -> None:
+        """Let go of what is not the process's own."""
+        if self.outside is not None:
+            self.outside.close()
 
     def implicit(self, candidates: Sequence[Candidate]) -> list[str]:
         """The objectives whose reward has to come from a one-hot adapter, where any of the candidates needs margins."""
@@ -90,6 +103,19 @@ class Workshop:
         )
 
 
+@contextmanager
+def opened_workshop(plan: Plan, directory: Path, observer: Observer, *, keep_cache: bool) -> Iterator[Workshop]:
+    """``open_workshop``, closed with the context; a sampler that fails then has done its work, and is warned of."""
+    workshop = open_workshop(plan, directory, observer, keep_cache=keep_cache)
+    try:
+        yield workshop
+    finally:
+        try:
+            workshop.close()
+        except PluginError as error:
+            observer.on_warning(str(error))
+
+
 def open_workshop(plan: Plan, directory: Path, observer: Observer, *, keep_cache: bool) -> Workshop:
     """Load the model and the data. ``keep_cache``: reference log-probabilities go to the run directory as well.
 
@@ -102,6 +128,8 @@ def open_workshop(plan: Plan, directory: Path, observer: Observer, *, keep_cache
     model = models.load(plan.config.model_directory, plan.config.model, accelerator.device)
     if model.unshared:
         observer.on_phase(f"prompts are computed anew for each response to them: {model.unshared}")
+    if model.uncached:
+        observer.on_phase(f"prompts are computed anew for each response that is sampled: {model.uncached}")
     observer.on_phase("reading the data")
     return Workshop(
         plan=plan,

@@ -16,6 +16,7 @@ from moalign.testing.observer import check_observer
 from moalign.testing.reader import check_reader
 from moalign.testing.review import ConformanceError
 from moalign.testing.reward import check_reward
+from moalign.testing.sampler import check_sampler
 from moalign.testing.search import check_search
 from moalign.testing.transform import check_transform
 
@@ -27,6 +28,7 @@ __all__ = [
     "check_observer",
     "check_reader",
     "check_reward",
+    "check_sampler",
     "check_search",
     "check_transform",
 ]

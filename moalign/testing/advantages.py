@@ -31,18 +31,31 @@ def made_up_round(t: Trial) -> tuple[Tensor, Tensor, Tensor | None]:
     return signal, groups, log_ratios if "reference" in t.plugin.needs else None
 
 
-def advantages_of(t: Trial, tried: str, signal: Tensor, groups: Tensor, log_ratios: Tensor | None) -> Tensor:
-    """What the plugin makes of a round, with its kind, shape and finiteness checked and the arguments watched."""
+def advantages_of(
+    t: Trial,
+    tried: str,
+    signal: Tensor,
+    groups: Tensor,
+    log_ratios: Tensor | None,
+    greedy: Tensor | None = None,
+) -> Tensor:
+    """What the plugin makes of a round, with its kind, shape and finiteness checked and the arguments watched.
+
+    ``greedy``: the greedy responses' signal for a loss that needs it, the same for all prompts if it is not said.
+    """
     import torch
 
-    given = [None if each is None else each.clone() for each in (signal, groups, log_ratios)]
+    arguments = [signal, groups, log_ratios]
+    if "greedy" in t.plugin.needs:
+        arguments.append(torch.full_like(signal, 0.25) if greedy is None else greedy)
+    given = [None if each is None else each.clone() for each in arguments]
     change = "advantages must be found for every round of sampled responses"
     try:
         found = t.review.call(tried, change, t.plugin.advantages, *given)
     except MoalignError as error:
         t.review.fail(tried, described(error), change, error)
-    names = ("signal", "groups", "log_ratios")
-    kept = zip(names, given, (signal, groups, log_ratios), strict=True)
+    names = ("signal", "groups", "log_ratios", "greedy")
+    kept = zip(names, given, arguments, strict=False)
     written = [name for name, own, known in kept if own is not None and known is not None and not own.equal(known)]
     change = "compute new tensors; write into none that was handed over (no in-place operations)"
     t.review.require(not written, tried, f"{', '.join(written)} changed during the call", change)
@@ -135,11 +148,35 @@ def a_better_response_becomes_likelier(t: Trial) -> None:
     t.review.require(after < before, tried, f"a slope of the loss of {after:.3g}, before it {before:.3g}", change)
 
 
+def greedy_responses_are_compared_with(t: Trial) -> None:
+    """Where the greedy responses' signal is needed it matters, each prompt's to its own responses."""
+    import torch
+
+    if "greedy" not in t.plugin.needs:
+        return
+    signal, groups, log_ratios = made_up_round(t)
+    greedy = 0.1 * groups
+    before = advantages_of(t, "a round of responses", signal, groups, log_ratios, greedy)
+    own = groups == groups[0]
+    tried = "a greedy response to the first prompt that is worth more"
+    after = advantages_of(t, tried, signal, groups, log_ratios, greedy + 2.0 * own)
+    change = 'compare with `greedy`, or take "greedy" out of `needs`: the engine pays for these responses'
+    t.review.require(not _agrees(before[own], after[own]), tried, "the same advantages", change)
+    change = "compare each response with the greedy one to its own prompt, which stands at its place in `greedy`"
+    t.review.require(_agrees(before[~own], after[~own]), tried, "other advantages for other prompts", change)
+    order = torch.randperm(len(signal), generator=torch.Generator().manual_seed(t.seed))
+    ratios = None if log_ratios is None else log_ratios[order]
+    tried = "the responses of the round in another order"
+    after = advantages_of(t, tried, signal[order], groups[order], ratios, greedy[order])
+    t.review.require(_agrees(before[order], after), tried, "other advantages", change)
+
+
 CHECKS_OF_ADVANTAGES: tuple[Callable[[Trial], None], ...] = (
     advantages_are_one_number_per_response,
     advantages_go_with_their_responses,
     other_prompts_leave_advantages_alone,
     a_better_response_becomes_likelier,
+    greedy_responses_are_compared_with,
 )
 
 

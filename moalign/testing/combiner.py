@@ -43,7 +43,7 @@ def declarations_are_known(t: Trial) -> None:
     change = 'accepts holds one or more of "labelled", "scored" and "groups"'
     known = {"labelled", "scored", "groups"}
     t.review.require(bool(accepts) and accepts <= known, tried, f"accepts is {accepts}", change)
-    for name in ("weighs_judges", "monotone", "needs_gram"):
+    for name in ("weighs_judges", "monotone", "pointwise", "needs_gram"):
         value = getattr(t.plugin, name)
         t.review.require(isinstance(value, bool), tried, f"{name} is {value!r}", f"declare {name} as True or False")
     low, high = t.plugin.reward_range

@@ -111,6 +111,21 @@ def a_better_response_is_not_worse(t: Trial) -> None:
             t.review.require(grown > 0, tried, "a signal that is not larger beside the others of the prompt", change)
 
 
+def pointwise_is_honest(t: Trial) -> None:
+    """Where ``pointwise`` is declared, responses to one prompt alone have the signal that they have beside others."""
+    if not t.plugin.pointwise:
+        return
+    change = "declare pointwise = False: what a response gets depends on others"
+    for preference, seen in _cases(t):
+        answer, last = play(t, preference, seen)[-1], seen[-1]
+        for row in range(len(GROUPS)):
+            tried = f"a response alone, {shown(preference)}"
+            arguments = last.rewards[row : row + 1], _vector(preference, last)[:1], last.groups[row : row + 1]
+            alone = _watched(t, "signal", tried, *arguments, answer.state)
+            _check_signal(t, tried, alone, 1)
+            t.review.require(_agree(alone[0], answer.signal[row]), tried, "another signal", change)
+
+
 def signal_is_what_scalarise_says(t: Trial) -> None:
     """A rule for scored pairs as well gives one answer to both."""
     if "scored" not in t.plugin.accepts:
@@ -130,6 +145,7 @@ CHECKS: tuple[Callable[[Trial], None], ...] = (
     order_of_responses_changes_nothing,
     order_of_objectives_changes_no_signal,
     a_better_response_is_not_worse,
+    pointwise_is_honest,
     signal_is_what_scalarise_says,
 )
 

@@ -14,7 +14,7 @@ from moalign.testing.review import Review, described, first, run
 if TYPE_CHECKING:
     from torch import Tensor
 
-KNOWN = {"pairs", "margins", "reference", "groups", "old_logps"}
+KNOWN = {"pairs", "margins", "reference", "groups", "old_logps", "greedy"}
 TOLERANCE = 1e-9  # of float64 sums in another order, relative
 
 
@@ -116,6 +116,8 @@ def declarations_are_known(t: Trial) -> None:
     t.review.require(good, tried, f"needs is {sorted(needs)}", change)
     change = 'declare "groups" too: only responses that the policy sampled have old log-probabilities'
     t.review.require("groups" in needs or "old_logps" not in needs, tried, f"needs is {sorted(needs)}", change)
+    change = 'declare "groups" too: greedy responses are compared with those that the policy sampled'
+    t.review.require("groups" in needs or "greedy" not in needs, tried, f"needs is {sorted(needs)}", change)
     t.review.require(
         isinstance(t.plugin.shiftable, bool), tried, f"shiftable is {t.plugin.shiftable!r}", "True or False"
     )
@@ -256,7 +258,7 @@ def no_need_is_unused(t: Trial) -> None:
         "old_logps": ("other log-probabilities under the policy that sampled", replace(batch, old_logps=_older(batch))),
     }
     before = t.loss("a batch", batch)
-    for name in sorted(t.plugin.needs):
+    for name in sorted(t.plugin.needs & changed.keys()):
         tried, given = changed[name]
         change = f'take "{name}" out of `needs`: the engine pays for it (or use it)'
         same = _agrees(before, t.loss(tried, given)) and not (name == "reference" and _reads_log_ratios(t))

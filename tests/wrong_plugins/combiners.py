@@ -307,7 +307,19 @@ class EmptyRange(Remembers):
     reward_range: ClassVar[tuple[float, float]] = (1.0, 0.0)
 
 
+class SecretlyRelative(Weighted):
+    """Compares each response with the others to its prompt, and says that it compares with none."""
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"groups"})
+
+    def signal(self, rewards: Tensor, preference: Tensor, groups: Tensor, state: Mapping[str, Any]) -> Tensor:
+        value = self.scalarise(rewards, preference)
+        same = (groups[:, None] == groups).to(value)
+        return value - same @ value / same.sum(-1)
+
+
 WRONG = {
+    SecretlyRelative: "declare pointwise = False",
     OneWeightForAll: "a tensor",
     DividesByZero: "scale of pair .* is not finite",
     SilentAboutMargins: 'return frozenset.."margins".. from needs',

@@ -109,6 +109,49 @@ class UpsideDown(Sampled):
         return -super().advantages(signal, groups, log_ratios)
 
 
+class Greedy(Sampled):
+    """Right: compares with the greedy response."""
+
+    needs: ClassVar[frozenset[str]] = Sampled.needs | {"greedy"}
+
+    def advantages(
+        self, signal: Tensor, groups: Tensor, log_ratios: Tensor | None, greedy: Tensor | None = None
+    ) -> Tensor:
+        assert greedy is not None and log_ratios is not None
+        return signal - 0.1 * log_ratios - greedy
+
+
+class GreedyPairs(Sampled):
+    """Wants greedy responses beside those of a file."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"pairs", "greedy"})
+
+
+class HasNoUseForTheGreedy(Greedy):
+    """Has the greedy responses sampled and scored, and compares with none."""
+
+    def advantages(
+        self, signal: Tensor, groups: Tensor, log_ratios: Tensor | None, greedy: Tensor | None = None
+    ) -> Tensor:
+        return Sampled.advantages(self, signal, groups, log_ratios)
+
+
+class OneGreedyForAll(Greedy):
+    """Compares with the mean of all greedy responses."""
+
+    def advantages(
+        self, signal: Tensor, groups: Tensor, log_ratios: Tensor | None, greedy: Tensor | None = None
+    ) -> Tensor:
+        assert greedy is not None
+        return super().advantages(signal, groups, log_ratios, greedy.mean().expand_as(greedy))
+
+
+class TakesNoGreedy(Sampled):
+    """Declares greedy responses and has no argument for them."""
+
+    needs: ClassVar[frozenset[str]] = Sampled.needs | {"greedy"}
+
+
 WRONG = {
     GroupsAndPairs: "without the others",
     OldPairs: 'declare "groups" too',
@@ -122,6 +165,10 @@ WRONG = {
     InThrees: "find the responses to one prompt through groups",
     ComparesPrompts: "take means and deviations over the responses to one prompt",
     UpsideDown: "let the advantage grow with the reward",
+    GreedyPairs: 'declare "groups" too: greedy',
+    HasNoUseForTheGreedy: 'take "greedy" out of `needs`',
+    OneGreedyForAll: "the greedy one to its own prompt",
+    TakesNoGreedy: "advantages must be found",
 }
 
-UNUSUAL = (Sampled,)
+UNUSUAL = (Sampled, Greedy)

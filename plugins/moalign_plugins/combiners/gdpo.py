@@ -33,6 +33,7 @@ class GDPO(Combiner):
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"groups"})
+    pointwise: ClassVar[bool] = False
     monotone: ClassVar[bool] = False  # one reward that grows widens the spread by which all are divided
 
     eps: float = Field(default=1e-4, gt=0)

@@ -30,6 +30,7 @@ class HERON(Combiner):
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"groups"})
+    pointwise: ClassVar[bool] = False
     monotone: ClassVar[bool] = False  # with a margin, whose size follows the spread of the round
 
     margin: float = Field(default=0.0, ge=0)

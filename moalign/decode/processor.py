@@ -73,7 +73,7 @@ def scores_of(decoder: Decoder, request: Request, speakers: Speakers, ids: Tenso
     logits = speakers.hear(ids)
     at = NextToken(ids=ids, logits=logits, past=speakers.past, ahead=speakers.ahead)
     with torch.no_grad():
-        found = door.call(decoder, "scores", request, at, thorough=False)
+        found = door.call(decoder, "scores", request, at)
     if problem := _problem(found, logits):
         raise PluginError(f"{origin(decoder).who}, in scores: {problem}")
     return found

@@ -93,6 +93,7 @@ LEGITIMATE = {
     "report/picture.py": {"preference": "a key of front.json"},
     "report/table.py": {"preference": "a key of front.json"},
     "storage.py": {"format": "a key of a model file's header"},
+    "sweeps/decoding.py": {"preference": "a key of front.json"},
     "sweeps/front.py": {"preference": "a key of front.json"},
     "sweeps/material.py": {"preference": SCORE_KINDS},
     "sweeps/outcomes.py": {"preference": "a key of outcome.json"},

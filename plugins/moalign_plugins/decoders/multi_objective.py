@@ -129,47 +129,57 @@ def _power_rest(inner: Tensor, reference: Tensor, possible: Tensor, power: float
     """S - t, S = ``inner``, with t so that sum ref (S - t)^(-1/power) = 1; t = -power z."""
     import torch
 
-    least = torch.exp(power * reference)  # where one token alone has all the probability; the root is not beyond any
+    def terms(rest: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+        found = torch.exp(reference - torch.log(rest) / power)
+        return found, found / rest / power
 
-    def sums(rest: Tensor) -> tuple[Tensor, Tensor]:
-        rest = rest.maximum(least)
-        terms = torch.where(possible, torch.exp(reference - torch.log(rest) / power), 0.0)
-        return terms.sum(-1, keepdim=True), torch.where(possible, terms / rest / power, 0.0).sum(-1, keepdim=True)
-
-    return _rest(inner, least, possible, sums)
+    return _rest(inner, torch.exp(power * reference), reference, possible, terms)
 
 
 def _jensen_shannon_rest(inner: Tensor, reference: Tensor, possible: Tensor) -> Tensor:
     """c - t, c = ``inner``, with t so that sum ref / (e^(c - t) - 1) = 1; t = -z."""
     import torch
 
-    least = reference.exp().log1p()
+    def terms(rest: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+        grown = -torch.expm1(-rest)
+        found = torch.exp(reference - rest - torch.log(grown))
+        return found, found / grown
 
-    def sums(rest: Tensor) -> tuple[Tensor, Tensor]:
-        rest = rest.maximum(least)
-        terms = torch.where(possible, torch.exp(reference - rest - torch.log(-torch.expm1(-rest))), 0.0)
-        slopes = torch.where(possible, terms / -torch.expm1(-rest), 0.0)
-        return terms.sum(-1, keepdim=True), slopes.sum(-1, keepdim=True)
-
-    return _rest(inner, least, possible, sums)
+    return _rest(inner, reference.exp().log1p(), reference, possible, terms)
 
 
-def _rest(inner: Tensor, least: Tensor, possible: Tensor, sums: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
-    """``inner`` - t, [...,V], where the sum over tokens, which rises with t and bends upwards, is 1.
+def _rest(
+    inner: Tensor,
+    least: Tensor,
+    reference: Tensor,
+    possible: Tensor,
+    terms: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+) -> Tensor:
+    """``inner`` - t, [...,V], where the sum over tokens of ``terms``, which rises with t and bends upwards, is 1.
 
-    Newton's method from the first t at which a token alone would have all the probability. t is held as its distance
-    from what that token has, since the two may agree in all their digits.
+    Newton's method from the first t at which a token alone would have all the probability (``inner`` - t = ``least``).
+    t is held as its distance from what that token has, since the two may agree in all their digits. Each step at least
+    halves a large excess, and one that no longer falls is rounding: the row is done, if it is near enough.
     """
     import torch
 
+    shape, size = inner.shape, inner.shape[-1]
+    inner, least, reference, possible = (each.reshape(-1, size) for each in (inner, least, reference, possible))
     first = torch.where(possible, inner - least, torch.inf).argmin(-1, keepdim=True)
     apart = inner - inner.gather(-1, first)
     distance = least.gather(-1, first)
+    excess = torch.full_like(distance, torch.inf)
+    rows = torch.arange(len(inner), device=inner.device)
     for _ in range(MOST_STEPS):
-        total, slope = sums(apart + distance)
-        if bool(((total - 1).abs() <= 1e-3 * CLOSE).all()):
+        rest = (apart[rows] + distance[rows]).maximum(least[rows])
+        values, slopes = (torch.where(possible[rows], each, 0.0) for each in terms(rest, reference[rows]))
+        found = values.sum(-1, keepdim=True) - 1
+        falling = (found > 1e-3 * CLOSE) & (found < 0.9 * excess[rows])
+        excess[rows] = found.minimum(excess[rows])
+        distance[rows] += torch.where(falling, found / slopes.sum(-1, keepdim=True), 0.0)
+        rows = rows[falling.squeeze(-1)]
+        if not len(rows):
             break
-        distance = distance + (total - 1).clamp(min=0) / slope
-    if not bool(((total - 1).abs() <= CLOSE).all()):  # the last digits may keep moving
-        raise MoalignError(f"the mix has no normaliser to be found, its sum stays off by {(total - 1).abs().max()}")
-    return apart + distance
+    if not bool((excess.abs() <= CLOSE).all()):
+        raise MoalignError(f"the mix has no normaliser to be found, its sum stays off by {excess.abs().max():g}")
+    return (apart + distance).view(shape)

@@ -32,7 +32,6 @@ from moalign.sweeps.observe import Observer
 
 CHANGES = ("search.points=2", "train.together=2")
 POINTS = 11
-NODES = 32  # rows of the model's input at a time
 
 Policy = Callable[[float], Tensor]  # weight of the first objective -> log-probabilities of all replies [P,R]
 
@@ -66,6 +65,9 @@ def main(
     further: Annotated[
         list[str] | None, typer.Option("--set", help="key.path=value, for the sweep; may be repeated")
     ] = None,
+    divergence: Annotated[
+        list[str] | None, typer.Option(help="of multi-objective decoding; may be repeated; default reverse-kl")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="of torch; default: torch's own choice")] = None,
     output: Annotated[Path | None, typer.Option(help="JSON; a Markdown table is written beside it")] = None,
 ) -> None:
@@ -76,13 +78,13 @@ def main(
     report = tables.begin("decoding", measure.command_line("benchmarks.decoding"), None)
     for each in seed or (0, 1):
         with console.status(f"seed {each}"):
-            report["results"].append(reached(each, further or ()))
+            report["results"].append(reached(each, further or (), divergence or ["reverse-kl"]))
         if output is not None:
             tables.write(output, report, tables.markdown("Decoding", report, _about(), [table_of(report["results"])]))
     tables.show([table_of(report["results"])], console)
 
 
-def reached(seed: int, further: Sequence[str]) -> dict[str, Any]:
+def reached(seed: int, further: Sequence[str], divergences: Sequence[str]) -> dict[str, Any]:
     """Front share, its worst, and where each preference's own policy stands, for every way."""
     with tempfile.TemporaryDirectory(prefix="moalign-decoding-") as folder:
         directory = Path(folder) / "run"
@@ -91,7 +93,7 @@ def reached(seed: int, further: Sequence[str]) -> dict[str, Any]:
         start = time.perf_counter()
         run.start(settings, directory, discover(), Observer())
         seconds = time.perf_counter() - start
-        found = measured(directory)
+        found = measured(directory, divergences)
     return found | {"seed": seed, "changes": list(changes), "seconds": seconds} | _hardware()
 
 
@@ -100,7 +102,7 @@ def _hardware() -> dict[str, Any]:
 
 
 @torch.no_grad()
-def measured(directory: Path, points: int = POINTS) -> dict[str, Any]:
+def measured(directory: Path, divergences: Sequence[str], points: int = POINTS) -> dict[str, Any]:
     """Of a run directory with a candidate for each of two objectives."""
     record = front.read_record(directory)
     settings = config.Config.model_validate(record["config"])
@@ -120,7 +122,7 @@ def measured(directory: Path, points: int = POINTS) -> dict[str, Any]:
     weights = [place / (points - 1) for place in range(points)]
     ways = {
         name: [policy(weight) for weight in weights]
-        for name, policy in _ways(model, directory, ends, slots, replies).items()
+        for name, policy in _ways(model, directory, ends, slots, replies, divergences).items()
     }
     found = {name: _front(world, reference, policies, weights) for name, policies in ways.items()}
     one_hot = [ways["adapters mixed (soup)"][-1], ways["adapters mixed (soup)"][0]]
@@ -130,7 +132,12 @@ def measured(directory: Path, points: int = POINTS) -> dict[str, Any]:
 
 
 def _ways(
-    model: LanguageModel, directory: Path, ends: Sequence[str], slots: Mapping[str, str], replies: Enumeration
+    model: LanguageModel,
+    directory: Path,
+    ends: Sequence[str],
+    slots: Mapping[str, str],
+    replies: Enumeration,
+    divergences: Sequence[str],
 ) -> dict[str, Policy]:
     adapters = [mixing.read(directory / "candidates" / name) for name in ends]
 
@@ -139,7 +146,7 @@ def _ways(
 
         def policy(weight: float) -> Tensor:
             request = Request(shares=dict(zip(ends, (weight, 1 - weight), strict=True)))
-            return _logps(Spoken(model, slots, decoder, request), replies)
+            return reply_logps(Spoken(model, slots, decoder, request), replies)
 
         return policy
 
@@ -149,18 +156,10 @@ def _ways(
             mixing.write(mix, Path(folder))
             lora.read(model.policy, TRAINED, Path(folder), model.fingerprint)
         with lora.active(model.policy, TRAINED):
-            return _logps(model.policy, replies)
+            return reply_logps(model.policy, replies)
 
-    return {
-        "multi-objective decoding, reverse KL": spoken(),
-        "multi-objective decoding, Jensen-Shannon": spoken(divergence="jsd"),
-        "multi-objective decoding, forward KL": spoken(divergence="forward-kl"),
-        "adapters mixed (soup)": soup,
-    }
-
-
-def _logps(model: nn.Module, replies: Enumeration) -> Tensor:
-    return reply_logps(model, replies)
+    mixed = {f"multi-objective decoding, {divergence}": spoken(divergence=divergence) for divergence in divergences}
+    return mixed | {"adapters mixed (soup)": soup}
 
 
 def _front(world: World, reference: Tensor, policies: Sequence[Tensor], weights: Sequence[float]) -> dict[str, Any]:

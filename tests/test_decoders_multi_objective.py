@@ -144,6 +144,17 @@ def test_a_mix_is_a_distribution_however_far_the_candidates_are_apart(divergence
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("apart", [0.1, 2.0])
+def test_a_mix_near_a_peaked_base_is_a_distribution(divergence, apart):
+    """As candidates are: most tokens impossible for all of them, by however much one of them differs there."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 8 * torch.randn(300, 349, generator=generator, dtype=torch.float64)
+    base, noise = logits.log_softmax(-1), torch.randn(2, 300, 349, generator=generator, dtype=torch.float64)
+    found = f_mixed((logits + apart * noise).log_softmax(-1), base, (0.4, 0.6), divergence)
+    torch.testing.assert_close(found.exp().sum(-1), torch.ones(300, dtype=torch.float64), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_what_one_of_them_excludes_is_excluded(divergence):
     logps = torch.stack([distribution(1, 2).flatten(), distribution(2, 2).flatten()])
     base = distribution(3, 2).flatten()

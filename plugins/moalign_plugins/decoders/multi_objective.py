@@ -158,8 +158,8 @@ def _rest(
     """``inner`` - t, [...,V], where the sum over tokens of ``terms``, which rises with t and bends upwards, is 1.
 
     Newton's method from the first t at which a token alone would have all the probability (``inner`` - t = ``least``).
-    t is held as its distance from what that token has, since the two may agree in all their digits. Each step at least
-    halves a large excess, and one that no longer falls is rounding: the row is done, if it is near enough.
+    t is held as its distance from what that token has, since the two may agree in all their digits. The excess falls
+    with each step; once it does not, that is rounding, and the row is done, if it is near enough.
     """
     import torch
 
@@ -174,7 +174,7 @@ def _rest(
         rest = (apart[rows] + distance[rows]).maximum(least[rows])
         values, slopes = (torch.where(possible[rows], each, 0.0) for each in terms(rest, reference[rows]))
         found = values.sum(-1, keepdim=True) - 1
-        falling = (found > 1e-3 * CLOSE) & (found < 0.9 * excess[rows])
+        falling = (found > 1e-3 * CLOSE) & (found < excess[rows])
         excess[rows] = found.minimum(excess[rows])
         distance[rows] += torch.where(falling, found / slopes.sum(-1, keepdim=True), 0.0)
         rows = rows[falling.squeeze(-1)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,7 +40,8 @@ class Response:
 class Decoding:
     """A decoder with all that it needs: a model (transformers or peft), its tokenizer, and what is asked of it.
 
-    ``rewards``: objective -> a score for each sample (None: unknown; larger is better), for decoders that choose.
+    ``rewards``: objective -> a score for each sample (None: unknown; larger is better), for decoders that choose; at
+    least of the objectives with weight.
     ``slots``: under which names the model has the candidates' adapters, where these are others.
     """
 
@@ -74,8 +75,9 @@ class Decoding:
         if not isinstance(several, int) or isinstance(several, bool) or several < 1:
             who = origin(self.decoder).who
             raise PluginError(f"{who}, in responses: {several!r}; return how many are sampled, at least 1")
-        missing = [name for name in self.request.preference if name not in (self.rewards or {})]
-        if several > 1 and (missing or not self.request.preference):
+        weighty = [name for name, weight in self.request.preference.items() if weight]
+        missing = [name for name in weighty if name not in (self.rewards or {})]
+        if several > 1 and (missing or not weighty):
             what = f"'{missing[0]}' has no reward" if missing else "no objective is preferred"
             raise ConfigError(f"{origin(self.decoder).who} chooses by rewards, and {what}")
         tokeniser = Tokeniser.of(self.tokenizer)
@@ -154,15 +156,15 @@ class Decoding:
 
     def _kept(self, prompt: Any, responses: Sequence[Response]) -> Response:
         samples = [Sample(prompt, each.text) for each in responses]
-        columns = [_judged(name, (self.rewards or {})[name], samples) for name in self.request.preference]
-        rewards = torch.tensor(columns, dtype=torch.float64).T
+        judges = self.rewards or {}
+        found = {name: _judged(name, judges[name], samples) for name in self.request.preference if name in judges}
+        unknown = [float("nan")] * len(samples)
+        rewards = torch.tensor([found.get(name, unknown) for name in self.request.preference], dtype=torch.float64).T
         kept = door.call(self.decoder, "keep", self.request, rewards)
         if not isinstance(kept, int) or isinstance(kept, bool) or not 0 <= kept < len(responses):
             who = origin(self.decoder).who
             raise PluginError(f"{who}, in keep: {kept!r}; return the number of one of {len(responses)} responses")
-        names = self.request.preference
-        chosen = responses[kept]
-        return Response(chosen.ids, chosen.text, chosen.ended, dict(zip(names, rewards[kept].tolist(), strict=True)))
+        return replace(responses[kept], rewards={name: scores[kept] for name, scores in found.items()})
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,8 @@ def open_decoding(
     speakers = _speakers(decoder, request, why)
     rewards = None
     if door.call(decoder, "responses") != 1:
-        rewards = {each: _judge(each, config, registry, warn) for each in request.preference}
+        weighty = [each for each, weight in request.preference.items() if weight]
+        rewards = {each: _judge(each, config, registry, warn) for each in weighty}
     model, slots = _load(directory, config, record["base"], [each["id"] for each in points], speakers, device)
     return Decoding(decoder, request, model.policy, model.tokeniser.tokenizer, rewards, slots)
 

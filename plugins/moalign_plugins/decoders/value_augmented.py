@@ -86,9 +86,10 @@ class Head:
     def __call__(self, hidden: Tensor) -> Tensor:
         import torch
 
-        if self.first is not None:
-            hidden = torch.tanh(torch.nn.functional.linear(hidden, self.first, self.first_bias))
-        return hidden @ self.last + self.bias
+        here = {name: tensor.to(hidden.device) for name, tensor in self.tensors.items()}
+        if "first" in here:
+            hidden = torch.tanh(torch.nn.functional.linear(hidden, here["first"], here["first_bias"]))
+        return hidden @ here["last"] + here["bias"]
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -157,7 +158,8 @@ def fit(
     """
     import torch
 
-    hidden, rewards, mask = hidden.float(), rewards.float(), mask.bool()
+    hidden = hidden.float()
+    rewards, mask = rewards.to(hidden), mask.to(hidden.device).bool()
     if not bool(rewards.isfinite().all()) or not bool(mask.any(-1).all()):
         raise ConfigError("every response needs a token and a finite reward")
     generator = torch.Generator().manual_seed(seed)

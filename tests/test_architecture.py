@@ -17,7 +17,6 @@ PLUGINS = ROOT / "plugins"
 # From the ground up. A part imports parts of lower floors and itself, never a part of its own floor or above.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "types", "seeds"),
-    ("ratios", "sessions"),
     ("api", "calls", "validation"),
     ("door", "supervisor"),
     ("hooks", "preference", "pareto", "storage", "ops"),

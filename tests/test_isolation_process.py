@@ -13,6 +13,7 @@ from distributions import install, moalign
 from documents import folders
 from isolation import HOOKS, IN_A_PROCESS_OF_ITS_OWN, content, rewarded
 from sweeps import write_pairs
+from test_isolation_running import sampling
 
 from moalign import calls, registry
 from moalign.calls import BACKWARD, IMPORT, Call, Death
@@ -107,6 +108,20 @@ def test_what_takes_the_process_is_done_without(begin, site, tmp_path):
     again = moalign("resume", tmp_path / "run", path=(site,))
     assert again.returncode == 0 and not lines(again, "warning")
     assert (tmp_path / "run" / "journal.jsonl").read_bytes() == before
+
+
+def test_a_sampler_that_takes_the_process_is_done_without(begin, tmp_path):
+    """First in a call for all three, which are then sampled one by one; then for the first of them, which fails."""
+    queue = tmp_path / "queue"
+    queue.write_text("\ndies by a signal\n\nends the process\n")
+    done = begin(**sampling(queue, rounds=2))
+    assert done.returncode == 0, done.stderr
+    together, alone = lines(done, "warning")
+    assert f"sampler 'bad' of misbehaving 2.5, in sample, {HOW['dies by a signal']}" in together
+    assert f"sampler 'bad' of misbehaving 2.5, in sample for candidate c0.00, {HOW['ends the process']}" in alone
+    front = json.loads((tmp_path / "run" / "front.json").read_text())
+    assert [point["id"] for point in front["points"]] == ["c0.50", "c1.00"]
+    assert [each["id"] for each in front["failed"]] == ["c0.00"]
 
 
 @pytest.mark.parametrize("how", WAYS)

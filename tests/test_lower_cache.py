@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from architectures import GPT, SHARING, SMALL
 from plain_training import trainable
 from sweeps import small_config, write_pairs
 from test_layout import random_sequences
-from test_shared_prefix import GPT, SHARING, SMALL, load  # noqa: F401
+from test_shared_prefix import load  # noqa: F401
 from test_together import ALIKE, jobs, largest, noting, result
 
 from moalign import lora, registry, storage

@@ -32,6 +32,7 @@ CONFIGURATION_KEYS = {
     "search": ("search",),
     "reader": ("data", "reader"),
     "observer": ("observers", 0),
+    "sampler": ("rollouts", "sampler"),
 }
 
 
@@ -137,6 +138,24 @@ def test_the_transform_bounds_the_distance_from_the_mean(built):
     about = Responses(0, torch.tensor([1, 0, 1]), torch.ones(3), torch.ones(3) > 0)
     shaped, _ = built.apply(torch.tensor([2.0, 9.0, 0.0], dtype=torch.float64), about, {})
     assert shaped.tolist() == pytest.approx([1 + math.tanh(1), 9, 1 - math.tanh(1)])
+
+
+@of("sampler")
+def test_the_sampler_says_what_the_model_says(built):
+    """The demo's assistant, in full sentences that end."""
+    from moalign.api import SamplerInfo, Sampling
+    from moalign.config import BUILT_IN_DIRECTORY
+    from moalign.data.tokenise import Tokeniser
+    from moalign.demo import grammar
+    from moalign.engine.model import load_tokenizer
+
+    path = str(BUILT_IN_DIRECTORY / "tiny-assistant")
+    tokeniser = Tokeniser.of(load_tokenizer(path))
+    how = Sampling(3, 1.0, 1.0, 24, tokeniser.stop_ids, 0)
+    prompt = grammar.TRAIN_PROMPTS[0]
+    ((found,),) = built.start(SamplerInfo(path, "float32", 349, 4)).sample([None], [tokeniser.prompt(prompt)], how)
+    said = [tokeniser.tokenizer.decode(ids, skip_special_tokens=True) for ids in found]
+    assert len(said) == 3 and set(said) & set(grammar.replies(prompt))
 
 
 @of("search")

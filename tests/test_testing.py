@@ -19,6 +19,7 @@ from wrong_plugins import (
     readers,
     rewards,
     sampled_objectives,
+    samplers,
     searches,
     transforms,
 )
@@ -34,6 +35,7 @@ from moalign.testing import (
     check_observer,
     check_reader,
     check_reward,
+    check_sampler,
     check_search,
     check_transform,
     combiner,
@@ -42,6 +44,7 @@ from moalign.testing import (
     observer,
     reader,
     reward,
+    sampler,
     search,
     transform,
 )
@@ -162,6 +165,7 @@ CHECKS = {
     readers: check_answers,
     observers: check_observer,
     transforms: check_transform,
+    samplers: check_sampler,
     decoders: check_decoder,
 }
 PARTS = {
@@ -173,6 +177,7 @@ PARTS = {
     readers: reader,
     observers: observer,
     transforms: transform,
+    samplers: sampler,
     decoders: decoder,
 }
 WRONG = [(check, plugin, words) for folder, check in CHECKS.items() for plugin, words in folder.WRONG.items()]

@@ -157,10 +157,10 @@ def prepare(config: Config, registry: Registry) -> Plan:
         rewards=_rewards(config, registry),
         transforms=_transforms(config, registry),
         readers=readers_for(config.data.reader, registry, deadline),
+        sampler=_sampler(config, registry),
         space=Space(names, _preferences(config), config.train.steps),
         plugins=_entries(config, registry),
         observers=_observers(config, registry),
-        sampler=_sampler(config, registry),
     )
     _check_files(config)
     _check_reference_point(config)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SLOTS = ("candidate", "candidate1")  # two adapters that are far apart
 PROMPTS = ("Advise me about fear.", "Hello.", "Tell me about wine, please.")
 NEAR = 0.5  # nats that a token may be less likely than the likeliest one: another precision may prefer the other
-DRAWS = 200  # samples of one token
+DRAWS = 120  # samples of one token
 DEVIATIONS = 6  # that a frequency may be away from its probability
 Said = list[list[list[tuple[int, ...]]]]
 
@@ -49,23 +49,34 @@ def check_sampler(plugin: Sampler, *, model: str | None = None, seed: int = 0, e
             folder.mkdir()
             lora.write(own.policy, slot, folder, own.fingerprint)
         info = SamplerInfo(path, "float32", own.head.weight.shape[0], 8)
-        session = _called(review, "start", "make ready for any causal language model", plugin.start, info)
-        change = "return a SamplingSession from start"
-        review.require(isinstance(session, SamplingSession), "start", short(session), change)
+        trial = Trial(review, plugin, own, info, folders, seed)
         try:
-            run(CHECKS, Trial(review, plugin, own, session, folders, seed), exempt)
+            run(CHECKS, trial, exempt)
         finally:
-            session.close()
+            if trial.started is not None:
+                trial.started.close()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Trial:
     review: Review
     plugin: Sampler
     own: LanguageModel
-    session: SamplingSession
+    info: SamplerInfo
     folders: Sequence[Path]
     seed: int
+    started: SamplingSession | None = None
+
+    @property
+    def session(self) -> SamplingSession:
+        """Started when the first request is made, as in a run."""
+        if self.started is None:
+            change = "make ready for any causal language model"
+            found = _called(self.review, "start", change, self.plugin.start, self.info)
+            change = "return a SamplingSession from start"
+            self.review.require(isinstance(found, SamplingSession), "start", short(found), change)
+            self.started = found
+        return self.started
 
     @property
     def prompts(self) -> list[tuple[int, ...]]:
@@ -73,7 +84,7 @@ class Trial:
 
     @property
     def how(self) -> Sampling:
-        return Sampling(3, 1.0, 1.0, 12, tuple(sorted(self.own.end_ids)), self.seed + 1)
+        return Sampling(3, 1.0, 1.0, 6, tuple(sorted(self.own.end_ids)), self.seed + 1)
 
     def said(
         self, tried: str, adapters: Sequence[Path | None], prompts: Sequence[tuple[int, ...]], how: Sampling
@@ -150,10 +161,10 @@ def a_nucleus_is_kept_to(t: Trial) -> None:
 
 def samples_differ(t: Trial) -> None:
     """Those of one prompt, and those of another seed."""
-    how = replace(t.how, samples=16)
-    found = t.said("16 samples", [t.folders[0]], t.prompts, how)
+    how = replace(t.how, samples=6)
+    found = t.said("6 samples", [t.folders[0]], t.prompts, how)
     change = "draw each sample for itself, from a generator that the seed decides"
-    t.review.require(all(len(set(mine)) > 1 for mine in found[0]), "16 samples", "all of them alike", change)
+    t.review.require(all(len(set(mine)) > 1 for mine in found[0]), "6 samples", "all of them alike", change)
     other = t.said("another seed", [t.folders[0]], t.prompts, replace(how, seed=how.seed + 12345))
     t.review.require(found != other, "another seed", "the same responses", change)
 

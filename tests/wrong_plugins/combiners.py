@@ -313,8 +313,7 @@ class SecretlyRelative(Weighted):
     accepts: ClassVar[frozenset[str]] = frozenset({"groups"})
 
     def signal(self, rewards: Tensor, preference: Tensor, groups: Tensor, state: Mapping[str, Any]) -> Tensor:
-        value = self.scalarise(rewards, preference)
-        same = (groups[:, None] == groups).to(value)
+        value, same = self.scalarise(rewards, preference), (groups[:, None] == groups).double()
         return value - same @ value / same.sum(-1)
 
 

@@ -138,6 +138,7 @@ class LLM:
         self.arguments |= {"gpu_memory_utilization": gpu_memory_utilization, "enforce_eager": enforce_eager} | kwargs
         self.llm_engine = Engine()
         self.calls: list[tuple[list[Any], list[SamplingParams], list[LoRARequest | None]]] = []
+        self._scores: dict[tuple[int, ...], Any] = {}  # of the policy that was asked last
         self.made.append(self)
 
     def generate(
@@ -179,10 +180,12 @@ class LLM:
         config = GenerationConfig(max_new_tokens=1, eos_token_id=stops or None, pad_token_id=0)
         config.output_logits, config.return_dict_in_generate = True, True
         while len(ids) < len(prompt) + (how.max_tokens or 16):
-            given = torch.tensor([ids])
-            found = policy.generate(input_ids=given, attention_mask=torch.ones_like(given), generation_config=config)
-            logits = found.logits[0][0].double()
-            ids.append(self._token(logits, how, generator))
+            if (known := tuple(ids)) not in self._scores:
+                given = torch.tensor([ids])
+                mask = torch.ones_like(given)
+                found = policy.generate(input_ids=given, attention_mask=mask, generation_config=config)
+                self._scores[known] = found.logits[0][0].double()
+            ids.append(self._token(self._scores[known], how, generator))
             if ids[-1] in stops:
                 reason = {"finish_reason": "stop", "stop_reason": ids[-1]}
                 return CompletionOutput(number, "", ids[len(prompt) :], None, None, lora_request=lora, **reason)  # type: ignore[arg-type]
@@ -207,5 +210,5 @@ class LLM:
         if getattr(self, "_last", None) != key or not hasattr(self, "_held"):
             base = AutoModelForCausalLM.from_pretrained(str(self.arguments["model"]), dtype="float32")
             self._held = base if key is None else PeftModel.from_pretrained(base, Path(key))
-            self._last = key
+            self._last, self._scores = key, {}
         return self._held.eval()

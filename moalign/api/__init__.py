@@ -24,6 +24,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import pluggy
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
+from moalign.api.quantities import (
+    chosen_logps,
+    figures,
+    log_ratios,
+    numbers,
+    pair_log_ratios,
+    pair_logits,
+    pair_preference,
+)
+from moalign.api.sessions import SamplingSession, Watcher
 from moalign.errors import (
     ConfigError,
     DataError,
@@ -35,8 +45,6 @@ from moalign.errors import (
     TrainingError,
     UserError,
 )
-from moalign.ratios import chosen_logps, log_ratios, pair_log_ratios, pair_logits, pair_preference
-from moalign.sessions import SamplingSession, Watcher
 from moalign.types import (
     Batch,
     Candidate,
@@ -316,27 +324,6 @@ class Register(Protocol):
     """
 
     def __call__(self, name: str, target: str | type[Plugin], *, summary: str, paper: str = "") -> None: ...
-
-
-# --- what observers share --------------------------------------------------------------------------------------------
-
-
-def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """What of a step's metrics a curve can show; "nan" and "inf", for which JSON has no numbers, are numbers again."""
-    found: dict[str, float] = {}
-    for name, value in metrics.items():
-        if isinstance(value, int | float) or value in ("nan", "inf", "-inf"):
-            found[name] = float(value)
-    return found
-
-
-def figures(outcome: Outcome) -> dict[str, float]:
-    """The numbers of an outcome: ``scores/NAME`` and ``stderr/NAME`` per objective, ``kl``, ``tokens``, the details."""
-    found = {f"scores/{name}": score for name, score in outcome.scores.items()}
-    found |= {f"stderr/{name}": error for name, error in outcome.stderr.items()}
-    if outcome.kl is not None:
-        found["kl"] = outcome.kl
-    return found | {"tokens": float(outcome.tokens)} | dict(outcome.details)
 
 
 __all__ = [

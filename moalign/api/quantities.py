@@ -1,14 +1,18 @@
-"""What losses share: log-ratios of responses and of pairs, as sums over response tokens of a ``Batch``."""
+"""What losses and observers share: log-ratios and logits of pairs, and the numbers of a run under flat names."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from moalign.errors import PluginError
-from moalign.types import Batch, PairTerms
+from moalign.types import Batch, Outcome, PairTerms
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+# --- what losses share ----------------------------------------------------------------------------------------------
 
 
 def log_ratios(batch: Batch) -> Tensor:
@@ -40,3 +44,24 @@ def chosen_logps(batch: Batch, *, mean: bool) -> Tensor:
 def pair_preference(batch: Batch) -> Tensor:
     """The preference of the candidate that each pair belongs to; [P,M]."""
     return batch.preference[batch.pairs[:, 0]]
+
+
+# --- what observers share --------------------------------------------------------------------------------------------
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """What of a step's metrics a curve can show; "nan" and "inf", for which JSON has no numbers, are numbers again."""
+    found: dict[str, float] = {}
+    for name, value in metrics.items():
+        if isinstance(value, int | float) or value in ("nan", "inf", "-inf"):
+            found[name] = float(value)
+    return found
+
+
+def figures(outcome: Outcome) -> dict[str, float]:
+    """The numbers of an outcome: ``scores/NAME`` and ``stderr/NAME`` per objective, ``kl``, ``tokens``, the details."""
+    found = {f"scores/{name}": score for name, score in outcome.scores.items()}
+    found |= {f"stderr/{name}": error for name, error in outcome.stderr.items()}
+    if outcome.kl is not None:
+        found["kl"] = outcome.kl
+    return found | {"tokens": float(outcome.tokens)} | dict(outcome.details)

@@ -16,13 +16,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from moalign.api import Combiner, Objective, Plugin, Search, Transform
+from moalign.api import Combiner, Decoder, Objective, Plugin, Search, Transform
 from moalign.calls import Call, under_way
 from moalign.errors import MoalignError, PluginError
 
-PURE = (Objective, Combiner, Search, Transform)  # their methods are functions of their arguments, by contract
+PURE = (Objective, Combiner, Search, Transform, Decoder)  # their methods are functions of their arguments, by contract
 # asked when the input has been found good: no error is the user's
-ON_GOOD_INPUT = ("pair_terms", "loss", "score", "apply", "parameters", "measure", "token_advantages", "sample")
+ON_GOOD_INPUT = (
+    *("pair_terms", "loss", "parameters", "measure", "token_advantages"),
+    *("score", "apply", "sample", "scores"),
+)
 
 
 @dataclass(frozen=True)

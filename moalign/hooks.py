@@ -56,6 +56,10 @@ class HookSpecifications:
     def register_samplers(self, register: Register) -> None:
         """Register where sampled responses come from."""
 
+    @hookspec
+    def register_decoders(self, register: Register) -> None:
+        """Register what steers trained candidates while they speak."""
+
 
 def specifications() -> dict[str, tuple[str, ...]]:
     """Every hook with the names of its arguments."""

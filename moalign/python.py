@@ -20,6 +20,9 @@ from moalign.types import Preference
 if TYPE_CHECKING:
     from moalign.sweeps.choice import Choice
 
+if TYPE_CHECKING:
+    from moalign.decode import Decoding
+
 
 @dataclass(frozen=True)
 class Run:
@@ -123,6 +126,26 @@ class Run:
         if candidate is not None:
             return archive.of_candidate(candidate)
         return archive.for_preference(weights if prefer is None else prefer)
+
+    def decoder(
+        self,
+        name: str,
+        *,
+        prefer: str | Mapping[str, Any],
+        values: Mapping[str, Any] | None = None,
+        device: str = "cpu",
+        **options: Any,
+    ) -> Decoding:
+        """A decoder by its name, on this run's adapters and rewards, for a preference between the trained ones.
+
+        ``options`` are the decoder's own, ``values``: objective -> a function of hidden states, for decoders that ask
+        what is still to be expected of it. ``.generate(prompts)`` samples; ``.processor(mask)`` is for transformers.
+
+        Raises UnknownPluginError, ConfigError, PreferenceError and RunError; see ``sweeps.decoding``.
+        """
+        from moalign.sweeps.decoding import open_decoding
+
+        return open_decoding(self.directory, registry.discover(), name, options, prefer, values=values, device=device)
 
 
 def sweep(

@@ -23,6 +23,7 @@ from moalign.api import (
     API_VERSION,
     ENTRY_POINT_GROUP,
     Combiner,
+    Decoder,
     Objective,
     Observer,
     Plugin,
@@ -47,6 +48,7 @@ KINDS: Mapping[str, type[Plugin]] = {
     "reader": Reader,
     "observer": Observer,
     "sampler": Sampler,
+    "decoder": Decoder,
 }
 LOAD_VARIABLE = "MOALIGN_LOAD_PLUGINS"
 DISABLE_VARIABLE = "MOALIGN_DISABLE_PLUGINS"
@@ -62,6 +64,7 @@ HOOKS: Mapping[str, str] = {
     "reader": "register_readers",
     "observer": "register_observers",
     "sampler": "register_samplers",
+    "decoder": "register_decoders",
 }
 
 

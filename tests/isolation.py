@@ -20,41 +20,48 @@ REFUSED = "the run is refused"
 FAILS = "the candidate fails; the others finish"
 ENDS = "the run ends; what was finished is kept"
 WITHOUT = "the run goes on without it"
+TOLD = "whoever asked for a response gets the error"
 HARMLESS = "changes nothing: it was given a copy, or what it changed is put back"
 NO_TENSORS = "cannot occur: it returns plain data"
 CONSTANT = "cannot occur: what it returns is constant"
 NOTHING = "cannot occur: nobody uses what it returns"
 
-ORDER = ("objective", "combiner", "reward", "transform", "search", "reader", "observer", "sampler")
+ORDER = ("objective", "combiner", "reward", "transform", "search", "reader", "observer", "sampler", "decoder")
 TABLE: dict[str, tuple[str, ...]] = {
     # when it is loaded
-    "import error": (REPORTED,) * 8,
-    "exits at import": (REPORTED,) * 8,
-    "missing dependency": (REPORTED,) * 8,
-    "name clash": (REPORTED,) * 8,
-    "wrong signature": (REPORTED,) * 8,
-    "its constructor raises": (REPORTED,) * 8,
-    "dies at import": (REPORTED,) * 8,
-    "hangs at import": (REPORTED,) * 8,
+    "import error": (REPORTED,) * 9,
+    "exits at import": (REPORTED,) * 9,
+    "missing dependency": (REPORTED,) * 9,
+    "name clash": (REPORTED,) * 9,
+    "wrong signature": (REPORTED,) * 9,
+    "its constructor raises": (REPORTED,) * 9,
+    "dies at import": (REPORTED,) * 9,
+    "hangs at import": (REPORTED,) * 9,
     # in the middle
-    "raises": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS),
-    "exits": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS),
-    "raises no Exception": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS),
-    "raises what cannot be shown": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS),
-    "hangs": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS),
-    "dies by a signal": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS),
-    "ends the process": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS),
+    "raises": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD),
+    "exits": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD),
+    "raises no Exception": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD),
+    "raises what cannot be shown": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD),
+    "hangs": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD),
+    "dies by a signal": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD),
+    "ends the process": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD),
     # what it returns
-    "NaN": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, NOTHING, FAILS),
-    "wrong shape": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, NOTHING, FAILS),
-    "wrong dtype": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS),
-    "wrong device": (FAILS, FAILS, FAILS, FAILS, NO_TENSORS, NO_TENSORS, NO_TENSORS, FAILS),
-    "detached graph": (FAILS, CONSTANT, NO_TENSORS, CONSTANT, NO_TENSORS, NO_TENSORS, NO_TENSORS, NO_TENSORS),
+    "NaN": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, NOTHING, FAILS, TOLD),
+    "wrong shape": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, NOTHING, FAILS, TOLD),
+    "wrong dtype": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD),
+    "wrong device": (FAILS, FAILS, FAILS, FAILS, NO_TENSORS, NO_TENSORS, NO_TENSORS, FAILS, TOLD),
+    "detached graph": (FAILS, CONSTANT, NO_TENSORS, CONSTANT, NO_TENSORS, NO_TENSORS, NO_TENSORS, NO_TENSORS, CONSTANT),
     # what it does beside that
-    "mutates inputs": (FAILS, FAILS, HARMLESS, FAILS, HARMLESS, HARMLESS, HARMLESS, HARMLESS),
-    "reseeds generators": (FAILS, FAILS, HARMLESS, FAILS, ENDS, HARMLESS, HARMLESS, HARMLESS),
+    "mutates inputs": (FAILS, FAILS, HARMLESS, FAILS, HARMLESS, HARMLESS, HARMLESS, HARMLESS, TOLD),
+    "reseeds generators": (FAILS, FAILS, HARMLESS, FAILS, ENDS, HARMLESS, HARMLESS, HARMLESS, TOLD),
 }
-HOOKS = dict(zip(ORDER, ("loss", "pair_terms", "score", "apply", "propose", "read", "on_step", "sample"), strict=True))
+HOOKS = dict(
+    zip(
+        ORDER,
+        ("loss", "pair_terms", "score", "apply", "propose", "read", "on_step", "sample", "scores"),
+        strict=True,
+    )
+)
 LOADING = tuple(TABLE)[:8]
 IN_A_PROCESS_OF_ITS_OWN = ("hangs", "dies by a signal", "ends the process")
 

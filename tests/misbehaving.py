@@ -300,6 +300,21 @@ class Answers(api.SamplingSession):
         return [[responses for _ in prompts] for _ in adapters]
 
 
+class Speech(api.Decoder):
+    """Says what the base says; misbehaves at each token."""
+
+    how: str = ""
+
+    def speakers(self, request):
+        return [None]
+
+    def scores(self, request, at):
+        do(self.how)
+        if self.how == "mutates inputs":
+            at.logits.zero_()
+        return at.logits[0].long() if self.how == "wrong dtype" else spoilt(at.logits[0], self.how)
+
+
 @api.hookimpl
 def register_objectives(register):
     register("bad", Loss, summary="bad")
@@ -341,3 +356,8 @@ def register_observers(register):
 @api.hookimpl
 def register_samplers(register):
     register("bad", Source, summary="bad")
+
+
+@api.hookimpl
+def register_decoders(register):
+    register("bad", Speech, summary="bad")

@@ -22,6 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("hooks", "preference", "pareto", "storage", "ops"),
     ("registry", "config", "data", "lora", "recipes"),
     ("engine",),
+    ("decode",),
     ("sweeps",),
     ("report", "demo", "progress", "testing"),
     ("commands", "python"),

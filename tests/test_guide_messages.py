@@ -19,6 +19,7 @@ from moalign import registry
 from moalign.api import (
     Candidate,
     Combiner,
+    Decoder,
     Objective,
     Observer,
     PairTerms,
@@ -285,6 +286,24 @@ def changed(version: str, sha256: str) -> Callable[[Place], str]:
     return provoke
 
 
+def decodes(place: Place) -> str:
+    """On a model without adapters."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from moalign.decode import Decoding, Request
+
+    class Contrast(Decoder):
+        def speakers(self, request):
+            return [None]
+
+        def scores(self, request, at):
+            return at.logits[0] * float("nan")
+
+    decoder = with_plugin("decoder", "contrast", Contrast).build("decoder", "contrast", {}, "decoder")
+    model, tokenizer = (kind.from_pretrained(place.model) for kind in (AutoModelForCausalLM, AutoTokenizer))
+    return refused(lambda: Decoding(decoder, Request(), model, tokenizer).generate(["hello"]))
+
+
 PROVOKED: dict[str, list[Callable[[Place], str]]] = {
     "objective.md": [fails(kind) for kind in (Reduced, Doubled, Detached, Writing, Drawing, Raising, Unknown)],
     "combiner.md": [fails_to_combine],
@@ -296,8 +315,9 @@ PROVOKED: dict[str, list[Callable[[Place], str]]] = {
     ],
     "reader.md": [reads(Trusting()), reads(OfItsOwn()), reads()],
     "observer.md": [is_switched_off],
+    "decoder.md": [decodes],
     "publishing.md": [
-        reason("moalign_api_version = 3\n"),
+        reason("moalign_api_version = 4\n"),
         reason(HINGE.replace("register_objectives", "register_objektives")),
         reason(HINGE.replace("(register)", "(registry)")),
         reason(HINGE.replace("@hookimpl", "")),

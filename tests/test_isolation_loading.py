@@ -23,6 +23,7 @@ METHODS = {
     "reader": "read(self, rows)",
     "observer": "on_run_start(self)",
     "sampler": "start(self)",
+    "decoder": "scores(self, request)",
 }
 PLUGIN = """
 from moalign.api import {base}
@@ -56,6 +57,7 @@ RIGHT = {  # what moalign calls
     "reader": "read(self, rows, objectives)",
     "observer": "on_run_start(self, run)",
     "sampler": "start(self, info)",
+    "decoder": "scores(self, request, at)",
 }
 # "dies" and "hangs at import" take the process: see test_isolation_process
 HERE = [(kind, how) for how in LOADING for kind in ORDER if "at import" not in how or how == "exits at import"]
@@ -148,7 +150,14 @@ def test_the_table_is_whole():
     """Every cell has a test, or a reason why it cannot occur."""
     assert tuple(registry.KINDS) == ORDER and all(len(row) == len(ORDER) for row in TABLE.values())
     cells = {(kind, how): isolation.expected(kind, how) for how in TABLE for kind in ORDER}
-    outcomes = (isolation.FAILS, isolation.ENDS, isolation.REFUSED, isolation.WITHOUT, isolation.HARMLESS)
+    outcomes = (
+        isolation.FAILS,
+        isolation.ENDS,
+        isolation.REFUSED,
+        isolation.WITHOUT,
+        isolation.HARMLESS,
+        isolation.TOLD,
+    )
     tested = set(test_isolation_running.here(*outcomes)) | set(HERE)
     processes = (*isolation.IN_A_PROCESS_OF_ITS_OWN, "dies at import", "hangs at import")
     tested |= {(kind, how) for how in processes for kind in ORDER}

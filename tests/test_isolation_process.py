@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import isolation
 import pytest
 from distributions import install, moalign
+from documents import folders
 from isolation import HOOKS, IN_A_PROCESS_OF_ITS_OWN, content, rewarded
 from sweeps import write_pairs
 from test_isolation_running import sampling
@@ -135,6 +139,27 @@ def test_a_reader_that_takes_the_process_ends_the_command(how, check):
     assert done.returncode == 1 and not lines(done, "warning") and not done.stdout
     (error,) = lines(done, "error")
     assert error.startswith(f"error: reader 'bad' of misbehaving 2.5, in read, {HOW[how]}")
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_a_decoder_that_takes_the_process_is_named(how, begin, site, tmp_path):
+    """As a command has it: the work in a process of its own."""
+    assert begin(train={"steps": 1, "pairs_per_step": 2, "lr": 1e-2, "together": 4}).returncode == 0
+    program = f"""
+import sys
+from moalign import open_run, supervisor
+code = supervisor.stand_by()
+if code is not None:
+    sys.exit(code)
+decoding = open_run({str(tmp_path / "run")!r}).decoder("misbehaving:bad", prefer="helpful", how={how!r})
+decoding.generate(["q1: "], max_new_tokens=2)
+"""
+    command = [sys.executable, "-c", program]
+    environment = os.environ | {"PYTHONPATH": folders(site)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 1 and not lines(done, "warning")
+    (error,) = lines(done, "error")
+    assert error.startswith(f"error: decoder 'bad' of misbehaving 2.5, in scores, {HOW[how]}")
 
 
 def test_readers_that_nobody_named_are_done_without(check, tmp_path):

@@ -13,13 +13,14 @@ import isolation
 import numpy
 import pytest
 import torch
-from isolation import ENDS, FAILS, HARMLESS, HOOKS, IN_A_PROCESS_OF_ITS_OWN, REFUSED, WITHOUT, cases, rewarded
+from isolation import ENDS, FAILS, HARMLESS, HOOKS, IN_A_PROCESS_OF_ITS_OWN, REFUSED, TOLD, WITHOUT, cases, rewarded
 from sweeps import Warned, contents, write_pairs
 
 from moalign import calls, config, registry
 from moalign.calls import Call, Record
 from moalign.errors import DataError, PluginError
 from moalign.sweeps import journal, run
+from moalign.sweeps.decoding import open_decoding
 from moalign.sweeps.observe import Observer
 
 IDS = ["c0.00", "c0.50", "c1.00"]
@@ -294,7 +295,7 @@ def test_whoever_is_at_work_is_announced(sweep, pairs, tmp_path):
         )
     finally:
         calls.watched_by(None)
-    assert {call.kind for call in seen} == set(HOOKS) - {"transform", "sampler"} and record.read()[1] is None
+    assert {call.kind for call in seen} == set(HOOKS) - {"transform", "sampler", "decoder"} and record.read()[1] is None
     for call in seen:
         candidate = "c0.50" if call.kind in WAYS else ""
         expected = Call(names(call.kind).partition(",")[0], "misbehaving", HOOKS[call.kind], candidate, 42, call.kind)
@@ -329,3 +330,41 @@ def test_a_transform_at_work_is_announced(sweep, tmp_path):
         calls.watched_by(None)
     expected = Call("transform 'bad' of misbehaving 2.5", "misbehaving", "apply", "c0.50", 42, "transform")
     assert seen == [expected] and expected.dispensable == ("candidate", "c0.50")
+
+
+@pytest.fixture(scope="module")
+def said(installed, healthy):
+    """What a decoder says, on a finished run."""
+
+    def say(how):
+        directory = healthy[False].directory
+        decoding = open_decoding(directory, installed, "misbehaving:bad", {"how": how}, {"helpful": 1})
+        return decoding.generate(["q1: "], max_new_tokens=2)
+
+    return say
+
+
+@pytest.mark.parametrize("how", [how for _, how in here(TOLD)])
+def test_whoever_asked_a_decoder_is_told(how, said):
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.manual_seed(0)
+    before, healthy = generators(), said("")
+    assert generators() == before
+    with pytest.raises(PluginError) as error:
+        said(how)
+    assert names("decoder") in str(error.value) and WHY.get(how, "") in str(error.value)
+    assert generators() == before
+    assert said("") == healthy
+
+
+def test_a_decoder_at_work_is_announced(said):
+    record, seen = Record(), []
+    sys.modules[isolation.NAME].CALLS["seen"] = lambda: seen.append(record.read()[1])
+    calls.watched_by(record)
+    try:
+        said("is seen")
+    finally:
+        calls.watched_by(None)
+    expected = Call("decoder 'bad' of misbehaving 2.5", "misbehaving", "scores", "", 600, "decoder")
+    assert set(seen) == {expected} and expected.dispensable is None and record.read()[1] is None

@@ -94,6 +94,7 @@ LEGITIMATE = {
     "report/picture.py": {"preference": "a key of front.json"},
     "report/table.py": {"preference": "a key of front.json"},
     "storage.py": {"format": "a key of a model file's header"},
+    "sweeps/decoding.py": {"preference": "a key of front.json"},
     "sweeps/front.py": {"preference": "a key of front.json"},
     "sweeps/material.py": {"preference": SCORE_KINDS},
     "sweeps/outcomes.py": {"preference": "a key of outcome.json"},
@@ -173,6 +174,25 @@ def test_deleting_the_file_removes_the_method_and_nothing_else(copy, file, metho
     refused, prepared = found["outcomes"]
     assert f"no {kind} is called '{name}'" in refused
     assert prepared.startswith("prepared: ") and prepared != "prepared: 0"
+
+
+def test_deleting_a_decoders_file_removes_it_and_nothing_else(copy):
+    """No configuration names one, so it is asked for as Python does."""
+    (copy / "plugins" / "moalign_plugins" / "decoders" / "guidance.py").unlink()
+    probe = """
+from moalign import decode, registry
+from moalign.errors import UnknownPluginError
+installed = registry.discover()
+print(*(f"{e.kind} {e.name}" for e in installed.entries if e.distribution == "moalign" and installed.load(e)), sep=",")
+print(type(decode.build("multi-objective")).__name__)
+try:
+    decode.build("guidance")
+except UnknownPluginError as error:
+    print(error)
+"""
+    loaded, other, refused = execute(copy, "-c", probe).splitlines()
+    assert set(loaded.split(",")) == shipped() - {"decoder guidance"}
+    assert other == "MultiObjective" and "no decoder is called 'guidance'" in refused
 
 
 def test_a_sweep_runs_without_the_files_that_it_does_not_name(copy, tiny_model_path):

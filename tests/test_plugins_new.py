@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -11,6 +12,7 @@ import zipfile
 from itertools import pairwise
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import yaml
@@ -57,14 +59,23 @@ def built(packages, monkeypatch, request):
     if not list(home.glob("*.dist-info")):
         register(home, project["project"]["name"], module, project["project"]["version"])
     monkeypatch.syspath_prepend(str(home))
-    block = (home / "README.md").read_text().split("```yaml\n")[1].split("```")[0]
-    options = yaml.safe_load(block)
-    for key in CONFIGURATION_KEYS[kind]:
-        options = options[key]
+    options = named_in((home / "README.md").read_text(), kind)
     installed = registry.discover()
     assert installed.broken == ()
     assert installed.find(kind, options["name"]).full_name == f"moalign-my-{kind}:my-{kind}"
     return installed.build(kind, options.pop("name"), options, "key")
+
+
+def named_in(readme: str, kind: str) -> dict[str, Any]:
+    """Name and options, as a configuration has them or, for decoders, as Python does."""
+    if kind == "decoder":
+        call = re.search(r'\.decoder\("([\w-]+)", prefer=\{[^}]*\}, (\w+)=([\d.]+)\)', readme)
+        assert call is not None, readme
+        return {"name": call[1], call[2]: float(call[3])}
+    options = yaml.safe_load(readme.split("```yaml\n")[1].split("```")[0])
+    for key in CONFIGURATION_KEYS[kind]:
+        options = options[key]
+    return options
 
 
 def of(kind: str) -> pytest.MarkDecorator:
@@ -162,6 +173,19 @@ def test_the_reader_takes_the_best_answer(built):
     assert record.pairs == {"helpful": (Pair(1, 0),)} and (record.file, record.line) == ("a.jsonl", 1)
     assert "best is not the index" in refusal.reason
     assert built.recognises(row) and not built.recognises({"question": "Why?"})
+
+
+@of("decoder")
+def test_the_decoder_mixes_probabilities(built):
+    import torch
+
+    from moalign.api import NextToken, Request
+
+    logits = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0))
+    at = NextToken(torch.zeros(3, 1), logits, torch.zeros(2, 3), lambda tokens: tokens)
+    request = Request(shares={"a": 0.5, "b": 0.5})
+    assert built.speakers(request) == ["a", "b"] and built.sharpen == 1.5
+    assert torch.allclose(built.scores(request, at), 1.5 * logits.softmax(-1).mean(0).log(), atol=1e-5)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("moalign.testing") is None, reason="the conformance kit is not there")

@@ -14,6 +14,7 @@ import torch
 from published import FORMS, rows_of
 from wrong_plugins import (
     combiners,
+    decoders,
     objectives,
     observers,
     readers,
@@ -30,6 +31,7 @@ from moalign.registry import KINDS, discover
 from moalign.testing import (
     ConformanceError,
     check_combiner,
+    check_decoder,
     check_objective,
     check_observer,
     check_reader,
@@ -38,6 +40,7 @@ from moalign.testing import (
     check_search,
     check_transform,
     combiner,
+    decoder,
     objective,
     observer,
     reader,
@@ -123,6 +126,13 @@ OTHERWISE = [
     ("reader", "rewardbench", {"by_subset": True}),
     ("reader", "stepwise", {"separator": " "}),
     ("reward", "format", {"keys": ["a"]}),
+    ("decoder", "best-of-n", {"n": 9, "candidate": "second"}),
+    ("decoder", "guidance", {"scale": -0.5, "towards": "second", "away": "first"}),
+    ("decoder", "multi-objective", {"divergence": "forward-kl"}),
+    ("decoder", "multi-objective", {"divergence": "jsd", "level": "prefix"}),
+    ("decoder", "multi-objective", {"divergence": "alpha", "weights": {"third": 0.5, "first": 0.5}}),
+    ("decoder", "value-augmented", {"top_k": None, "candidate": "second"}),
+    ("decoder", "value-augmented", {"top_k": 3}),
 ]
 
 
@@ -171,6 +181,7 @@ CHECKS = {
     observers: check_observer,
     transforms: check_transform,
     samplers: check_sampler,
+    decoders: check_decoder,
 }
 PARTS = {
     objectives: objective,
@@ -182,6 +193,7 @@ PARTS = {
     observers: observer,
     transforms: transform,
     samplers: sampler,
+    decoders: decoder,
 }
 WRONG = [(check, plugin, words) for folder, check in CHECKS.items() for plugin, words in folder.WRONG.items()]
 UNUSUAL = [(check, plugin) for folder, check in CHECKS.items() for plugin in folder.UNUSUAL]

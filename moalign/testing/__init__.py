@@ -10,6 +10,7 @@ change. ``exempt`` leaves out a check by the name that stands in the error, for 
 """
 
 from moalign.testing.combiner import check_combiner
+from moalign.testing.decoder import check_decoder
 from moalign.testing.objective import check_objective
 from moalign.testing.observer import check_observer
 from moalign.testing.reader import check_reader
@@ -22,6 +23,7 @@ from moalign.testing.transform import check_transform
 __all__ = [
     "ConformanceError",
     "check_combiner",
+    "check_decoder",
     "check_objective",
     "check_observer",
     "check_reader",

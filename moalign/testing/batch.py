@@ -148,3 +148,21 @@ def _same(first: Any, second: Any) -> bool:
 
 def _at(value: Tensor | None, index: Tensor) -> Tensor | None:
     return None if value is None else value[index]
+
+
+def otherwise(batch: Batch, other: Batch) -> dict[str, tuple[str, Batch]]:
+    """The batch with something else in place of what a loss may need, by its name in ``needs``: in words, and it."""
+    masked = None if batch.ref_logps is None else (other.logps - 1) * batch.mask
+    older = None if batch.old_logps is None else batch.old_logps * 1.3
+    weighed = None if other.token_advantages is None else (other.token_advantages + 1) * batch.mask
+    hidden = None if batch.hidden is None else batch.hidden.flip(2)
+    return {
+        "reference": ("other log-probabilities under the reference", replace(batch, ref_logps=masked)),
+        "margins": ("other margins and rewards", replace(batch, margins=other.margins, rewards=other.rewards)),
+        "pairs": ("chosen and rejected the other way round", swapped(batch)),
+        "groups": ("other advantages", replace(batch, advantages=other.advantages)),
+        "old_logps": ("other log-probabilities under the policy that sampled", replace(batch, old_logps=older)),
+        "entropy": ("other entropies", replace(batch, entropy=other.entropy)),
+        "token_advantages": ("other advantages of the tokens", replace(batch, token_advantages=weighed)),
+        "hidden": ("other hidden states", replace(batch, hidden=hidden)),
+    }

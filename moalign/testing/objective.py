@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from moalign.api import Batch, MoalignError, Objective, PairTerms
 from moalign.testing.advantages import CHECKS_OF_ADVANTAGES
-from moalign.testing.batch import at_start, changed_fields, copied, made_up, padded, plain_terms, rearranged, swapped
+from moalign.testing.batch import at_start, changed_fields, copied, made_up, otherwise, padded, plain_terms, rearranged
 from moalign.testing.owned import (
     first_values,
     losses_of,
@@ -23,7 +23,12 @@ from moalign.testing.rounds import advantages_of, made_up_round, weighed
 if TYPE_CHECKING:
     from torch import Tensor
 
-KNOWN = {"pairs", "margins", "reference", "groups", "old_logps", "token_advantages", "entropy", "hidden", "greedy"}
+OF_GROUPS = {
+    "old_logps": "only responses that the policy sampled have old log-probabilities",
+    "token_advantages": "only tokens of responses that the policy sampled have advantages",
+    "greedy": "greedy responses are compared with those that the policy sampled",
+}
+KNOWN = {"pairs", "margins", "reference", "groups", "entropy", "hidden", *OF_GROUPS}
 TOLERANCE = 1e-9  # of float64 sums in another order, relative
 
 
@@ -139,12 +144,9 @@ def declarations_are_known(t: Trial) -> None:
     )
     good = bool(needs & {"pairs", "margins"}) != ("groups" in needs)
     t.review.require(good, tried, f"needs is {sorted(needs)}", change)
-    change = 'declare "groups" too: only responses that the policy sampled have old log-probabilities'
-    t.review.require("groups" in needs or "old_logps" not in needs, tried, f"needs is {sorted(needs)}", change)
-    change = 'declare "groups" too: only tokens of responses that the policy sampled have advantages'
-    t.review.require("groups" in needs or "token_advantages" not in needs, tried, f"needs is {sorted(needs)}", change)
-    change = 'declare "groups" too: greedy responses are compared with those that the policy sampled'
-    t.review.require("groups" in needs or "greedy" not in needs, tried, f"needs is {sorted(needs)}", change)
+    for name, why in OF_GROUPS.items():
+        change = f'declare "groups" too: {why}'
+        t.review.require("groups" in needs or name not in needs, tried, f"needs is {sorted(needs)}", change)
     t.review.require(
         isinstance(t.plugin.shiftable, bool), tried, f"shiftable is {t.plugin.shiftable!r}", "True or False"
     )
@@ -277,16 +279,7 @@ def gradient_is_the_derivative(t: Trial) -> None:
 def no_need_is_unused(t: Trial) -> None:
     """What is declared must matter: other values in its place give other losses."""
     batch, other = t.batch(), t.batch(seed=1)
-    changed = {
-        "reference": ("other log-probabilities under the reference", replace(batch, ref_logps=_masked(other, batch))),
-        "margins": ("other margins and rewards", replace(batch, margins=other.margins, rewards=other.rewards)),
-        "pairs": ("chosen and rejected the other way round", swapped(batch)),
-        "groups": ("other advantages", replace(batch, advantages=other.advantages)),
-        "old_logps": ("other log-probabilities under the policy that sampled", replace(batch, old_logps=_older(batch))),
-        "entropy": ("other entropies", replace(batch, entropy=other.entropy)),
-        "token_advantages": ("other advantages of the tokens", _otherwise_weighed(other, batch)),
-        "hidden": ("other hidden states", replace(batch, hidden=_flipped(batch.hidden))),
-    }
+    changed = otherwise(batch, other)
     before = t.loss("a batch", batch)
     for name in sorted(t.plugin.wants & changed.keys() - ({"groups"} if t.weighs_tokens else set())):
         tried, given = changed[name]
@@ -360,15 +353,6 @@ def _agrees(first: Tensor, second: Tensor) -> bool:
     return first.shape == second.shape and bool(torch.isclose(first, second, rtol=TOLERANCE, atol=TOLERANCE).all())
 
 
-def _masked(other: Batch, batch: Batch) -> Tensor | None:
-    """The other batch's reference on this one's tokens."""
-    return None if batch.ref_logps is None else (other.logps - 1) * batch.mask
-
-
-def _older(batch: Batch) -> Tensor | None:
-    return None if batch.old_logps is None else batch.old_logps * 1.3
-
-
 def _reads_log_ratios(t: Trial) -> bool:
     """Whether a price of leaving the reference is part of the advantages."""
     if not t.grouped:
@@ -376,16 +360,6 @@ def _reads_log_ratios(t: Trial) -> bool:
     given = made_up_round(t)
     before = advantages_of(t, "a round", given)
     return not _agrees(before, advantages_of(t, "other log-ratios", given.with_other_reference()))
-
-
-def _flipped(hidden: Tensor | None) -> Tensor | None:
-    return None if hidden is None else hidden.flip(2)
-
-
-def _otherwise_weighed(other: Batch, batch: Batch) -> Batch:
-    """The other batch's advantages on this one's tokens."""
-    weighed = other.token_advantages
-    return replace(batch, token_advantages=None if weighed is None else (weighed + 1) * batch.mask)
 
 
 def _more(t: Trial) -> list[tuple[str, ...]]:

@@ -51,6 +51,11 @@ def register_observers(register: Register) -> None:
     _register_files("observers", register)
 
 
+@hookimpl
+def register_decoders(register: Register) -> None:
+    _register_files("decoders", register)
+
+
 def _register_files(folder: str, register: Register) -> None:
     """A file whose name begins with an underscore holds what several methods share."""
     for file in sorted((HERE / folder).glob("[!_]*.py")):

@@ -1,0 +1,90 @@
+"""The kind objective: a loss, and what it needs of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from moalign.api.plugin import Plugin
+from moalign.errors import PluginError
+from moalign.types import Batch, PairTerms, TokenAdvantages, Tokens
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+
+class Objective(Plugin):
+    """A loss on token log-probabilities.
+
+    ``needs`` names what the engine must supply, and it supplies nothing else:
+    "pairs"      labelled pairs, chosen before rejected
+    "margins"    pairs in any order, with the reward difference of every objective (``terms.difference``)
+    "reference"  log-probabilities under the reference
+    "groups"     responses that the policy has sampled, several for each prompt; each has an advantage (``advantages``)
+    "old_logps"  log-probabilities under the policy that sampled them
+    "entropy"    the entropy of every next token, with a gradient
+    "token_advantages"  beside "groups": each token has an advantage of its own (``token_advantages``)
+    "hidden"     the hidden states that predict the response tokens
+    "greedy"     with "groups": the signal of the policy's greedy response to each prompt, which is never trained on
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
+    needs_with: ClassVar[Mapping[str, frozenset[str]]] = {}
+    """what options need beside, where they are set: {"bonus": frozenset({"entropy"})} asks for the entropy unless the
+    field ``bonus`` is 0, none or false"""
+    shiftable: ClassVar[bool] = True
+    """whether the loss reads ``terms.scale`` and ``terms.margin``, so that every combiner can reach it"""
+
+    @property
+    def wants(self) -> frozenset[str]:
+        """``needs``, and what ``needs_with`` adds for the options as they are: what the engine supplies."""
+        if unknown := self.needs_with.keys() - type(self).model_fields.keys():
+            raise PluginError(f"{type(self).__name__}: needs_with has '{min(unknown)}', which is no field of the class")
+        return frozenset(self.needs).union(*(more for name, more in self.needs_with.items() if getattr(self, name)))
+
+    def loss(self, batch: Batch, terms: PairTerms) -> Tensor:
+        """float32 [P], one value per pair, never reduced and without ``terms.weight``, which the engine applies.
+
+        With "groups" in ``needs`` [N], one value per row, and all terms [N] are those of a pair that nothing changes.
+        """
+        raise NotImplementedError
+
+    def advantages(self, signal: Tensor, groups: Tensor, log_ratios: Tensor | None) -> Tensor:
+        """How much each response counts, [N] like all arguments; asked only where ``needs`` has "groups".
+
+        ``signal``: the combiner's, of all responses of a round; ``groups``: those to one prompt share a number;
+        ``log_ratios``: log pi - log pi_ref of the response under the policy that sampled it, None unless ``needs`` has
+        "reference". All float64, and no gradient goes through.
+
+        With "greedy" in ``needs`` a fourth argument comes, ``greedy: Tensor | None = None``: for each response the
+        signal of the greedy response to its prompt, [N].
+        """
+        raise NotImplementedError
+
+    def measure(self, batch: Batch) -> Mapping[str, Tensor]:
+        """What is to be known of each token under the policy that sampled it, such as values; float32 [N,T] by name.
+
+        Asked once in a round, part by part and without a gradient, before anything is trained on it, where ``needs``
+        has "token_advantages". The batch has no advantages and nothing known yet; its ``logps`` are the old ones.
+        """
+        return {}
+
+    def token_advantages(self, signal: Tensor, groups: Tensor, tokens: Tokens) -> TokenAdvantages:
+        """How much each token counts, in place of ``advantages`` where ``needs`` has "token_advantages".
+
+        ``signal`` and ``groups`` [N] as there, of all responses of a round. No gradient goes through.
+        """
+        raise NotImplementedError
+
+    def parameters(self, width: int, generator: Generator) -> Mapping[str, Tensor]:
+        """First values of tensors that the loss owns, by name; float32 on the CPU. ``width``: of a hidden state.
+
+        Each candidate trains its own from the same first values, with the step that trains its adapter: same optimizer
+        and schedule, but a gradient norm apart, with the same limit. They are written beside the adapter, and a
+        candidate that starts from another's adapter goes on with them. ``generator``: for all that is drawn.
+        """
+        return {}
+
+    def lr_factor(self, name: str) -> float:
+        """What the learning rate of the adapter is multiplied by for the parameter ``name``."""
+        return 1.0

@@ -1,0 +1,193 @@
+"""Responses sampled as a decoder has them, one forward pass a token for all of its speakers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moalign import door
+from moalign.api import Decoder, Reward
+from moalign.data.tokenise import Tokeniser
+from moalign.decode.processor import scores_of, speakers_of
+from moalign.door import origin
+from moalign.errors import ConfigError, PluginError
+from moalign.seeds import derive
+from moalign.types import Message, Request, Sample
+
+LEAST_NOISE = 2.0**-25  # half the step of the generator, which may return 0
+
+Judge = Reward | Callable[[Sequence[Sample]], Sequence[float | None]]
+
+
+@dataclass(frozen=True)
+class Response:
+    """What was said to a prompt: ids (the end token included where it came), text, and whether it ended by itself.
+
+    ``rewards``: by objective, of the response that was kept; empty where there was nothing to choose.
+    """
+
+    ids: tuple[int, ...]
+    text: str
+    ended: bool
+    rewards: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A decoder with all that it needs: a model (transformers or peft), its tokenizer, and what is asked of it.
+
+    ``rewards``: objective -> a score for each sample (None: unknown; larger is better), for decoders that choose; at
+    least of the objectives with weight.
+    ``slots``: under which names the model has the candidates' adapters, where these are others.
+    """
+
+    decoder: Decoder
+    request: Request
+    model: Any
+    tokenizer: Any
+    rewards: Mapping[str, Judge] | None = None
+    slots: Mapping[str, str] | None = None
+
+    def generate(
+        self,
+        prompts: Sequence[str | tuple[Message, ...]],
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 1.0,
+        seed: int = 0,
+        rows: int = 64,
+    ) -> list[Response]:
+        """A response to each prompt, text or messages of a conversation.
+
+        Plain sampling at ``temperature`` (0: always the best score), no top-k, no top-p, no penalties. A function of
+        the seed and of a prompt, so that it does not depend on the other prompts, up to the rounding of padded batches.
+        At most ``rows`` responses are sampled at a time.
+
+        Raises ConfigError where rewards are missing that the decoder chooses by, or for a bad option; PluginError.
+        """
+        if temperature < 0 or max_new_tokens < 1 or rows < 1:
+            raise ConfigError("temperature is not below 0; max_new_tokens and rows are at least 1")
+        several = door.call(self.decoder, "responses")
+        if not isinstance(several, int) or isinstance(several, bool) or several < 1:
+            who = origin(self.decoder).who
+            raise PluginError(f"{who}, in responses: {several!r}; return how many are sampled, at least 1")
+        weighty = [name for name, weight in self.request.preference.items() if weight]
+        missing = [name for name in weighty if name not in (self.rewards or {})]
+        if several > 1 and (missing or not weighty):
+            what = f"'{missing[0]}' has no reward" if missing else "no objective is preferred"
+            raise ConfigError(f"{origin(self.decoder).who} chooses by rewards, and {what}")
+        tokeniser = Tokeniser.of(self.tokenizer)
+        asked = [_Asked(tokeniser.prompt(prompt), number) for prompt in prompts for number in range(several)]
+        said: list[Response] = []
+        for start in range(0, len(asked), rows):
+            said += self._sampled(asked[start : start + rows], tokeniser, max_new_tokens, temperature, seed)
+        if several == 1:
+            return said
+        return [
+            self._kept(prompt, said[place * several : (place + 1) * several]) for place, prompt in enumerate(prompts)
+        ]
+
+    def stream(
+        self, prompt: str | tuple[Message, ...], *, max_new_tokens: int = 128, temperature: float = 1.0, seed: int = 0
+    ) -> Iterator[str]:
+        """The text that ``generate`` returns for one prompt, piece by piece; in one where the decoder chooses."""
+        if door.call(self.decoder, "responses") != 1:
+            options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+            yield self.generate([prompt], **options)[0].text  # type: ignore[arg-type]
+            return
+        tokeniser = Tokeniser.of(self.tokenizer)
+        ids: list[int] = []
+        told = ""
+        for tokens in self._tokens([_Asked(tokeniser.prompt(prompt), 0)], tokeniser, max_new_tokens, temperature, seed):
+            ids += tokens.tolist()
+            text = self.tokenizer.decode(ids, skip_special_tokens=True)
+            if text.startswith(told) and not text.endswith("\ufffd"):  # half a character is told with its other half
+                yield text[len(told) :]
+                told = text
+            if ids[-1] in tokeniser.stop_ids:
+                break
+        yield self.tokenizer.decode(ids, skip_special_tokens=True)[len(told) :]
+
+    def processor(self, attention_mask: Tensor | None = None) -> Any:
+        """The same as transformers' LogitsProcessor, for one call of ``generate``; see ``decode.processor``."""
+        from moalign.decode.processor import processor
+
+        return processor(self.decoder, self.request, self.model, attention_mask, self.slots)
+
+    def _sampled(
+        self, asked: Sequence[_Asked], tokeniser: Tokeniser, most: int, temperature: float, seed: int
+    ) -> list[Response]:
+        steps = []
+        ended = torch.zeros(len(asked), dtype=torch.bool)
+        last = torch.tensor(tokeniser.stop_ids)
+        for tokens in self._tokens(asked, tokeniser, most, temperature, seed):
+            steps.append(tokens.cpu())
+            ended |= torch.isin(steps[-1], last)
+            if bool(ended.all()):
+                break
+        return [self._response(row, tokeniser) for row in torch.stack(steps, 1).tolist()]
+
+    def _response(self, ids: Sequence[int], tokeniser: Tokeniser) -> Response:
+        end = next((place for place, token in enumerate(ids) if token in tokeniser.stop_ids), None)
+        own = tuple(ids if end is None else ids[: end + 1])
+        return Response(own, self.tokenizer.decode(own, skip_special_tokens=True), end is not None, {})
+
+    def _tokens(
+        self, asked: Sequence[_Asked], tokeniser: Tokeniser, most: int, temperature: float, seed: int
+    ) -> Iterator[Tensor]:
+        """The next token of each row [N], position by position; what comes behind an end means nothing."""
+        width, device = max(len(each.ids) for each in asked), self.model.device
+        rows = [[tokeniser.pad_id] * (width - len(each.ids)) + list(each.ids) for each in asked]
+        masks = [[0] * (width - len(each.ids)) + [1] * len(each.ids) for each in asked]
+        ids, mask = torch.tensor(rows, device=device), torch.tensor(masks, device=device)
+        speakers = speakers_of(self.decoder, self.request, self.model, mask, self.slots)
+        for position in range(most):
+            scores = scores_of(self.decoder, self.request, speakers, ids)
+            if temperature:
+                noise = torch.stack([each.noise(seed, position, scores) for each in asked])
+                scores = scores / temperature + noise
+            tokens = scores.argmax(-1)
+            yield tokens
+            ids = torch.cat([ids, tokens[:, None]], 1)
+
+    def _kept(self, prompt: Any, responses: Sequence[Response]) -> Response:
+        samples = [Sample(prompt, each.text) for each in responses]
+        judges = self.rewards or {}
+        found = {name: _judged(name, judges[name], samples) for name in self.request.preference if name in judges}
+        unknown = [float("nan")] * len(samples)
+        rewards = torch.tensor([found.get(name, unknown) for name in self.request.preference], dtype=torch.float64).T
+        kept = door.call(self.decoder, "keep", self.request, rewards)
+        if not isinstance(kept, int) or isinstance(kept, bool) or not 0 <= kept < len(responses):
+            who = origin(self.decoder).who
+            raise PluginError(f"{who}, in keep: {kept!r}; return the number of one of {len(responses)} responses")
+        return replace(responses[kept], rewards={name: scores[kept] for name, scores in found.items()})
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A prompt's ids, and which of the responses to it this is."""
+
+    ids: tuple[int, ...]
+    number: int
+
+    def noise(self, seed: int, position: int, scores: Tensor) -> Tensor:
+        """Gumbel noise [V]: the largest of scores with such noise is a sample of their softmax."""
+        purpose = (",".join(map(str, self.ids)), self.number, position)
+        generator = torch.Generator(scores.device).manual_seed(derive(seed, "decode", *purpose))
+        noise = torch.empty(scores.shape[1], device=scores.device, dtype=scores.dtype)
+        return -noise.exponential_(generator=generator).clamp_min_(LEAST_NOISE).log_()
+
+
+def _judged(name: str, judge: Judge, samples: Sequence[Sample]) -> list[float]:
+    """A number for each sample, NaN where unknown. Raises ConfigError for anything else."""
+    scores = door.call(judge, "score", tuple(samples), then=list) if isinstance(judge, Reward) else list(judge(samples))
+    if len(scores) != len(samples):
+        raise ConfigError(f"the reward of {name} returned {len(scores)} scores for {len(samples)} samples")
+    found = [float("nan") if score is None else float(score) for score in scores]
+    if wrong := [score for score in scores if score is not None and not abs(float(score)) < float("inf")]:
+        raise ConfigError(f"the reward of {name} returned {wrong[0]}; return finite numbers, None where unknown")
+    return found

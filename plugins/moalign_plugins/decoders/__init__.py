@@ -1,0 +1,1 @@
+"""Decoders: alignment at decoding time."""

@@ -94,7 +94,7 @@ def responses(
     return [
         [
             [_response(ids, how, vocabulary) for ids in _parts(said, samples, "responses to a prompt")]
-            for said in _parts(mine, prompts, "prompts")
+            for said in _parts(mine, prompts, "prompts, each with its responses,")
         ]
         for mine in _parts(found, adapters, "adapters")
     ]

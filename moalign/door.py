@@ -51,7 +51,7 @@ def origin(plugin: Plugin) -> Origin:
     known = getattr(plugin, "_origin", None)
     if isinstance(known, Origin):
         return known
-    kind = next((base.__name__.lower() for base in type(plugin).__mro__ if base.__module__ == Plugin.__module__), "")
+    kind = next((base.__name__.lower() for base in type(plugin).__mro__ if Plugin in base.__bases__), "")
     return Origin(kind or "plugin", type(plugin).__name__, type(plugin).__module__, "")
 
 

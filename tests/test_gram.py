@@ -93,3 +93,21 @@ def test_objectives_that_agree_have_the_same_gradient(adapted):
     assert float(found[0, 0]) > 0
     expected = found[0, 0] * torch.tensor([[1.0, 1, -2], [1, 1, -2], [-2, -2, 4]], dtype=torch.float64)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
+class Scaled(RLOO):
+    """Reads what all rows have in common: a parameter of its own, and the candidate's preference."""
+
+    def loss(self, batch, terms):
+        return super().loss(batch, terms) * batch.parameters["z"] * batch.preference[:, 1]
+
+
+def test_a_loss_finds_its_parameters_and_the_preference(adapted):
+    model, _ = adapted
+    dataset = sampled(model.head.weight.shape[0])
+    advantages = np.random.default_rng(3).normal(size=(3, RESPONSES - 1))
+    plain = gradient_products(model, TRAINED, RLOO(), dataset, advantages)
+    z = torch.tensor(3.0, requires_grad=True)
+    found = gradient_products(model, TRAINED, Scaled(), dataset, advantages, "c", (0.5, 0.25, 0.25), {"z": z})
+    torch.testing.assert_close(found, plain * (3 * 0.25) ** 2, rtol=1e-5, atol=1e-12)
+    assert z.grad is None

@@ -16,7 +16,7 @@ from moalign.api import Sampler, SamplerInfo, Sampling, SamplingSession
 from moalign.config import Config, LoraSettings, ModelSettings
 from moalign.engine import model as models
 from moalign.engine import rollouts
-from moalign.engine.outside import responses
+from moalign.engine.outside import Outside, responses
 from moalign.errors import ConfigError, PluginError, UnknownPluginError
 from moalign.registry import Entry, Registry
 from moalign.sweeps import run
@@ -90,6 +90,15 @@ def settings_of(model: Path, folder: Path, **rollouts_changes: Any) -> Config:
         rollouts=online | rollouts_changes,
         loss={"name": "remax", "beta": 0.1},
     )
+
+
+def test_a_sampler_is_told_of_the_largest_rank_that_an_adapter_may_have(tiny_model_path):
+    """Not of that of whoever is trained first."""
+    model = models.load(str(tiny_model_path), ModelSettings(lora=LoraSettings(r=4, alpha=8)), torch.device("cpu"))
+    lora.initialise(model.policy, models.TRAINED, seed=0, r=2, alpha=4.0)
+    plugin = Own()
+    session = Outside(plugin, str(tiny_model_path))._started(model)
+    assert isinstance(session, Session) and session.info.rank == 4
 
 
 @pytest.fixture

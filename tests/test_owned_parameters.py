@@ -194,6 +194,27 @@ class Unknown(PPO):
         return replace(given, known={"returns": given.known["returns"] * float("nan")})
 
 
+class Forgetful(PPO):
+    """Measures something else in every pass."""
+
+    passes: ClassVar[list[int]] = []
+
+    def measure(self, batch):
+        self.passes.append(len(batch.logps))
+        return {"values": self.values(batch), f"more {len(self.passes)}": self.values(batch)}
+
+
+class Twice(PPO):
+    def token_advantages(self, signal, groups, tokens):
+        given = super().token_advantages(signal, groups, tokens)
+        return replace(given, known={**given.known, "values": given.advantages})
+
+
+class NoFigures(PPO):
+    def token_advantages(self, signal, groups, tokens):
+        return replace(super().token_advantages(signal, groups, tokens), figures=None)
+
+
 class Negative(PPO):
     def lr_factor(self, name):
         return -1
@@ -213,11 +234,16 @@ class Writing(PPO):
         (Responses, r"in measure: 'values' must be float32 \[N,T\] as batch\.logps, .* it is torch\.float32"),
         (Bare, r"in token_advantages: it must return a moalign\.api\.TokenAdvantages, not Tensor"),
         (Unknown, r"in token_advantages: 'returns' has numbers that are not finite"),
+        (Forgetful, r"in measure: it gave \['more 1', 'values'\] before and \['more 2', 'values'\] now"),
+        (Twice, r"in token_advantages: 'values' is measured already"),
+        (NoFigures, r"in token_advantages: figures are numbers by name, not NoneType"),
         (Negative, r"in lr_factor: it must return a finite number from 0 on, not -1"),
         (Writing, r"in loss: it changed a tensor that it was given"),
     ],
 )
-def test_what_a_loss_must_not_do_names_it(workshop, kind, message):
+def test_what_a_loss_must_not_do_names_it(workshop, kind, message, monkeypatch):
+    packing = replace(workshop.model.packing, limit=16)  # a round is measured in several passes
+    monkeypatch.setattr(workshop, "model", replace(workshop.model, packing=packing))
     trainee = with_objective(trainee_of(workshop, CANDIDATES[1], NAMES[0]), kind())
     with pytest.raises(PluginError, match=f"objective '{kind.__name__}'.*{message}"):
         _ = errors_of(workshop, trainee).result

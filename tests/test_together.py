@@ -20,7 +20,7 @@ from moalign.engine.model import TRAINED, LanguageModel
 from moalign.engine.scoring import LogpCache
 from moalign.engine.train import train, train_together
 from moalign.engine.trainee import Job, Trainee
-from moalign.errors import ConfigError, ModelError, TrainingError
+from moalign.errors import ConfigError, ModelError, PluginError, TrainingError, UserError
 from moalign.lora import Mixture
 from moalign.sweeps import journal, run, together
 from moalign.sweeps.candidate import batch_source, job_of, slots
@@ -296,6 +296,22 @@ def test_in_a_short_run_a_rule_decides(tiny_model_path, pairs, monkeypatch):
         packing = replace(workshop.model.packing, overhead=overhead)
         workshop.model = replace(workshop.model, packing=packing)
         assert together.measured_size(CANDIDATES, workshop) == (expected, {})
+
+
+def test_what_fails_while_sizes_are_looked_at_is_left_to_the_training(workshop, monkeypatch):
+    """Then each is trained alone, and what is wrong is the error of the candidate that has it; bad input is not."""
+
+    def failing(error: Exception):
+        def fail(*arguments):
+            raise error
+
+        return fail
+
+    monkeypatch.setattr(together, "memory_of", failing(PluginError("it broke")))
+    assert together.measured_size(CANDIDATES, workshop)[0] == 1
+    monkeypatch.setattr(together, "memory_of", failing(UserError("the disk is full")))
+    with pytest.raises(UserError, match="disk"):
+        together.measured_size(CANDIDATES, workshop)
 
 
 def test_pairs_that_cannot_count_take_no_place(workshop):

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from moalign import calls
+from moalign.api import Objective
 from moalign.config import RolloutSettings
 from moalign.data.batching import group_pair_indices, pair_indices
 from moalign.data.dataset import PairDataset
@@ -197,18 +198,23 @@ class RolloutSource:
             greedy = dataset.greedy.rewards[_places(dataset.greedy, groups)]
         if advantages.needs_gram:
             each = advantages.of_each(shaped, groups, ratios, greedy)
-            gram = gradient_products(self.model, self.slot, advantages.objective, dataset, each, self.candidate)
+            preferred, own = advantages.preference.vector(self.objectives), self._parameters_of(advantages.objective)
+            about = (self.model, self.slot, advantages.objective)
+            gram = gradient_products(*about, dataset, each, self.candidate, preferred, own)
         values = np.zeros(len(dataset.sequences))
         values[rows], figures = advantages.of(number, raw[rows], groups, ratios, gram, shaped, greedy)
         return replace(dataset, advantages=values), figures
 
     def _measuring(self, dataset: PairDataset, advantages: Advantages) -> Measuring:
         objective, preferred = advantages.objective, advantages.preference.vector(self.objectives)
-        own = self.owned
-        if own is None:  # nobody trains with this source yet: it is a look at what training will be like
-            own = first_values(objective, self.model.width, self.seed, self.candidate)
-            own = {name: value.to(self.model.device) for name, value in own.items()}
-        return Measuring(objective, preferred, dataset, own, self.candidate)
+        return Measuring(objective, preferred, dataset, self._parameters_of(objective), self.candidate)
+
+    def _parameters_of(self, objective: Objective) -> Mapping[str, Tensor]:
+        if self.owned is not None:
+            return self.owned
+        # nobody trains with this source yet: it is a look at what training will be like
+        own = first_values(objective, self.model.width, self.seed, self.candidate)
+        return {name: value.to(self.model.device) for name, value in own.items()}
 
     def _round_of(self, step: int) -> int:
         return step * self.settings.rounds // self.steps

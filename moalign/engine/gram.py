@@ -8,6 +8,7 @@ that layer, and their inner products are added up layer after layer. arXiv 2509.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +20,7 @@ from moalign import door, lora
 from moalign.api import Objective
 from moalign.data.dataset import PairDataset
 from moalign.engine.model import LanguageModel
-from moalign.engine.tokens import batch_of
+from moalign.engine.tokens import batch_of, shared
 from moalign.lora import Mixture
 from moalign.types import Batch, PairTerms
 
@@ -57,11 +58,14 @@ def gradient_products(
     dataset: PairDataset,
     advantages: NDArray[np.float64],
     candidate: str = "",
+    preference: Sequence[float] = (),
+    parameters: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """G[M,M] with G[j,k] = <g_j, g_k>, float64, g_k the gradient of the mean loss with the advantages [M,P] under k.
 
     ``dataset``: responses that are units of their own. The part of the loss that does not depend on the advantages
-    has no place in it. At the policy that sampled the responses, where no ratio is clipped.
+    has no place in it. At the policy that sampled the responses, where no ratio is clipped. ``preference`` and
+    ``parameters`` are the candidate's, as the loss finds them in its batch.
     """
     products = Products(len(advantages), model.device)
     rows = dataset.pairs[:, 0]
@@ -75,7 +79,8 @@ def gradient_products(
         with torch.enable_grad(), lora.mixed(model.policy, Mixture((slot,), (len(chosen),), tap=products)):
             wanted = "entropy" in objective.wants
             scored = model.scores_of(model.response_states(layout), layout, entropy=wanted)
-            batch = batch_of(dataset, chosen, layout, scored.logps)
+            own = shared(len(chosen), scored.logps, preference, parameters)
+            batch = batch_of(dataset, chosen, layout, scored.logps, **own)
             if scored.entropy is not None:  # a bonus does not depend on the advantages
                 batch = replace(batch, entropy=scored.entropy.detach())
             _unit_loss(objective, batch, candidate).backward()

@@ -74,7 +74,7 @@ class Outside:
         return [[rollout_of(prompt, ids, model) for prompt, said in enumerate(mine) for ids in said] for mine in found]
 
     def _started(self, model: LanguageModel) -> SamplingSession:
-        ranks = [getattr(config, "r", 0) for config in model.policy.peft_config.values()]
+        ranks = [lora.room(model.policy, slot) for slot in model.policy.peft_config]  # whoever is in them now
         dtype, vocabulary = str(model.dtype).removeprefix("torch."), model.head.weight.shape[0]
         session = door.call(self.plugin, "start", SamplerInfo(self.path, dtype, vocabulary, max(ranks)))
         if not isinstance(session, SamplingSession):

@@ -38,6 +38,7 @@ class Measuring:
     parameters: Mapping[str, Tensor]
     candidate: str = ""
     found: dict[str, list[NDArray[np.float32]]] = field(default_factory=dict)
+    asked: bool = False
 
     def __call__(self, chosen: Sequence[int], layout: Layout, logps: Sequence[Tensor], states: Tensor) -> None:
         """``logps``: [N,T] under reference and policy; ``states`` [S,D]: the policy's."""
@@ -47,15 +48,20 @@ class Measuring:
             np.array(chosen, dtype=np.int64),
             layout,
             own,
-            preference=torch.tensor(self.preference, device=own.device).expand(len(chosen), -1),
+            **shared(len(chosen), own, self.preference, self.parameters),
             ref_logps=reference if "reference" in needs else None,
             old_logps=own if "old_logps" in needs else None,
             hidden=layout.place(states.float()) if "hidden" in needs else None,
-            parameters={name: value.detach().clone() for name, value in self.parameters.items()},
         )
         measured = door.call(self.objective, "measure", batch, candidate=self.candidate)
         who = f"{door.origin(self.objective).who}, in measure"
-        for name, values in checked(measured, who, batch.mask, "float32 [N,T] as batch.logps").items():
+        known = checked(measured, who, batch.mask, "float32 [N,T] as batch.logps")
+        if self.asked and known.keys() != self.found.keys():
+            raise PluginError(
+                f"{who}: it gave {sorted(self.found)} before and {sorted(known)} now; always give the same"
+            )
+        self.asked = True
+        for name, values in known.items():
             arrays = self.found.setdefault(name, [np.empty(0, np.float32)] * len(self.dataset.sequences))
             parts = values.flatten().index_select(0, layout.target).cpu().split(layout.counts)
             for index, part in zip(chosen, parts, strict=True):
@@ -75,6 +81,9 @@ class Measuring:
     def known(self, rows: NDArray[np.int64], given: TokenAdvantages) -> tuple[PerToken, dict[str, PerToken]]:
         """Advantages, and all else that the loss is to know, for each sequence of the dataset; empty for the others."""
         measured = {name: tuple(values) for name, values in self.found.items()}
+        if twice := sorted(measured.keys() & given.known.keys()):
+            who = f"{door.origin(self.objective).who}, in token_advantages"
+            raise PluginError(f"{who}: '{twice[0]}' is measured already; give it another name")
         known = {name: self._apart(rows, values) for name, values in given.known.items()}
         return self._apart(rows, given.advantages), measured | known
 
@@ -83,6 +92,16 @@ class Measuring:
         for row, own in zip(rows, values.numpy(), strict=True):
             arrays[row] = own[: len(self.dataset.sequences[row].response)].astype(np.float32)
         return tuple(arrays)
+
+
+def shared(
+    rows: int, logps: Tensor, preference: Sequence[float] = (), parameters: Mapping[str, Tensor] | None = None
+) -> dict[str, Any]:
+    """What all rows of a batch have in common: the candidate's preference, and its loss's parameters as they are."""
+    found: dict[str, Any] = {"parameters": {name: value.detach().clone() for name, value in (parameters or {}).items()}}
+    if preference:
+        found["preference"] = torch.tensor(preference, device=logps.device).expand(rows, -1)
+    return found
 
 
 def batch_of(dataset: PairDataset, chosen: NDArray[np.int64], layout: Layout, logps: Tensor, **more: Any) -> Batch:
@@ -124,6 +143,8 @@ def checked_advantages(found: Any, who: str, tokens: Tokens) -> TokenAdvantages:
     what = "float64 [N,T] as tokens.mask"
     checked({"advantages": found.advantages}, who, tokens.mask, what)
     checked(found.known, who, tokens.mask, what)
+    if not isinstance(found.figures, Mapping):
+        raise PluginError(f"{who}: figures are numbers by name, not {type(found.figures).__name__}")
     wrong = [name for name, value in found.figures.items() if not isinstance(value, int | float)]
     if wrong:
         raise PluginError(f"{who}: the figure '{wrong[0]}' must be a number")

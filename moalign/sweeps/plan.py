@@ -117,6 +117,9 @@ class Plan:
             changed = self.variant(candidate.changes)
         except ConfigError as error:
             raise PluginError(f"{who} with changes that do not work: {error}") from None
+        # rounds are sampled, and passes planned, for what the configuration's own loss wants
+        if more := changed.objective.wants - self.objective.wants - {"entropy"}:
+            raise PluginError(f"{who} with options of the loss that need {', '.join(sorted(more))} besides")
         if candidate.parents and changed.lora != self.config.model.lora:
             raise PluginError(f"{who} with a parent and changes of model.lora; it has the parent's rank and alpha")
         if changed.lora.r > self.config.model.lora.r:
@@ -311,7 +314,7 @@ def _check_rewards(plan: Plan) -> None:
             f"but loss '{config.loss.name}' trains on {UNITS[kind]}; use another loss or another rule: "
             "`moalign plugins list --kind combiner`"
         )
-    if plan.combiner.needs_gram and (apart := plan.objective.needs & {"token_advantages", "hidden"}):
+    if plan.combiner.needs_gram and (apart := plan.objective.wants & {"token_advantages", "hidden"}):
         why = "weighs each token" if "token_advantages" in apart else "reads hidden states"
         raise ConfigError(
             f"combine: '{config.combine.name}' reads inner products of the objectives' gradients, which are found only "

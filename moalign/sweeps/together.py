@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 from moalign import lora
 from moalign.engine import memory
@@ -24,6 +24,8 @@ BRIEFLY = 3.0  # seconds that the first tries may take if there are to be others
 CLEARLY = 0.85  # of the time of one by one: times vary less than that
 MEMORY_STEPS = 100  # at most so many steps are looked at for the largest pass
 AS_GOOD = 1.05  # times the best: within the noise, and the larger size waits less often
+
+Found = TypeVar("Found")
 
 
 def groups(candidates: Sequence[Candidate], workshop: Workshop, size: int) -> list[list[Candidate]]:
@@ -65,12 +67,12 @@ def measured_size(candidates: Sequence[Candidate], workshop: Workshop) -> tuple[
     out.
     """
     trial = [candidate for candidate in candidates if not workshop.implicit([candidate])]
-    sizes = _sizes_with_room(trial, workshop)
+    sizes = _unless_it_fails(lambda: _sizes_with_room(trial, workshop), [1])
     seconds = dict.fromkeys(sizes, math.inf)
     if len(sizes) == 1:
         return 1, seconds
     if workshop.plan.config.train.steps < MEASURED_FROM:
-        return (sizes[-1] if _waits(trial[0], workshop) else 1), {}
+        return (sizes[-1] if _unless_it_fails(lambda: _waits(trial[0], workshop), False) else 1), {}
     begin = time.monotonic()
     for size in (1, sizes[-1]):
         _try(size, trial, workshop, seconds)
@@ -81,6 +83,16 @@ def measured_size(candidates: Sequence[Candidate], workshop: Workshop) -> tuple[
     best = min(seconds.values())
     fast = [size for size in sizes if math.isfinite(best) and seconds[size] <= AS_GOOD * best]
     return max(fast, default=1), seconds
+
+
+def _unless_it_fails(work: Callable[[], Found], otherwise: Found) -> Found:
+    """What the work finds; ``otherwise`` where it fails, which is a candidate's own error once that is trained."""
+    try:
+        return work()
+    except UserError:
+        raise
+    except Exception:
+        return otherwise
 
 
 def _waits(candidate: Candidate, workshop: Workshop) -> bool:

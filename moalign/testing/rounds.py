@@ -96,6 +96,8 @@ def asked(t: Trial, tried: str, given: MadeUpRound) -> TokenAdvantages:
         return TokenAdvantages(found)
     change = "return a moalign.api.TokenAdvantages, with one number for each token of each response"
     t.review.require(isinstance(found, TokenAdvantages), tried, type(found).__name__, change)
+    numbers = isinstance(found.figures, dict) and all(isinstance(each, int | float) for each in found.figures.values())
+    t.review.require(numbers, tried, f"figures of {found.figures!r}", "give plain numbers by name as figures")
     for name, values in {"advantages": found.advantages, **found.known}.items():
         _require_numbers(t, tried, name, values, given)
     return found
@@ -127,7 +129,7 @@ def tokens_of(t: Trial, batch: Batch) -> Tokens:
 
     rows = (batch.mask.sum(-1) > 0).nonzero().flatten()
     own = rearranged(batch, rows, rows)
-    own = replace(own, old_logps=own.logps, token_advantages=None, known={})
+    own = replace(own, old_logps=own.logps, entropy=None, token_advantages=None, known={})
     needs = t.plugin.wants
     return Tokens(
         mask=own.mask.double(),

@@ -133,7 +133,8 @@ def _notes(world: str, founds: Results, ways: Mapping[tuple[str, str], Results])
         )
     for loss, rule in ways:
         first = ways[loss, rule][0]
-        changes = ", ".join(f"`{change}`" for change in first["own_changes"])
+        last = {change.partition("=")[0]: change for change in first["own_changes"]}  # of one key the last one counts
+        changes = ", ".join(f"`{change}`" for change in last.values())
         notes.append(f"{loss}, {rule}: `combine: {first['combine']['name']}`" + (f", {changes}" if changes else ""))
     return notes
 

@@ -51,8 +51,9 @@ def origin(plugin: Plugin) -> Origin:
     known = getattr(plugin, "_origin", None)
     if isinstance(known, Origin):
         return known
-    kind = next((base.__name__.lower() for base in type(plugin).__mro__ if base.__module__ == Plugin.__module__), "")
-    return Origin(kind or "plugin", type(plugin).__name__, type(plugin).__module__, "")
+    api = Plugin.__module__.rpartition(".")[0]
+    kind = next(base.__name__.lower() for base in type(plugin).__mro__ if base.__module__.rpartition(".")[0] == api)
+    return Origin(kind, type(plugin).__name__, type(plugin).__module__, "")
 
 
 def call(

@@ -79,13 +79,14 @@ def a_better_response_becomes_likelier(t: Trial) -> None:
     generator = torch.Generator().manual_seed(t.seed)
     signal = torch.randn(len(batch.groups), generator=generator, dtype=torch.float64)
     log_ratios = torch.zeros_like(signal) if "reference" in t.plugin.wants else None
+    greedy = torch.zeros_like(signal) if "greedy" in t.plugin.wants else None
 
     def slope(tried: str, rewards: Tensor) -> float:
         """Of the summed losses, in direction of the first response's log-probability."""
         if t.weighs_tokens:
             given = weighed(t, batch, rewards)
         else:
-            advantages = advantages_of(t, tried, MadeUpRound(rewards, batch.groups, log_ratios, None))
+            advantages = advantages_of(t, tried, MadeUpRound(rewards, batch.groups, log_ratios, None, greedy))
             given = replace(batch, advantages=advantages)
         leaf = batch.logps.clone().requires_grad_()
         losses = t.plugin.loss(replace(copied(given), logps=leaf), plain_terms(batch))

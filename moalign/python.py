@@ -11,17 +11,15 @@ from moalign import config as configuration
 from moalign import registry
 from moalign.config import Config
 from moalign.errors import PreferenceError, RunError
-from moalign.sweeps import callables, front
+from moalign.sweeps import callables, dtypes, front
 from moalign.sweeps.archive import Archive, Mix
 from moalign.sweeps.callables import RewardFunction
 from moalign.sweeps.observe import Observer
 from moalign.types import Preference
 
 if TYPE_CHECKING:
-    from moalign.sweeps.choice import Choice
-
-if TYPE_CHECKING:
     from moalign.decode import Decoding
+    from moalign.sweeps.choice import Choice
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,10 @@ class Run:
     ) -> Path:
         """Write a point, named as for ``load``, into a new folder as ``moalign export`` does: a peft adapter, or with
         ``merge`` a transformers model and its tokenizer, in the base's own precision or in ``dtype``. Returns ``to``.
+
+        Raises UserError for a ``dtype`` that is none, or without ``merge``, and as ``load`` does.
         """
+        dtypes.check(dtype, merge)
         from moalign.sweeps import export
 
         archive = Archive.open(self.directory)
@@ -131,8 +132,10 @@ class Run:
         self,
         name: str,
         *,
-        prefer: str | Mapping[str, Any],
+        prefer: str | Mapping[str, Any] | Preference,
         values: Mapping[str, Any] | None = None,
+        rewards: Mapping[str, RewardFunction] | None = None,
+        base: str | Path | None = None,
         device: str = "cpu",
         **options: Any,
     ) -> Decoding:
@@ -141,11 +144,25 @@ class Run:
         ``options`` are the decoder's own, ``values``: objective -> a function of hidden states, for decoders that ask
         what is still to be expected of it. ``.generate(prompts)`` samples; ``.processor(mask)`` is for transformers.
 
+        A decoder that chooses among responses asks the rewards that ``run.json`` names, with the options that stand
+        there: read it first if the directory is somebody else's. ``rewards``: functions, as for ``moalign.sweep``, in
+        the place of these. ``base``: where the base model is now, if not where the run says.
+
         Raises UnknownPluginError, ConfigError, PreferenceError and RunError; see ``sweeps.decoding``.
         """
         from moalign.sweeps.decoding import open_decoding
 
-        return open_decoding(self.directory, registry.discover(), name, options, prefer, values=values, device=device)
+        return open_decoding(
+            self.directory,
+            registry.discover(),
+            name,
+            options,
+            prefer,
+            values=values,
+            rewards=rewards,
+            base=None if base is None else str(base),
+            device=device,
+        )
 
 
 def sweep(

@@ -102,6 +102,12 @@ def test_another_configuration_is_refused_by_key(candidate, model, key, value):
         lora.read(model.policy, TRAINED, candidate, model.fingerprint)
 
 
+def test_a_configuration_that_is_none_is_named(candidate, model):
+    storage.write_json(candidate / lora.CONFIG_FILE, ["LORA"])
+    with pytest.raises(CorruptFileError, match=f"{lora.CONFIG_FILE}: not the configuration of an adapter"):
+        lora.read(model.policy, TRAINED, candidate, model.fingerprint)
+
+
 def test_a_flipped_bit_is_found(candidate, model):
     file = candidate / lora.WEIGHTS_FILE
     data = bytearray(file.read_bytes())

@@ -306,18 +306,39 @@ def test_missing_rewards_and_bad_options_are_refused(model, tokenizer):
         best.generate(["hello"])
     with pytest.raises(ConfigError, match=r"chooses among 4 responses, which no processor can; call decode\.generate"):
         best.processor()
-    with pytest.raises(ConfigError, match="temperature is not below 0"):
-        best.generate(["hello"], temperature=-1.0)
+    plain = Decoding(BestOfN(n=1), Request({"helpful": 1.0}), model, tokenizer)
+    for wrong in ({"temperature": -1.0}, {"temperature": float("nan")}, {"max_new_tokens": 0}):
+        with pytest.raises(ConfigError, match="temperature is a number of 0 or more"):
+            plain.generate(["hello"], **wrong)
+        with pytest.raises(ConfigError, match="temperature is a number of 0 or more"):
+            plain.stream("hello", **wrong)
+    for prompts in ("hello", ({"role": "user", "content": "hello"},)):
+        with pytest.raises(ConfigError, match=r"takes a list of prompts.* write generate\(\[prompt\]\)"):
+            plain.generate(prompts)
     rated = Decoding(BestOfN(), Request({"helpful": 1.0}), model, tokenizer, {"helpful": lambda samples: [1.0]})
     with pytest.raises(ConfigError, match="the reward of helpful returned 1 scores for 4 samples"):
         rated.generate(["hello"], max_new_tokens=2)
+
+
+def test_room_in_the_context_is_counted(model, tokenizer):
+    """256 tokens in all, the first one of the prompt's included; a short prompt's response does not depend on it."""
+    decoding = Decoding(BestOfN(n=1), Request({"helpful": 1.0}), model, tokenizer)
+    for say in (lambda *a, **k: decoding.generate([*a], **k), decoding.stream):
+        with pytest.raises(ModelError, match=r"251 tokens and the model takes 256 in all, which leaves 5 .*, not 6"):
+            say("q" * 250, max_new_tokens=6)
+        with pytest.raises(ModelError, match="leaves 0"):
+            say("q" * 300)
+    short, long = decoding.generate(["q: ", "q" * 250], seed=3)
+    assert len(long.ids) <= 5 and (long.ended or len(long.ids) == 5)
+    assert [short] == decoding.generate(["q: "], max_new_tokens=128, seed=3)
+    assert "".join(decoding.stream("q" * 250, seed=3)) == long.text
 
 
 class Bad(Decoder):
     what: str
 
     def speakers(self, request):
-        return "one" if self.what == "names" else [None]
+        return {"names": "one", "nothing": None, "nobody": []}.get(self.what, [None])
 
     def responses(self):
         return 0 if self.what == "none" else 2 if self.what == "keep" else 1
@@ -344,6 +365,8 @@ class Bad(Decoder):
     ("what", "message"),
     [
         ("names", "in speakers: 'one'; return names"),
+        ("nothing", "in speakers: None; return names"),
+        ("nobody", r"in speakers: \[\]; return names"),
         ("none", "in responses: 0; return how many"),
         ("keep", "in keep: 2; return the number of one of 2 responses"),
         ("nan", "in scores: a score is NaN or inf"),

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 import moalign
 from moalign import config, storage
 from moalign.commands import export as command
-from moalign.errors import CorruptFileError, RunError
+from moalign.errors import CorruptFileError, RunError, UserError
 from moalign.sweeps import export, journal, outcomes, steering
 from moalign.sweeps.archive import Archive
 
@@ -210,6 +210,19 @@ def test_nothing_damaged_is_exported(small_run, tmp_path):
 def test_contradictions_are_refused_with_2(small_run, tmp_path, arguments, message):
     done = run_moalign("export", small_run, "--to", tmp_path / "o", *arguments)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"merge": True, "dtype": "foo"}, "'foo' is none of stored"),
+        ({"dtype": "float16"}, "for merged models.* merge=True"),
+    ],
+)
+def test_a_precision_that_cannot_be_written_is_refused_from_python_too(small_run, tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        moalign.open_run(small_run).export(tmp_path / "o", MIDDLE, **options)
     assert not (tmp_path / "o").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import pty
 import re
@@ -115,11 +116,12 @@ def test_room_in_the_context_is_counted(loaded):
 
 
 @pytest.mark.parametrize(
-    "manner", [{"top_p": 0.0}, {"top_p": 1.5}, {"temperature": -1.0}, {"temperature": float("inf")}]
+    "manner",
+    [{"top_p": 0.0}, {"top_p": 1.5}, {"temperature": -1.0}, {"temperature": float("inf")}, {"temperature": math.nan}],
 )
-def test_a_manner_that_means_nothing_is_refused(loaded, manner):
+def test_a_manner_that_means_nothing_is_refused(manner):
     with pytest.raises(UserError, match="temperature is a number of 0 or more"):
-        speaker(loaded, **manner)
+        Manner(**manner)
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
@@ -159,11 +161,13 @@ def test_lines_of_stdin_are_prompts_and_json_has_a_line_for_each_reply(small_run
         (("--candidate", "w-9"), f"there are w-1.00-0.00, w-0.00-1.00, {MIDDLE}"),
         (("--prefer", "helpful=0.7,harmles=0.3"), "did you mean 'harmless'?"),
         (("--prefer", "equal", "--top-p", "2"), "'--top-p'"),
+        (("--prefer", "equal", "--top-p", "0"), "top-p lies above 0"),
     ],
 )
 def test_what_cannot_be_had_is_refused_with_2(small_run, arguments, message):
     done = generate(small_run, *arguments, "--prompt", "q")
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert "loading" not in done.stderr
 
 
 # --- on a terminal --------------------------------------------------------------------------------------------------

@@ -219,6 +219,8 @@ def test_select_then_load(small_run):
         ({"candidate": "w-9"}, RunError, f"no candidate 'w-9'; there are w-1.00-0.00, w-0.00-1.00, {MIDDLE}"),
         ({"candidate": "../../etc"}, RunError, "no candidate"),
         ({"candidate": MIDDLE, "device": "gpu9"}, UserError, "device: 'gpu9' is none"),
+        ({"candidate": MIDDLE, "device": "cuda:99"}, UserError, "device: 'cuda:99' cannot be used on this machine: "),
+        ({"candidate": MIDDLE, "device": "meta"}, UserError, "device: 'meta' cannot be used on this machine: "),
     ],
 )
 def test_what_cannot_be_had_is_refused(small_run, way, error, message):
@@ -310,8 +312,14 @@ def test_a_run_whose_candidates_all_failed_says_why(copy):
 @pytest.mark.parametrize("change", [{"config": {}}, {"base": 1}, {"tokenizer": None}, {"config": {"model": 1}}])
 def test_a_record_that_is_none_is_named(copy, change):
     storage.write_json(copy / "run.json", storage.read_json(copy / "run.json") | change)
-    with pytest.raises(CorruptFileError, match=f"{copy}: record and journal are not those of a run"):
-        moalign.open_run(copy).load(MIDDLE)
+    said = f"{copy}: record and journal are not those of a run"
+    run = moalign.open_run(copy)
+    ways = [lambda: run.load(MIDDLE), lambda: run.decoder("multi-objective", prefer="equal")]
+    if "config" in change:
+        ways += [lambda: run.front, lambda: moalign.resume(copy)]
+    for way in ways:
+        with pytest.raises(CorruptFileError, match=said):
+            way()
 
 
 def test_events_of_another_form_are_refused(copy):

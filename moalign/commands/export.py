@@ -14,10 +14,10 @@ from rich.console import Console
 from moalign.commands import steered
 from moalign.commands.steered import Base, Candidate, Prefer, Rank, Run
 from moalign.errors import UserError
+from moalign.sweeps import dtypes
 
 # What vLLM takes for --max-lora-rank, in all versions that have it; larger ranks it does not serve.
 SERVED_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-DTYPES = ("stored", "float32", "bfloat16", "float16")
 
 
 def export(
@@ -71,10 +71,7 @@ def _bundle(run_directory: Path, to: Path, everything: bool, base: str | None) -
 def _refuse_contradictions(
     point: str | None, merge: bool, rank: int | None, dtype: str, bundle: bool, everything: bool
 ) -> None:
-    if dtype not in DTYPES:
-        raise UserError(f"--dtype: '{dtype}' is none of {', '.join(DTYPES)}")
-    if dtype != "stored" and not merge:
-        raise UserError("--dtype is for merged models: adapters are always float32; add --merge")
+    dtypes.check(dtype, merge)
     if bundle and (point or merge or rank is not None):
         raise UserError(
             "--bundle writes the adapters of the front as they are, without --prefer, --candidate, --merge or --rank"

@@ -53,13 +53,14 @@ def generate(
     Each prompt stands for itself: there is no memory of the one before. Needs the run directory and the base model.
     """
     archive, mix = steered.chosen(run_directory, prefer, candidate)
-    steered.phase("loading the model")
     from moalign.engine.replies import Manner, Speaker
     from moalign.sweeps import steering
 
+    manner = Manner(max_new_tokens, temperature, top_p, seed)
+    steered.phase("loading the model")
     model, tokenizer = steering.load(archive, mix, base=base, r=rank, device=device or _device())
     steered.say(mix)
-    speaker = Speaker(model, tokenizer, Manner(max_new_tokens, temperature, top_p, seed))
+    speaker = Speaker(model, tokenizer, manner)
     signal.signal(signal.SIGTERM, _leave)  # else it would pass for Ctrl-C, which ends a response and not the command
     if prompt is not None:
         _answer(speaker, mix, [prompt], samples, as_json)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -58,11 +58,21 @@ def processor(
 def speakers_of(
     decoder: Decoder, request: Request, model: Any, attention_mask: Tensor | None, slots: Mapping[str, str] | None
 ) -> Speakers:
+    """Those whom the decoder wants to hear, ready to be heard."""
+    return Speakers(model, heard(decoder, request), attention_mask, slots)
+
+
+def heard(decoder: Decoder, request: Request) -> list[str | None]:
     """Whom the decoder wants to hear. Raises PluginError for what is no list of candidates."""
     wanted = door.call(decoder, "speakers", request)
-    if isinstance(wanted, str) or not all(name is None or isinstance(name, str) for name in wanted) or not len(wanted):
+    if (
+        isinstance(wanted, str)
+        or not isinstance(wanted, Collection)
+        or not all(name is None or isinstance(name, str) for name in wanted)
+        or not wanted
+    ):
         raise PluginError(f"{origin(decoder).who}, in speakers: {wanted!r}; return names of candidates, None: the base")
-    return Speakers(model, wanted, attention_mask, slots)
+    return list(wanted)
 
 
 def scores_of(decoder: Decoder, request: Request, speakers: Speakers, ids: Tensor) -> Tensor:

@@ -14,10 +14,12 @@ from moalign.api import Decoder, Reward
 from moalign.data.tokenise import Tokeniser
 from moalign.decode.processor import scores_of, speakers_of
 from moalign.door import origin
+from moalign.engine import replies
 from moalign.errors import ConfigError, PluginError
 from moalign.seeds import derive
 from moalign.types import Message, Request, Sample
 
+USUAL_LENGTH = 128
 LEAST_NOISE = 2.0**-25  # half the step of the generator, which may return 0
 
 Judge = Reward | Callable[[Sequence[Sample]], Sequence[float | None]]
@@ -56,21 +58,24 @@ class Decoding:
         self,
         prompts: Sequence[str | tuple[Message, ...]],
         *,
-        max_new_tokens: int = 128,
+        max_new_tokens: int | None = None,
         temperature: float = 1.0,
         seed: int = 0,
         rows: int = 64,
     ) -> list[Response]:
         """A response to each prompt, text or messages of a conversation.
 
+        ``max_new_tokens``: None: 128, or what the model has room for.
         Plain sampling at ``temperature`` (0: always the best score), no top-k, no top-p, no penalties. A function of
         the seed and of a prompt, so that it does not depend on the other prompts, up to the rounding of padded batches.
         At most ``rows`` responses are sampled at a time.
 
-        Raises ConfigError where rewards are missing that the decoder chooses by, or for a bad option; PluginError.
+        Raises ConfigError where rewards are missing that the decoder chooses by, or for a bad option, ModelError for a
+        prompt that leaves no room for a response; PluginError.
         """
-        if temperature < 0 or max_new_tokens < 1 or rows < 1:
-            raise ConfigError("temperature is not below 0; max_new_tokens and rows are at least 1")
+        if isinstance(prompts, str) or any(isinstance(each, Mapping) for each in prompts):
+            raise ConfigError("generate takes a list of prompts; for a single one write generate([prompt])")
+        _check(max_new_tokens, temperature, rows)
         several = door.call(self.decoder, "responses")
         if not isinstance(several, int) or isinstance(several, bool) or several < 1:
             who = origin(self.decoder).who
@@ -82,9 +87,15 @@ class Decoding:
             raise ConfigError(f"{origin(self.decoder).who} chooses by rewards, and {what}")
         tokeniser = Tokeniser.of(self.tokenizer)
         asked = [_Asked(tokeniser.prompt(prompt), number) for prompt in prompts for number in range(several)]
-        said: list[Response] = []
-        for start in range(0, len(asked), rows):
-            said += self._sampled(asked[start : start + rows], tokeniser, max_new_tokens, temperature, seed)
+        lengths = self._lengths(asked, max_new_tokens)
+        found: dict[int, Response] = {}
+        for length in dict.fromkeys(lengths):
+            places = [place for place, own in enumerate(lengths) if own == length]
+            for start in range(0, len(places), rows):
+                batch = places[start : start + rows]
+                responses = self._sampled([asked[place] for place in batch], tokeniser, length, temperature, seed)
+                found |= zip(batch, responses, strict=True)
+        said = [found[place] for place in range(len(asked))]
         if several == 1:
             return said
         return [
@@ -92,17 +103,30 @@ class Decoding:
         ]
 
     def stream(
-        self, prompt: str | tuple[Message, ...], *, max_new_tokens: int = 128, temperature: float = 1.0, seed: int = 0
+        self,
+        prompt: str | tuple[Message, ...],
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float = 1.0,
+        seed: int = 0,
     ) -> Iterator[str]:
-        """The text that ``generate`` returns for one prompt, piece by piece; in one where the decoder chooses."""
+        """The text that ``generate`` returns for one prompt, piece by piece; in one where the decoder chooses.
+
+        Raises as ``generate`` does.
+        """
+        _check(max_new_tokens, temperature)
         if door.call(self.decoder, "responses") != 1:
-            options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-            yield self.generate([prompt], **options)[0].text  # type: ignore[arg-type]
-            return
+            found = self.generate([prompt], max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+            return iter([found[0].text])
         tokeniser = Tokeniser.of(self.tokenizer)
+        asked = _Asked(tokeniser.prompt(prompt), 0)
+        (most,) = self._lengths([asked], max_new_tokens)
+        return self._streamed(asked, tokeniser, most, temperature, seed)
+
+    def _streamed(self, asked: _Asked, tokeniser: Tokeniser, most: int, temperature: float, seed: int) -> Iterator[str]:
         ids: list[int] = []
         told = ""
-        for tokens in self._tokens([_Asked(tokeniser.prompt(prompt), 0)], tokeniser, max_new_tokens, temperature, seed):
+        for tokens in self._tokens([asked], tokeniser, most, temperature, seed):
             ids += tokens.tolist()
             text = self.tokenizer.decode(ids, skip_special_tokens=True)
             if text.startswith(told) and not text.endswith("\ufffd"):  # half a character is told with its other half
@@ -117,6 +141,11 @@ class Decoding:
         from moalign.decode.processor import processor
 
         return processor(self.decoder, self.request, self.model, attention_mask, self.slots)
+
+    def _lengths(self, asked: Sequence[_Asked], wanted: int | None) -> list[int]:
+        """How many tokens the response to each may have."""
+        room = replies.room(self.model)
+        return [replies.length(len(each.ids), wanted, USUAL_LENGTH, room) for each in asked]
 
     def _sampled(
         self, asked: Sequence[_Asked], tokeniser: Tokeniser, most: int, temperature: float, seed: int
@@ -165,6 +194,12 @@ class Decoding:
             who = origin(self.decoder).who
             raise PluginError(f"{who}, in keep: {kept!r}; return the number of one of {len(responses)} responses")
         return replace(responses[kept], rewards={name: scores[kept] for name, scores in found.items()})
+
+
+def _check(max_new_tokens: int | None, temperature: float, rows: int = 1) -> None:
+    """Raise ConfigError for options that mean nothing."""
+    if not 0 <= temperature < float("inf") or (max_new_tokens is not None and max_new_tokens < 1) or rows < 1:
+        raise ConfigError("temperature is a number of 0 or more; max_new_tokens and rows are at least 1")
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def run_demo(directory: Path, registry: Registry, observer: Observer) -> dict[st
 
 def is_known_world(directory: Path) -> bool:
     """Whether a run's objectives are the world's own, on its model and prompts, so that ``measure`` applies."""
-    content = Config.model_validate(front.read_record(directory)["config"])
+    content = front.read_config(directory)
     rewards = [objective.reward for objective in content.objectives.values()]
     beta = content.loss.options.get("beta")
     if beta != worlds.BETA or any(objective.direction != "max" for objective in content.objectives.values()):
@@ -60,8 +60,7 @@ def is_known_world(directory: Path) -> bool:
 def measure(directory: Path, observer: Observer) -> dict[str, Any]:
     """Enumerate every reply under every candidate; write ``world.json`` and the front made from it."""
     observer.on_phase("measuring every candidate exactly")
-    record = front.read_record(directory)
-    content = Config.model_validate(record["config"])
+    content = front.read_config(directory)
     names = content.objective_names
     world = worlds.tiny_world(objectives=names)
     model = models.load(content.model_directory, content.model, torch.device("cpu"))

@@ -32,6 +32,11 @@ class Manner:
     top_p: float = 1.0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Raises UserError for a manner that means nothing."""
+        if not 0 < self.top_p <= 1 or not 0 <= self.temperature < float("inf"):
+            raise UserError("temperature is a number of 0 or more, and top-p lies above 0 and not above 1")
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -46,13 +51,9 @@ class Speaker:
     """A model that is asked one prompt after the other."""
 
     def __init__(self, model: Any, tokenizer: Any, manner: Manner):
-        """Raises UserError for a manner that means nothing."""
-        if not 0 < manner.top_p <= 1 or not manner.temperature >= 0 or manner.temperature == float("inf"):
-            raise UserError("temperature is a number of 0 or more, and top-p lies above 0 and not above 1")
         self._model, self._manner = model, manner
         self._tokeniser = Tokeniser.of(tokenizer)
-        room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self._room: int | None = room if isinstance(room, int) and room > 0 else None
+        self._room = room(model)
 
     @property
     def has_template(self) -> bool:
@@ -68,7 +69,7 @@ class Speaker:
         manner, ids = self._manner, self._tokeniser.prompt(prompt)
         config = GenerationConfig(
             do_sample=manner.temperature > 0,
-            max_new_tokens=self._length(len(ids)),
+            max_new_tokens=length(len(ids), self._manner.max_new_tokens, USUAL_LENGTH, self._room),
             eos_token_id=sorted(self._tokeniser.stop_ids),
             pad_token_id=self._tokeniser.pad_id,
             bos_token_id=self._tokeniser.bos_id,
@@ -90,18 +91,25 @@ class Speaker:
         text = self._tokeniser.tokenizer.decode(said, skip_special_tokens=True)
         return Reply(text, len(said), bool(said) and said[-1] in self._tokeniser.stop_ids)
 
-    def _length(self, prompt: int) -> int:
-        """How many tokens a reply may have behind a prompt of so many."""
-        wanted = self._manner.max_new_tokens
-        if self._room is None:
-            return wanted or USUAL_LENGTH
-        room = self._room - prompt
-        if room < (wanted or 1):
-            raise ModelError(
-                f"the prompt has {prompt} tokens and the model takes {self._room} in all, which leaves {max(room, 0)} "
-                f"for a response{f', not {wanted}' if wanted else ''}"
-            )
-        return wanted or min(room, USUAL_LENGTH)
+
+def room(model: Any) -> int | None:
+    """How many tokens the model takes in all; None where its configuration sets no limit."""
+    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def length(prompt: int, wanted: int | None, usual: int, room: int | None) -> int:
+    """How many tokens a response may have behind a prompt of so many: ``wanted``, or what there is room for up to
+    ``usual``. Raises ModelError where the prompt leaves too little."""
+    if room is None:
+        return wanted or usual
+    left = room - prompt
+    if left < (wanted or 1):
+        raise ModelError(
+            f"the prompt has {prompt} tokens and the model takes {room} in all, which leaves {max(left, 0)} "
+            f"for a response{f', not {wanted}' if wanted else ''}"
+        )
+    return wanted or min(left, usual)
 
 
 class _Stream(BaseStreamer):

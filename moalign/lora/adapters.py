@@ -258,7 +258,9 @@ def read(model: PeftModel, adapter: str, directory: Path, base_fingerprint: str)
     Of ``adapter_config.json`` only rank, where the slot has room for it, and alpha are taken; the rest is compared with
     the run's own configuration. Raises RunError (another base, kind or target set, no room) or CorruptFileError.
     """
-    config: Mapping[str, Any] = storage.read_json(directory / CONFIG_FILE)
+    config = storage.read_json(directory / CONFIG_FILE)
+    if not isinstance(config, Mapping):
+        raise CorruptFileError(f"{directory / CONFIG_FILE}: not the configuration of an adapter")
     mine = cast(LoraConfig, model.peft_config[adapter])
     for key, expected in (("peft_type", "LORA"), ("use_rslora", mine.use_rslora)):
         if config.get(key) != expected:

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from moalign import preference
 from moalign.config import Config
-from moalign.errors import CorruptFileError, RunError
+from moalign.errors import RunError
 from moalign.sweeps import front, journal, neighbours, outcomes
 from moalign.types import Outcome, Preference
 
@@ -47,15 +45,12 @@ class Archive:
         """Raises RunError where it is no run directory, CorruptFileError where record or journal are damaged."""
         record = front.read_record(directory)
         events = journal.read(directory / journal.FILE)
-        try:
+        with front.as_written(directory):
             config = Config.model_validate(record["config"])
             history = outcomes.history(events, config.objective_names)
             for key in ("base", "tokenizer", "device"):
                 if not isinstance(record[key], str):
                     raise TypeError(f"{key} is no text")
-        except (ValidationError, KeyError, TypeError) as error:
-            what = f"{error.error_count()} bad keys" if isinstance(error, ValidationError) else repr(error)
-            raise CorruptFileError(f"{directory}: record and journal are not those of a run: {what}") from None
         return cls(directory, record, config, tuple(history))
 
     @property

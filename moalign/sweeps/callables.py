@@ -31,12 +31,18 @@ def installed(registry: Registry, rewards: Mapping[str, RewardFunction]) -> Regi
 
 def chosen(config: Config, rewards: Mapping[str, RewardFunction]) -> Config:
     """The configuration, with these as the rewards of their objectives. Raises ConfigError where that cannot be."""
+    for name, spec in config.objectives.items():
+        if name in rewards and spec.reward is not None:
+            raise ConfigError(f"objectives.{name}.reward: stands in the configuration, and a callable is given for it")
+    return replaced(config, rewards)
+
+
+def replaced(config: Config, rewards: Mapping[str, RewardFunction]) -> Config:
+    """The configuration, with these in the place of its objectives' rewards. Raises ConfigError for another name."""
     objectives = dict(config.objectives)
     for name in rewards:
         if name not in objectives:
             raise ConfigError(f"rewards: there is no objective '{name}'{nearest(name, objectives)}")
-        if objectives[name].reward is not None:
-            raise ConfigError(f"objectives.{name}.reward: stands in the configuration, and a callable is given for it")
         objectives[name] = objectives[name].model_copy(update={"reward": PluginChoice(name=_full_name(name))})
     return config.model_copy(update={"objectives": objectives})
 
@@ -44,11 +50,7 @@ def chosen(config: Config, rewards: Mapping[str, RewardFunction]) -> Config:
 def check(config: Config, registry: Registry, directory: Path) -> None:
     """Raise RunError where the rewards of the run were callables and are not, or other ones, now."""
     given = {entry.full_name for entry in registry.of_kind("reward") if entry.distribution == DISTRIBUTION}
-    wanted = {
-        name: spec.reward.name
-        for name, spec in config.objectives.items()
-        if spec.reward is not None and spec.reward.name == _full_name(name)
-    }
+    wanted = {name: _full_name(name) for name in config.objectives if is_callable(config, name)}
     missing = [name for name, full_name in wanted.items() if full_name not in given]
     if missing:
         asked = ", ".join(f'"{name}": ...' for name in sorted(wanted))
@@ -58,6 +60,12 @@ def check(config: Config, registry: Registry, directory: Path) -> None:
         )
     if extra := sorted(given - set(wanted.values())):
         raise RunError(f"{directory}: {extra[0]} is given as a reward, and no callable was when this run was started")
+
+
+def is_callable(config: Config, objective: str) -> bool:
+    """Whether the objective's reward is, or was when the run was started, a Python callable."""
+    reward = config.objectives[objective].reward
+    return reward is not None and reward.name == _full_name(objective)
 
 
 def _full_name(objective: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from moalign import preference
+from moalign import preference, validation
 from moalign.errors import PreferenceError, RunError
 from moalign.preference import TOLERANCE
 from moalign.types import Preference
@@ -99,7 +99,10 @@ def wish(
     if sum((maximise is not None, knee, nearest is not None, best is not None)) > 1:
         raise PreferenceError("--maximise, --knee, --nearest and --best exclude each other; choose one of them")
     if maximise is not None:
-        preference.numbers(f"{maximise}=1", names, "--maximise")
+        if maximise not in names:
+            raise PreferenceError(
+                f"--maximise: there is no objective '{maximise}'{validation.nearest(maximise, names)}"
+            )
         return Wish(bounds, maximise=maximise)
     if knee:
         return Wish(bounds, knee=True)
@@ -120,7 +123,7 @@ def wish(
 
 
 def _read(numbers: Numbers | None, names: tuple[str, ...], where: str) -> dict[str, float]:
-    if numbers is None:
+    if numbers is None or (isinstance(numbers, Mapping) and not numbers):
         return {}
     text = numbers if isinstance(numbers, str) else ",".join(f"{name}={value!r}" for name, value in numbers.items())
     return preference.numbers(text, names, where)

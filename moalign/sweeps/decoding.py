@@ -1,7 +1,8 @@
-"""A decoder on the adapters of a run directory."""
+"""A decoder on the adapters of a run directory, all of which are checked as for a mix: nothing in there is trusted."""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,17 +10,22 @@ from typing import Any
 
 import torch
 
-from moalign import door, lora, preference, storage
+from moalign import door, lora, preference
 from moalign.api import Decoder
 from moalign.config import Config
 from moalign.decode import Decoding, Request
+from moalign.decode.processor import heard
 from moalign.engine import model as models
 from moalign.engine.model import LanguageModel
 from moalign.engine.rewards import Scorer
-from moalign.errors import ConfigError, PreferenceError, RunError
+from moalign.errors import ConfigError, PreferenceError
 from moalign.registry import Registry
-from moalign.sweeps import front, neighbours
+from moalign.sweeps import callables, neighbours, steering
+from moalign.sweeps.archive import Archive
+from moalign.sweeps.callables import RewardFunction
 from moalign.types import Preference, Sample
+
+log = logging.getLogger(__name__)
 
 Judge = Callable[[Sequence[Sample]], Sequence[float | None]]
 
@@ -32,69 +38,66 @@ def open_decoding(
     prefer: object,
     *,
     values: Mapping[str, Any] | None = None,
+    rewards: Mapping[str, RewardFunction] | None = None,
+    base: str | None = None,
     device: str = "cpu",
-    warn: Callable[[str], None] = lambda what: None,
 ) -> Decoding:
-    """A decoder by its name, with a run's base, the adapters that it hears, and the rewards of the run's objectives.
+    """A decoder by its name, with a run's base, the adapters that it hears, and rewards of the run's objectives.
 
     ``prefer``: weights, as a configuration may have them; which candidates they fall between, and with what shares, is
-    found as for a mix of adapters. Rewards are there where the decoder chooses among responses.
+    found as for a mix of adapters. Rewards are there where the decoder chooses among responses: those that ``run.json``
+    names, with the options that stand there, but for the objectives of ``rewards``, whose functions are asked instead.
+    ``base``: where the base model is now, if not where the run says.
 
     Raises UnknownPluginError and ConfigError for name and options, PreferenceError where the decoder or the trained
     candidates have no answer to the preference, RunError for another base or an unknown candidate, ConfigError for a
-    reward that is missing, CorruptFileError.
+    reward that is missing, UserError for a device that is not there, CorruptFileError.
     """
-    record = front.read_record(directory)
-    config = Config.model_validate(record["config"])
-    points = front.read(directory)["points"]
-    names = config.objective_names
-    named: dict[str, Preference] = {}
-    for preset, value in config.preferences.items():
-        named[preset] = preference.parse(value, names, named, where=f"preferences.{preset}")
-    wanted = preference.parse(prefer, names, named)
+    archive = Archive.open(directory)
+    names = archive.config.objective_names
+    wanted = preference.parse(prefer, names, archive.presets, where="prefer")
     if wanted.kind != "weights":
         raise PreferenceError(f"a decoder is asked for weights, not for a preference of the kind {wanted.kind}")
+    config = callables.replaced(archive.config, rewards or {})
+    registry = callables.installed(registry, rewards or {})
+    where = steering.place(device)
     decoder = registry.build("decoder", name, options, f"decoder {name}", config.plugin_deadline)
-    shares, why = _shares(wanted, points, names)
+    shares, why = _shares(archive, wanted)
     request = Request(dict(zip(names, wanted.vector(names), strict=True)), shares, dict(values or {}))
     speakers = _speakers(decoder, request, why)
-    rewards = None
+    judges = None
     if door.call(decoder, "responses") != 1:
         weighty = [each for each, weight in request.preference.items() if weight]
-        rewards = {each: _judge(each, config, registry, warn) for each in weighty}
-    model, slots = _load(directory, config, record["base"], [each["id"] for each in points], speakers, device)
-    return Decoding(decoder, request, model.policy, model.tokeniser.tokenizer, rewards, slots)
+        judges = {each: _judge(each, config, registry, rewards or {}) for each in weighty}
+    model, slots = _load(archive, speakers, base, where)
+    return Decoding(decoder, request, model.policy, model.tokeniser.tokenizer, judges, slots)
 
 
-def _shares(wanted: Preference, points: Sequence[Mapping[str, Any]], names: tuple[str, ...]) -> tuple[Any, str]:
+def _shares(archive: Archive, wanted: Preference) -> tuple[dict[str, float], str]:
     """Trained candidates and the share of each, or none, and why: not every decoder needs them."""
-    found = [(each["id"], preference.from_json(each["preference"], names)) for each in points if _is_trained(each)]
-    trained = [(name, held) for name, held in found if held.kind == "weights"]
     try:
-        shares = neighbours.barycentric(wanted.vector(names), [held.vector(names) for _, held in trained])
+        return neighbours.asked(wanted, archive.config.objective_names, archive.history), ""
     except PreferenceError as error:
         return {}, str(error)
-    return {name: share for (name, _), share in zip(trained, shares, strict=True) if share}, ""
-
-
-def _is_trained(point: Mapping[str, Any]) -> bool:
-    return point["kind"] == "trained"
 
 
 def _speakers(decoder: Decoder, request: Request, why: str) -> list[str]:
     try:
-        return [name for name in door.call(decoder, "speakers", request) if name is not None]
+        return [name for name in heard(decoder, request) if name is not None]
     except (PreferenceError, ConfigError) as error:
         raise type(error)(f"{error} ({why})" if why and not request.shares else str(error)) from None
 
 
-def _judge(name: str, config: Config, registry: Registry, warn: Callable[[str], None]) -> Judge:
+def _judge(name: str, config: Config, registry: Registry, given: Mapping[str, RewardFunction]) -> Judge:
     spec = config.objectives[name]
     if spec.reward is None:
         raise ConfigError(f"objectives.{name} has no reward in this run, and the decoder chooses by rewards")
+    if callables.is_callable(config, name) and name not in given:
+        cure = f'give the same to run.decoder: rewards={{"{name}": ...}}'
+        raise ConfigError(f"objectives.{name}: its reward was a Python callable, which is not in the run; {cure}")
     key = f"objectives.{name}.reward"
     reward = registry.build("reward", spec.reward.name, spec.reward.options, key, config.plugin_deadline)
-    scorer = Scorer(name, reward, spec, warn)
+    scorer = Scorer(name, reward, spec, log.warning)
 
     def judge(samples: Sequence[Sample]) -> list[float | None]:
         return [None if math.isnan(score) else score for score in scorer.score(samples).values.tolist()]
@@ -103,27 +106,28 @@ def _judge(name: str, config: Config, registry: Registry, warn: Callable[[str], 
 
 
 def _load(
-    directory: Path, config: Config, base: str, ids: Sequence[str], wanted: Sequence[str], device: str
+    archive: Archive, wanted: Sequence[str], base: str | None, device: torch.device
 ) -> tuple[LanguageModel, dict[str, str]]:
     """The base with an adapter for each of ``wanted``, side by side, and the names under which it has them."""
     for name in wanted:
-        if name not in ids:
-            raise RunError(f"{directory}: no candidate '{name}'; there are {', '.join(ids)}")
-        storage.verify(directory / "candidates" / name)
+        archive.of_candidate(name)
+        steering.verified(archive, name, alone=True)
     slots = {name: f"speaker-{number}" for number, name in enumerate(dict.fromkeys(wanted))}
     with door.kept_generators():  # adapters are filled with random numbers before they are read
-        model = _filled(directory, config, base, slots, device)
+        model = _filled(archive, slots, base, device)
     model.policy.requires_grad_(False)
     return model, slots
 
 
-def _filled(directory: Path, config: Config, base: str, slots: Mapping[str, str], device: str) -> LanguageModel:
-    model = models.load(config.model_directory, config.model, torch.device(device))
-    if model.fingerprint != base:
-        raise RunError(f"{config.model_directory}: not the base model that {directory} was trained on")
+def _filled(archive: Archive, slots: Mapping[str, str], base: str | None, device: torch.device) -> LanguageModel:
+    settings = archive.config.model.model_copy(update={"dtype": steering.precision(archive)})
+    with steering.elsewhere(base):
+        model = models.load(base or archive.base, settings, device)
+    steering.compare_bases(archive, model.fingerprint, base)
+    steering.compare_tokenizers(archive, model.tokenizer_fingerprint, base)
     if slots:
         lora.add_slots(model.policy, list(slots.values()))
         for name, slot in slots.items():
-            lora.read(model.policy, slot, directory / "candidates" / name, base)
+            lora.read(model.policy, slot, archive.directory / "candidates" / name, model.fingerprint)
         lora.stack(model.policy, list(slots.values()))
     return model

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from moalign import pareto, preference, storage
 from moalign.config import Config
-from moalign.errors import RunError
+from moalign.errors import CorruptFileError, RunError
 from moalign.sweeps import journal, outcomes
 from moalign.types import Outcome
 
@@ -20,6 +22,7 @@ EVALUATIONS = {
     "generate": "mean reward of responses sampled on held-out prompts",
     "preference": "share of held-out pairs whose better response the policy's implicit reward prefers (chance: 0.5)",
 }
+EXACT = ("scores", "stderr", "kl")  # what a known world says of a point, beside details
 
 
 def compute(
@@ -38,9 +41,10 @@ def compute(
     if world is not None:
         for point in points:
             exact = world["points"].get(point["id"], {})
-            point |= exact | {"details": point["details"] | exact.get("details", {})}
+            point |= {key: exact[key] for key in EXACT if key in exact}
+            point["details"] = point["details"] | exact.get("details", {})
         base = world["base"]
-        front |= world["front"]
+        front |= {key: value for key, value in world["front"].items() if key != "objectives"}
     front["base"] = base
     front["failed"] = [{"id": outcome.id, "error": outcome.error} for outcome in failed]
     declared = config.evaluate.reference_point
@@ -75,12 +79,13 @@ def _point(outcome: Outcome) -> dict[str, Any]:
 
 
 def read(run_directory: Path) -> dict[str, Any]:
-    """Compute the front of a run directory from its record and journal."""
+    """Compute the front of a run directory from its record and journal. Raises RunError, CorruptFileError."""
     record = read_record(run_directory)
-    config = Config.model_validate(record["config"])
     world_file = run_directory / WORLD
     world = storage.read_json(world_file) if world_file.exists() else None
-    return compute(config, record["evaluation"], journal.read(run_directory / journal.FILE), world)
+    events = journal.read(run_directory / journal.FILE)
+    with as_written(run_directory):
+        return compute(Config.model_validate(record["config"]), record["evaluation"], events, world)
 
 
 def write(run_directory: Path) -> dict[str, Any]:
@@ -98,3 +103,20 @@ def read_record(run_directory: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or "config" not in record:
         raise RunError(f"{run_directory / 'run.json'}: not the record of a run")
     return record
+
+
+def read_config(run_directory: Path) -> Config:
+    """The configuration in ``run.json``. Raises RunError where there is none, CorruptFileError where it is damaged."""
+    record = read_record(run_directory)
+    with as_written(run_directory):
+        return Config.model_validate(record["config"])
+
+
+@contextmanager
+def as_written(run_directory: Path) -> Iterator[None]:
+    """Raise CorruptFileError where what is read of a run directory has not the form in which it was written."""
+    try:
+        yield
+    except (ValidationError, KeyError, TypeError, AttributeError) as error:
+        what = f"{error.error_count()} bad keys" if isinstance(error, ValidationError) else repr(error)
+        raise CorruptFileError(f"{run_directory}: record and journal are not those of a run: {what}") from None

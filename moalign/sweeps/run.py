@@ -62,7 +62,7 @@ def resume(
     Raises RunError where the run does not belong to what is there now. Plugins of another version or file are let
     through with ``accept_plugin_change``; the journal then tells of it.
     """
-    config = Config.model_validate(front.read_record(directory)["config"])
+    config = front.read_config(directory)
     callables.check(config, registry, directory)
     plan = prepare(config, registry)
     with watched(plan, directory, observer) as watching:

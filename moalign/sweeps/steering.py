@@ -7,6 +7,8 @@ by the base that they were trained on, and of their configuration only rank, sca
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -29,18 +31,22 @@ def adapter(archive: Archive, mix: Mix, r: int | None = None) -> tuple[Adapter, 
     Raises CorruptFileError or RunError naming the file that is missing, altered, of another base or of another kind.
     """
     if len(mix.shares) == 1 and r is None:
-        return _verified(archive, next(iter(mix.shares)), alone=True), mixing.Truncation({}, 0.0)
-    parts = [_verified(archive, candidate) for candidate in mix.shares]
+        return verified(archive, next(iter(mix.shares)), alone=True), mixing.Truncation({}, 0.0)
+    parts = [verified(archive, candidate) for candidate in mix.shares]
     return mixing.soup(parts, list(mix.shares.values()), r=r)
 
 
-def _verified(archive: Archive, candidate: str, alone: bool = False) -> Adapter:
+def verified(archive: Archive, candidate: str, alone: bool = False) -> Adapter:
+    """A candidate's adapter as the journal tells of it. ``alone``: it is not mixed, so it may adapt embeddings as well.
+
+    Raises CorruptFileError or RunError naming what is missing, altered, of another base or of another kind.
+    """
     if not storage.safe_name(candidate):
         raise CorruptFileError(f"{archive.directory / journal.FILE}: {candidate!r} is not the name of a folder")
     folder = archive.directory / "candidates" / candidate
     storage.verify(folder)
-    outcome = next(outcome for outcome in archive.history if outcome.id == candidate)
-    if outcome.checksum != storage.sha256_of(folder / lora.WEIGHTS_FILE):
+    told = next((outcome.checksum for outcome in archive.history if outcome.id == candidate), None)
+    if told != storage.sha256_of(folder / lora.WEIGHTS_FILE):
         raise CorruptFileError(f"{folder / lora.WEIGHTS_FILE}: not the adapter that the journal tells of; restore it")
     found = mixing.read(folder, alone=alone)
     if found.base != archive.record["base"]:
@@ -56,20 +62,44 @@ def load(
     ``base``: where the base model is now, if not where the run says. The base is in the precision that the run trained
     on, adapters in float32. Raises ModelError, and RunError where the base is not the one of the run.
     """
+    where = place(device)
     made, _ = adapter(archive, mix, r)
+    loaded = verified_base(archive, base, where)
+    tokenizer = models.load_tokenizer(base or archive.base)
+    compare_tokenizers(archive, models.tokenizer_fingerprint(tokenizer), base)
+    return ordinary.attach(loaded, made), tokenizer
+
+
+def place(device: str) -> torch.device:
+    """The device of that name. Raises UserError where there is none of the kind, or not on this machine."""
     try:
-        place = torch.device(device)
+        found = torch.device(device)
     except RuntimeError:
         raise UserError(f"device: '{device}' is none; such as cpu, cuda or cuda:1") from None
-    loaded = verified_base(archive, base, place)
-    tokenizer = models.load_tokenizer(base or archive.base)
-    if models.tokenizer_fingerprint(tokenizer) != archive.record["tokenizer"]:
+    try:
+        torch.zeros((), device=found).item()
+    except (AssertionError, RuntimeError, ImportError) as error:
+        raise UserError(f"device: '{device}' cannot be used on this machine: {str(error).splitlines()[0]}") from None
+    return found
+
+
+def precision(archive: Archive) -> str:
+    """Of the base that the run trained on, as ``models.load_base`` takes it; "auto" depends on where a run trained, not
+    on where its model is loaded."""
+    dtype: str = archive.config.model.dtype
+    if dtype != "auto":
+        return dtype
+    return "float32" if archive.record["device"].startswith("cpu") else "stored"
+
+
+def compare_tokenizers(archive: Archive, fingerprint: str, base: str | None) -> None:
+    """Warn of a tokenizer that is not the run's."""
+    if fingerprint != archive.record["tokenizer"]:
         log.warning(
             "%s: not the tokenizer of the run, in its tokens or its chat template (or read by another version of "
             "transformers); replies may be worse for it",
             base or archive.base,
         )
-    return ordinary.attach(loaded, made), tokenizer
 
 
 def ending_of_prompts(archive: Archive, mix: Mix) -> str:
@@ -89,19 +119,27 @@ def ending_of_prompts(archive: Archive, mix: Mix) -> str:
 
 def verified_base(archive: Archive, base: str | None, device: torch.device) -> Any:
     """The base model in the precision that the run trained on, once its weights are known to be those of the run."""
-    path = base or archive.base
-    dtype: str = archive.config.model.dtype
-    if dtype == "auto":  # which depends on where the run trained, not on where its model is loaded
-        dtype = "float32" if archive.record["device"].startswith("cpu") else "stored"
     models.quiet()
+    with elsewhere(base):
+        loaded = models.load_base(base or archive.base, precision(archive), device)
+    compare_bases(archive, models.base_fingerprint(loaded), base)
+    return loaded.requires_grad_(False)
+
+
+def compare_bases(archive: Archive, fingerprint: str, base: str | None) -> None:
+    """Raise RunError for a base that is not the run's."""
+    if fingerprint != archive.record["base"]:
+        raise RunError(f"{base or archive.base}: not the base model that {archive.directory} was trained on")
+
+
+@contextmanager
+def elsewhere(base: str | None) -> Iterator[None]:
+    """Where the run's own base cannot be loaded: how to say where it is now."""
     try:
-        loaded = models.load_base(path, dtype, device)
+        yield
     except ModelError as error:
         if base is not None:
             raise
         raise ModelError(
             f"{error}; if the base model is elsewhere now, say where (--base, from Python base=)"
         ) from None
-    if models.base_fingerprint(loaded) != archive.record["base"]:
-        raise RunError(f"{path}: not the base model that {archive.directory} was trained on")
-    return loaded.requires_grad_(False)

@@ -1,4 +1,5 @@
-"""The methods that ship with moalign: one file each, in the folder of its kind, and nothing beside the file.
+"""The methods that ship with moalign: one method per file, in the folder of its kind; deleting the file removes the
+method. Files with a leading underscore hold what several share.
 
 They come in through the same door as a stranger's: this module is an entry point of the group ``moalign``. What it
 registers stands in the files, as ``REGISTRATION``: a dictionary of literals, which is read from the source. So a method

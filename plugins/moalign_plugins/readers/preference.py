@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from moalign.api import Pair, Reader, Record, Refusal, Row
 from moalign_plugins.readers._dialogue import Text, group_of, messages, parted, shared
-from moalign_plugins.readers._fields import number
+from moalign_plugins.readers._fields import number, records
 from moalign_plugins.readers._judges import judge_of
 
 REGISTRATION = {
@@ -35,15 +35,11 @@ class PreferenceRows(Reader):
         return "chosen" in row and "rejected" in row
 
     def read(self, rows: Iterable[Row], objectives: Sequence[str]) -> Iterator[Record | Refusal]:
-        for file, line, row in rows:
-            try:
-                objective = judge_of(row, self.objective, objectives, file, line)
-                prompt, chosen, rejected = _split(row)
-                scores = tuple(number(row.get(column), column) for column in SCORES)
-            except ValueError as reason:
-                yield Refusal(file, line, str(reason))
-                continue
-            yield Record(
+        def record(row: Mapping[str, Any], file: str, line: int) -> Record:
+            objective = judge_of(row, self.objective, objectives, file, line)
+            prompt, chosen, rejected = _split(row)
+            scores = tuple(number(row.get(column), column) for column in SCORES)
+            return Record(
                 prompt=prompt,
                 responses=(chosen, rejected),
                 scores={} if scores == (None, None) else {objective: scores},
@@ -52,6 +48,8 @@ class PreferenceRows(Reader):
                 file=file,
                 line=line,
             )
+
+        return records(rows, record)
 
 
 def _split(row: Mapping[str, Any]) -> tuple[Text, str, str]:

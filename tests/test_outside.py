@@ -156,7 +156,7 @@ def test_what_was_asked_for_is_taken():
     [
         (None, "returned NoneType where a sequence of 1 adapters was asked for"),
         ([], "returned 0 adapters where 1 were asked for"),
-        ([[GOOD, GOOD]], "returned 2 prompts where 1 were asked for"),
+        ([[GOOD, GOOD]], "returned 2 prompts, each with its responses, where 1 were asked for"),
         ([[GOOD[:1]]], "returned 1 responses to a prompt where 2 were asked for"),
         ([["ab"]], "returned str where a sequence of 2 responses"),
         ([[[GOOD[0], "yes"]]], "a response is a sequence of token ids, not str"),

@@ -74,14 +74,19 @@ def upper_layers(
     return targets, layers
 
 
+def wrapped(base: Any, config: LoraConfig, adapter: str) -> Any:
+    """peft's model around the base, without what peft warns of in vain. Raises ValueError as peft does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that it deprecates
+        # an adapter on a head whose weights are the embedding's too is the head's alone, and meant so
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+        return get_peft_model(base, config, adapter_name=adapter)
+
+
 def inject(base: Any, config: LoraConfig, adapter: str) -> PeftModel:
     """The base with one more adapter, the base itself frozen. Raises ModelError where the targets match nothing."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that it deprecates
-            # an adapter on a head whose weights are the embedding's too is the head's alone, and meant so
-            warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
-            model = get_peft_model(base, config, adapter_name=adapter)
+        model = wrapped(base, config, adapter)
     except ValueError as error:
         raise ModelError(f"model.lora.targets: {error}") from None
     for place, layer in enumerate(layers(model)):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from moalign.errors import CorruptFileError, ModelError
+from moalign.lora.adapters import wrapped
 from moalign.lora.mixing import Adapter
 
 NAME = "default"  # peft writes the adapter of this name without a folder of its own
@@ -41,11 +41,7 @@ def attach(base: Any, adapter: Adapter) -> PeftModel:
         **places,  # type: ignore[arg-type]
     )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that it deprecates
-            # an adapter on a head whose weights are the embedding's too is the head's alone, and meant so
-            warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
-            model = get_peft_model(base, config, adapter_name=NAME)
+        model = wrapped(base, config, NAME)
     except ValueError as error:
         raise ModelError(f"{adapter.name}: its targets are not in this base model: {error}") from None
     own = get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)

@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerFast
 import moalign
 from moalign.engine.replies import Manner, Speaker, _Stream
 from moalign.errors import ModelError, UserError
+from moalign.seeds import derive
 
 MIDDLE = "w-0.50-0.50"
 
@@ -154,6 +155,30 @@ def test_lines_of_stdin_are_prompts_and_json_has_a_line_for_each_reply(small_run
         assert row["adapters"] == pytest.approx({"w-0.00-1.00": 0.4, MIDDLE: 0.6})
 
 
+def test_a_decoder_speaks_in_the_place_of_a_mix(small_run):
+    """What ``Run.decoder`` says with the same seed; streamed and as JSON."""
+    prefer, seed = "helpful=0.7,harmless=0.3", derive(3, "generate", 0, 0)
+    decoding = moalign.open_run(small_run).decoder("multi-objective", prefer=prefer)
+    (said,) = decoding.generate(["q1: "], max_new_tokens=12, seed=seed)
+    how = ("--prefer", prefer, "--decoder", "multi-objective", "--seed", 3, "--max-new-tokens", 12)
+    done = generate(small_run, *how, "--prompt", "q1: ")
+    assert done.returncode == 0 and done.stdout == said.text + "\n", done.stderr
+    assert "the decoder multi-objective" in done.stderr
+    done = generate(small_run, *how, "--json", stdin="q1: \n")
+    row = json.loads(done.stdout)
+    assert (row["response"], row["tokens"], row["decoder"]) == (said.text, len(said.ids), "multi-objective")
+    assert "adapters" not in row
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("m=4", "decoder best-of-n.m: unknown key; known: candidate, n"), ("n", "--set n: write it as key=value")],
+)
+def test_a_decoders_options_are_checked(small_run, setting, message):
+    done = generate(small_run, "--prefer", "equal", "--decoder", "best-of-n", "--set", setting, "--prompt", "q")
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -162,6 +187,10 @@ def test_lines_of_stdin_are_prompts_and_json_has_a_line_for_each_reply(small_run
         (("--prefer", "helpful=0.7,harmles=0.3"), "did you mean 'harmless'?"),
         (("--prefer", "equal", "--top-p", "2"), "'--top-p'"),
         (("--prefer", "equal", "--top-p", "0"), "top-p lies above 0"),
+        (("--prefer", "equal", "--set", "n=4"), "--set: these are a decoder's options; name one with --decoder"),
+        (("--candidate", MIDDLE, "--decoder", "best-of-n"), "--decoder: give --prefer"),
+        (("--prefer", "equal", "--decoder", "best-of-n", "--top-p", "0.5"), "--top-p: a decoder says itself"),
+        (("--prefer", "equal", "--decoder", "best-of-n", "--rank", "1"), "--rank: a decoder hears"),
     ],
 )
 def test_what_cannot_be_had_is_refused_with_2(small_run, arguments, message):

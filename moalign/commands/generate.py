@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -13,11 +13,15 @@ from rich.console import Console
 
 from moalign.commands import steered
 from moalign.commands.steered import Base, Candidate, Prefer, Rank, Run
-from moalign.errors import MoalignError
+from moalign.errors import ConfigError, MoalignError, PreferenceError
 
 if TYPE_CHECKING:
+    from moalign.commands.decoded import Decoded
     from moalign.engine.replies import Speaker
-    from moalign.sweeps.archive import Mix
+
+    Talking = Speaker | Decoded
+
+About = Mapping[str, Any]  # who speaks, for JSON
 
 INTERRUPTED = 130
 
@@ -41,6 +45,13 @@ def generate(
         float, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens of this mass.")
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="A response is a function of it, of the prompt and of their number.")] = 0,
+    decoder: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Let a decoder speak (moalign plugins list --kind decoder)."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the decoder, e.g. n=8.")
+    ] = None,
     rank: Rank = None,
     base: Base = None,
     device: Annotated[
@@ -52,27 +63,50 @@ def generate(
 
     Each prompt stands for itself: there is no memory of the one before. Needs the run directory and the base model.
     """
+    _check_decoder(decoder, settings, prefer, rank, top_p)
     archive, mix = steered.chosen(run_directory, prefer, candidate)
     from moalign.engine.replies import Manner, Speaker
     from moalign.sweeps import steering
 
     manner = Manner(max_new_tokens, temperature, top_p, seed)
     steered.phase("loading the model")
-    model, tokenizer = steering.load(archive, mix, base=base, r=rank, device=device or _device())
-    steered.say(mix)
-    speaker = Speaker(model, tokenizer, manner)
+    speaker: Talking
+    if decoder is not None:
+        from moalign.commands import decoded
+
+        speaker = decoded.opened(archive, decoder, settings or (), prefer or "", manner, base, device or _device())
+        steered.note(f"the decoder {decoder}")
+    else:
+        model, tokenizer = steering.load(archive, mix, base=base, r=rank, device=device or _device())
+        steered.say(mix)
+        speaker = Speaker(model, tokenizer, manner)
+    about: About = {"adapters": dict(mix.shares)} if decoder is None else {"decoder": decoder}
     signal.signal(signal.SIGTERM, _leave)  # else it would pass for Ctrl-C, which ends a response and not the command
     if prompt is not None:
-        _answer(speaker, mix, [prompt], samples, as_json)
+        _answer(speaker, about, [prompt], samples, as_json)
         return
     ending = "" if speaker.has_template else steering.ending_of_prompts(archive, mix)
     if ending:
         steered.note(f"the run's prompts end in {ending!r}, which is added to lines without it")
     if sys.stdin.isatty():
-        _converse(speaker, mix, ending, samples, as_json)
+        _converse(speaker, about, ending, samples, as_json)
     else:
         lines = (line.rstrip("\n") for line in sys.stdin if line.strip())
-        _answer(speaker, mix, (_ended(line, ending) for line in lines), samples, as_json)
+        _answer(speaker, about, (_ended(line, ending) for line in lines), samples, as_json)
+
+
+def _check_decoder(
+    decoder: str | None, settings: list[str] | None, prefer: str | None, rank: int | None, top_p: float
+) -> None:
+    if decoder is None:
+        if settings:
+            raise ConfigError("--set: these are a decoder's options; name one with --decoder")
+    elif prefer is None:
+        raise PreferenceError("--decoder: give --prefer, which says what it is to serve")
+    elif rank is not None:
+        raise ConfigError("--rank: a decoder hears the candidates' adapters as they are; leave it out")
+    elif top_p != 1:
+        raise ConfigError("--top-p: a decoder says itself which tokens may come; leave it out")
 
 
 def _device() -> str:
@@ -89,18 +123,18 @@ def _ended(line: str, ending: str) -> str:
     return line if line.endswith(ending) else line + ending
 
 
-def _answer(speaker: Speaker, mix: Mix, prompts: Any, samples: int, as_json: bool) -> None:
+def _answer(speaker: Talking, about: About, prompts: Any, samples: int, as_json: bool) -> None:
     for number, prompt in enumerate(prompts):
-        _respond(speaker, mix, prompt, number, samples, as_json)
+        _respond(speaker, about, prompt, number, samples, as_json)
 
 
-def _converse(speaker: Speaker, mix: Mix, ending: str, samples: int, as_json: bool) -> None:
+def _converse(speaker: Talking, about: About, ending: str, samples: int, as_json: bool) -> None:
     """Prompts from the terminal until one is empty. Ctrl-C ends the response under way."""
     console = steered.console()
     console.print("[dim]an empty line or Ctrl-D ends, Ctrl-C stops a response[/]", highlight=False)
     for number, prompt in enumerate(_typed(console)):
         try:
-            _respond(speaker, mix, _ended(prompt, ending), number, samples, as_json)
+            _respond(speaker, about, _ended(prompt, ending), number, samples, as_json)
         except KeyboardInterrupt:
             console.print("\n[dim]stopped[/]", highlight=False)
         except MoalignError as error:  # such as a prompt that is too long
@@ -122,18 +156,18 @@ def _typed(console: Console) -> Iterator[str]:
         yield prompt
 
 
-def _respond(speaker: Speaker, mix: Mix, prompt: str, number: int, samples: int, as_json: bool) -> None:
+def _respond(speaker: Talking, about: About, prompt: str, number: int, samples: int, as_json: bool) -> None:
     """All responses to one prompt, written as they come, or each as a line of JSON."""
     for sample in range(samples):
         if as_json:
             reply = speaker.reply(prompt, number, sample)
             row = {"prompt": prompt, "response": reply.text, "ended": reply.ended, "tokens": reply.tokens}
-            row |= {"sample": sample, "adapters": dict(mix.shares)}
+            row |= {"sample": sample, **about}
             print(json.dumps(row), flush=True)
             continue
         if samples > 1:
             steered.phase(f"{sample + 1} of {samples}")
-        speaker.reply(prompt, number, sample, write=_written)
+        speaker.stream(prompt, number, sample, _written)
         print(flush=True)
 
 

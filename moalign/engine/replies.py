@@ -91,6 +91,10 @@ class Speaker:
         text = self._tokeniser.tokenizer.decode(said, skip_special_tokens=True)
         return Reply(text, len(said), bool(said) and said[-1] in self._tokeniser.stop_ids)
 
+    def stream(self, prompt: str, number: int, sample: int, write: Callable[[str], None]) -> None:
+        """The same, only written."""
+        self.reply(prompt, number, sample, write)
+
 
 def room(model: Any) -> int | None:
     """How many tokens the model takes in all; None where its configuration sets no limit."""

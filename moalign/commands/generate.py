@@ -36,7 +36,8 @@ def generate(
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Responses to each prompt.")] = 1,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of a response; default 256, or what the model has room for.")
+        int | None,
+        typer.Option(min=1, help="Tokens of a response; default 256 (a decoder: 128), or what there is room for."),
     ] = None,
     temperature: Annotated[
         float, typer.Option(min=0.0, help="1 is the policy that was trained and scored; 0 takes the likeliest token.")

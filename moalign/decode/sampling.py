@@ -15,12 +15,12 @@ from moalign.data.tokenise import Tokeniser
 from moalign.decode.processor import scores_of, speakers_of
 from moalign.door import origin
 from moalign.engine import replies
+from moalign.engine.decoding import gumbel
 from moalign.errors import ConfigError, PluginError
 from moalign.seeds import derive
 from moalign.types import Message, Request, Sample
 
 USUAL_LENGTH = 128
-LEAST_NOISE = 2.0**-25  # half the step of the generator, which may return 0
 
 Judge = Reward | Callable[[Sequence[Sample]], Sequence[float | None]]
 
@@ -210,11 +210,10 @@ class _Asked:
     number: int
 
     def noise(self, seed: int, position: int, scores: Tensor) -> Tensor:
-        """Gumbel noise [V]: the largest of scores with such noise is a sample of their softmax."""
+        """For the scores [N,V] of one position; [V]."""
         purpose = (",".join(map(str, self.ids)), self.number, position)
         generator = torch.Generator(scores.device).manual_seed(derive(seed, "decode", *purpose))
-        noise = torch.empty(scores.shape[1], device=scores.device, dtype=scores.dtype)
-        return -noise.exponential_(generator=generator).clamp_min_(LEAST_NOISE).log_()
+        return gumbel(scores.shape[1], generator=generator, dtype=scores.dtype)
 
 
 def _judged(name: str, judge: Judge, samples: Sequence[Sample]) -> list[float]:

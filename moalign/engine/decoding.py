@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from moalign.engine.model import LanguageModel
 
 KEPT = 0.75  # rows leave once fewer than this share of those in the batch go on; moving a cache has its price too
+LEAST_NOISE = 2.0**-25  # half the step of the generator, which may return 0
 CACHES = ("past_key_values", "cache_params")  # what models call a cache that rows can be selected from
 
 Choose = Callable[[Tensor, int, Tensor], Tensor]
@@ -69,6 +70,12 @@ def decode(
             scores = batch.next(tokens.masked_fill(ended, model.pad_id), owners)
     responses = said.tolist()
     return [responses[start : start + len(prompts)] for start in range(0, len(responses), len(prompts))]
+
+
+def gumbel(*shape: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Noise on the generator's device: the largest of scores with such noise is a sample of their softmax."""
+    noise = torch.empty(*shape, device=generator.device, dtype=dtype)
+    return noise.exponential_(generator=generator).clamp_min_(LEAST_NOISE).log_().neg_()
 
 
 def padded(prompts: Sequence[tuple[int, ...]], pad_id: int) -> tuple[Tensor, Tensor]:

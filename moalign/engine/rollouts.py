@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from moalign import lora
 from moalign.data.tokenise import Sequence as TokenSequence
-from moalign.engine.decoding import decode, padded
+from moalign.engine.decoding import decode, gumbel, padded
 from moalign.engine.model import LanguageModel
 from moalign.engine.rewards import Scored
 from moalign.errors import TrainingError
@@ -22,7 +22,6 @@ from moalign.seeds import derive
 
 ROWS = 256  # of one policy in a call; they share a draw of noise
 ROWS_IN_ALL = 1024  # of all policies in a call, if one has not more
-LEAST_NOISE = 2.0**-25  # half the step of the generator, which may return 0
 
 
 @dataclass(frozen=True)
@@ -164,14 +163,13 @@ class _Noise:
         if bool(scores.isnan().any()):
             raise TrainingError("the policy's scores are not numbers, so nothing can be sampled from it")
         generator = torch.Generator(scores.device).manual_seed(derive(self.seed, position))
-        noise = torch.empty(self.rows, scores.shape[1], device=scores.device)
-        noise.exponential_(generator=generator).clamp_min_(LEAST_NOISE).log_()
+        noise = gumbel(self.rows, scores.shape[1], generator=generator)
         if self.greedy:
             noise = torch.cat([noise, noise.new_zeros(self.greedy, scores.shape[1])])
         scores = scores / self.temperature
         if self.top_p < 1:
             scores = nucleus(scores, self.top_p)
-        return scores - noise.index_select(0, rows % len(noise))
+        return scores + noise.index_select(0, rows % len(noise))
 
 
 def nucleus(scores: Tensor, mass: float) -> Tensor:

@@ -16,11 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from moalign.api import Combiner, Decoder, Objective, Plugin, Search, Transform
+from moalign.api import Combiner, Conditioner, Decoder, Objective, Plugin, RewardModel, Search, Transform
 from moalign.calls import Call, under_way
 from moalign.errors import MoalignError, PluginError
 
-PURE = (Objective, Combiner, Search, Transform, Decoder)  # their methods are functions of their arguments, by contract
+# their methods are functions of their arguments, by contract
+PURE = (Objective, Combiner, Search, Transform, Decoder, Conditioner, RewardModel)
 # asked when the input has been found good: no error is the user's
 ON_GOOD_INPUT = (
     *("pair_terms", "loss", "parameters", "measure", "token_advantages"),

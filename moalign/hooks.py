@@ -60,6 +60,14 @@ class HookSpecifications:
     def register_decoders(self, register: Register) -> None:
         """Register what steers trained candidates while they speak."""
 
+    @hookspec
+    def register_conditioners(self, register: Register) -> None:
+        """Register how a preference reaches one model that is trained for many."""
+
+    @hookspec
+    def register_reward_models(self, register: Register) -> None:
+        """Register forms of reward models that are trained on judgements."""
+
 
 def specifications() -> dict[str, tuple[str, ...]]:
     """Every hook with the names of its arguments."""

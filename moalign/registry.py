@@ -23,12 +23,14 @@ from moalign.api import (
     API_VERSION,
     ENTRY_POINT_GROUP,
     Combiner,
+    Conditioner,
     Decoder,
     Objective,
     Observer,
     Plugin,
     Reader,
     Reward,
+    RewardModel,
     Sampler,
     Search,
     Transform,
@@ -49,6 +51,8 @@ KINDS: Mapping[str, type[Plugin]] = {
     "observer": Observer,
     "sampler": Sampler,
     "decoder": Decoder,
+    "conditioner": Conditioner,
+    "reward-model": RewardModel,
 }
 LOAD_VARIABLE = "MOALIGN_LOAD_PLUGINS"
 DISABLE_VARIABLE = "MOALIGN_DISABLE_PLUGINS"
@@ -65,6 +69,8 @@ HOOKS: Mapping[str, str] = {
     "observer": "register_observers",
     "sampler": "register_samplers",
     "decoder": "register_decoders",
+    "conditioner": "register_conditioners",
+    "reward-model": "register_reward_models",
 }
 
 

@@ -186,6 +186,8 @@ class Batch:
     ``hidden[N,T,D]``     the last hidden state, from which each response token is predicted, with the graph to the
                           adapters; 0 where ``mask`` is 0. None unless the objective needs "hidden"
     ``parameters``        the objective's own tensors by name; they carry a gradient as ``logps`` does
+    ``final[N,D]``        the last hidden state of each whole sequence, with the graph to the adapters; reward models
+    ``context[N,D]``      the hidden state at the end of each sequence's prompt, likewise
 
     Where the objective needs "groups", each row is a unit of its own, and every pair names one row twice; the loss does
     not read ``pairs``.
@@ -208,6 +210,17 @@ class Batch:
     known: Mapping[str, Tensor] = field(default_factory=dict)
     hidden: Tensor | None = None
     parameters: Mapping[str, Tensor] = field(default_factory=dict)
+    final: Tensor | None = None
+    context: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterShape:
+    """What a conditioner may know of the adapter: linear layers that carry it, its rank, and how many objectives."""
+
+    layers: int
+    rank: int
+    objectives: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ The hooks, by the version that brought them:
    ``register_searches(register)``, ``register_readers(register)``, ``register_observers(register)``
 2  ``register_transforms(register)``
 3  ``register_samplers(register)``, ``register_decoders(register)``
+4  ``register_conditioners(register)``, ``register_reward_models(register)``
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from __future__ import annotations
 import pluggy
 
 from moalign.api.combiner import Combiner
+from moalign.api.conditioner import Conditioner
 from moalign.api.kinds import Decoder, Observer, Reader, Reward, Row, Sampler, Search, Transform
 from moalign.api.objective import Objective
 from moalign.api.plugin import Plugin, Register
@@ -34,6 +36,7 @@ from moalign.api.quantities import (
     pair_logits,
     pair_preference,
 )
+from moalign.api.reward_model import RewardModel
 from moalign.api.sessions import SamplingSession, Watcher
 from moalign.errors import (
     ConfigError,
@@ -47,6 +50,7 @@ from moalign.errors import (
     UserError,
 )
 from moalign.types import (
+    AdapterShape,
     Batch,
     Candidate,
     Message,
@@ -69,7 +73,7 @@ from moalign.types import (
     Tokens,
 )
 
-API_VERSION = 3
+API_VERSION = 4
 ENTRY_POINT_GROUP = "moalign"
 
 hookspec = pluggy.HookspecMarker("moalign")
@@ -78,9 +82,11 @@ hookimpl = pluggy.HookimplMarker("moalign")
 __all__ = [
     "API_VERSION",
     "ENTRY_POINT_GROUP",
+    "AdapterShape",
     "Batch",
     "Candidate",
     "Combiner",
+    "Conditioner",
     "ConfigError",
     "DataError",
     "Decoder",
@@ -104,6 +110,7 @@ __all__ = [
     "Request",
     "Responses",
     "Reward",
+    "RewardModel",
     "Round",
     "Row",
     "RunError",

@@ -57,6 +57,16 @@ def register_decoders(register: Register) -> None:
     _register_files("decoders", register)
 
 
+@hookimpl
+def register_conditioners(register: Register) -> None:
+    _register_files("conditioners", register)
+
+
+@hookimpl
+def register_reward_models(register: Register) -> None:
+    _register_files("reward_models", register)
+
+
 def _register_files(folder: str, register: Register) -> None:
     """A file whose name begins with an underscore holds what several methods share."""
     for file in sorted((HERE / folder).glob("[!_]*.py")):

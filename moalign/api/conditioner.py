@@ -1,0 +1,65 @@
+"""The kind conditioner: how a preference reaches one model that is trained for many of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from random import Random
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from moalign.api.plugin import Plugin
+from moalign.types import AdapterShape, Preference
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+
+class Conditioner(Plugin):
+    """How a preference reaches one model that is trained for many of them, so that it follows one it never saw.
+
+    ``by`` says which way it takes:
+    "text"   ``text`` stands in front of every prompt; the reference never sees it
+    "gates"  ``gates`` scale the rank directions of the adapter, so that each preference has a plain LoRA adapter
+
+    The preferences that it is trained on are drawn, one for each prompt and round or step.
+    """
+
+    by: ClassVar[Literal["text", "gates"]] = "text"
+
+    concentration: float = Field(default=1.0, gt=0)
+    """of the Dirichlet distribution that weights are drawn from: 1 is uniform, less favours the corners"""
+    angles: tuple[float, float] | None = None
+    """draw directions instead: of two objectives, with an angle between these degrees (0: the first objective alone);
+    components may be negative"""
+    per_prompt: int = Field(default=1, ge=1)
+    """preferences drawn for each prompt of a round of sampled responses"""
+
+    def draw(self, objectives: tuple[str, ...], rng: Random) -> Preference:
+        """A preference to train on: weights, or where ``angles`` are given a direction."""
+        if self.angles is not None:
+            angle = math.radians(rng.uniform(*self.angles))
+            return Preference("direction", dict(zip(objectives, (math.cos(angle), math.sin(angle)), strict=True)))
+        drawn = [rng.gammavariate(self.concentration, 1.0) for _ in objectives]
+        total = math.fsum(drawn) or 1.0
+        return Preference("weights", {name: each / total for name, each in zip(objectives, drawn, strict=True)})
+
+    def text(self, preference: Preference) -> str:
+        """What the model reads, where ``by`` is "text": in the system prompt of a conversation, else before the prompt,
+        as it stands there, so that it brings what separates the two."""
+        raise NotImplementedError
+
+    def parameters(self, shape: AdapterShape, generator: Generator) -> Mapping[str, Tensor]:
+        """First values of tensors that the conditioner owns, by name; float32 on the CPU. They are trained with the
+        adapter, as an objective's own are (``Objective.parameters``). ``generator``: for all that is drawn."""
+        return {}
+
+    def lr_factor(self, name: str) -> float:
+        """What the learning rate of the adapter is multiplied by for the parameter ``name``."""
+        return 1.0
+
+    def gates(self, preference: Tensor, parameters: Mapping[str, Tensor], shape: AdapterShape) -> Tensor:
+        """preference [N,M] -> [N,L,r], where ``by`` is "gates": what the r rank directions of each of L layers are
+        multiplied by: x W^T + s (gate * x A^T) B^T. With the graph to the parameters."""
+        raise NotImplementedError

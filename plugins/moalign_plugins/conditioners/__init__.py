@@ -1,0 +1,1 @@
+"""How a preference reaches one model that is trained for many of them."""

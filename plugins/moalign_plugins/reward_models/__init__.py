@@ -1,0 +1,1 @@
+"""Forms of reward models that are trained on judgements."""

@@ -175,6 +175,9 @@ class Config(Section):
     """sample responses from the policy and score them, instead of training on the responses in the data"""
     loss: Choice = PluginChoice(name="dpo")
     combine: Choice = PluginChoice(name="linear")
+    condition: Choice | None = None
+    """train one model for many preferences, which learns of them this way; the search's candidates are then what it is
+    asked for. none: a candidate is trained for each"""
     search: Choice = PluginChoice(name="grid")
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
@@ -259,7 +262,7 @@ def from_mapping(content: Mapping[str, Any], overrides: Sequence[str] = (), wher
     return _absolute(config)
 
 
-CHOICES = ("loss", "combine", "search", "reader", "reward", "transform", "sampler")
+CHOICES = ("loss", "combine", "condition", "search", "reader", "reward", "transform", "sampler")
 
 
 def _override(content: dict[str, Any], override: str) -> None:

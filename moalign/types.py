@@ -57,6 +57,7 @@ class Candidate:
 
     ``parents``: the finished candidate from whose adapter the training starts; empty: from fresh weights.
     ``mixed``: not trained, but put together from the adapters of its trained neighbours in preference.
+    ``conditioned``: not trained either, but its parent, which is trained for many preferences, asked for this one.
     ``changes``: where it is trained differently from the configuration: {"train.steps": 60, "loss.beta": 0.2,
     "model.lora.r": 4}, with the keys of ``train``, the loss's own options, and the adapter's rank (not above the
     configuration's) and alpha.
@@ -67,6 +68,12 @@ class Candidate:
     parents: tuple[str, ...] = ()
     mixed: bool = False
     changes: Mapping[str, Any] = field(default_factory=dict)
+    conditioned: bool = False
+
+    @property
+    def kind(self) -> Literal["trained", "mixed", "conditioned"]:
+        """What becomes of it."""
+        return "conditioned" if self.conditioned else "mixed" if self.mixed else "trained"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +95,7 @@ class Outcome:
     checksum: str | None = None
     error: str | None = None
     details: Mapping[str, float] = field(default_factory=dict)
-    kind: Literal["trained", "mixed"] = "trained"
+    kind: Literal["trained", "mixed", "conditioned"] = "trained"
     parents: Mapping[str, float] = field(default_factory=dict)
     changes: Mapping[str, Any] = field(default_factory=dict)
 

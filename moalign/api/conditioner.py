@@ -36,6 +36,9 @@ class Conditioner(Plugin):
     per_prompt: int = Field(default=1, ge=1)
     """preferences drawn for each prompt of a round of sampled responses"""
 
+    def check(self, rank: int, objectives: tuple[str, ...]) -> None:
+        """Raise ConfigError where it cannot work with an adapter of this rank. Called before a model is loaded."""
+
     def draw(self, objectives: tuple[str, ...], rng: Random) -> Preference:
         """A preference to train on: weights, or where ``angles`` are given a direction."""
         if self.angles is not None:

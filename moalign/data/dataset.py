@@ -32,6 +32,7 @@ class PairDataset:
     ``greedy``             the greedy response to each prompt, in no pair and never trained on; where a loss needs them
     ``old_logps``, ``ref_logps``  for each, of its response tokens under the policy that sampled it, and the reference
     ``token_advantages``, ``known``  for each, of its response tokens, where a loss weighs them one by one
+    ``preference[N,M]``    for which each response counts, where one model is trained for many; None: the candidate's
     """
 
     objectives: tuple[str, ...]
@@ -51,6 +52,7 @@ class PairDataset:
     ref_logps: tuple[NDArray[np.float32], ...] | None = None
     token_advantages: tuple[NDArray[np.float32], ...] | None = None
     known: Mapping[str, tuple[NDArray[np.float32], ...]] = field(default_factory=dict)
+    preference: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         for array in (self.pairs, self.pair_objective, self.strength, self.rewards, self.groups):

@@ -21,7 +21,10 @@ from moalign.types import Preference, Round, TokenAdvantages, Tokens
 
 @dataclass
 class Advantages:
-    """One candidate's rule, with the state of a combiner that adapts. Begin anew to train anew."""
+    """One candidate's rule, with the state of a combiner that adapts. Begin anew to train anew.
+
+    ``asked`` [N,M]: for which preference each response of the round counts; None: all for the candidate's.
+    """
 
     objective: Objective
     combiner: Combiner
@@ -30,6 +33,7 @@ class Advantages:
     candidate: str
     state: Mapping[str, Any] = field(init=False)
     start: Tensor | None = None
+    asked: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         known = self.preference.values
@@ -105,7 +109,8 @@ class Advantages:
 
     def _combined(self, values: Tensor, rows: Tensor, *, thorough: bool = True) -> Tensor:
         """The combiner's signal for shaped rewards [N,M], with its state as it is."""
-        weights = torch.tensor(self.preference.vector(self.objectives), dtype=torch.float64).expand_as(values)
+        own = self.preference.vector(self.objectives) if self.asked is None else self.asked
+        weights = torch.as_tensor(own, dtype=torch.float64).expand_as(values)
         return self._numbers(self.combiner, "signal", values, weights, rows, self.state, thorough=thorough)
 
     def _figures(

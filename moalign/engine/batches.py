@@ -10,6 +10,7 @@ from itertools import combinations
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from moalign import calls
@@ -17,10 +18,12 @@ from moalign.api import Objective
 from moalign.config import RolloutSettings
 from moalign.data.batching import group_pair_indices, pair_indices
 from moalign.data.dataset import PairDataset
+from moalign.data.tokenise import Sequence as TokenSequence
 from moalign.engine.advantages import Advantages
 from moalign.engine.gram import gradient_products
 from moalign.engine.model import LanguageModel
 from moalign.engine.owned import first_values
+from moalign.engine.rewards import Scored
 from moalign.engine.rollouts import Draw, Rollout, Score, prompts_of_round, sample, sequence_of
 from moalign.engine.scoring import logps_under
 from moalign.engine.shaping import Shaping
@@ -69,6 +72,14 @@ def refresh(sources: Sequence[BatchSource], step: int) -> None:
                 sampled = members[0].sample(number, [source.slot for source in members])
                 for source, rollouts in zip(members, sampled, strict=True):
                     source.take(number, rollouts)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt as a policy reads it; ``number``: of the group of its responses, the prompt's if asked in one way."""
+
+    number: int
+    ids: tuple[int, ...]
 
 
 @dataclass
@@ -128,22 +139,47 @@ class RolloutSource:
         shared = current == 0 and self.first_round is not None
         return None if current == self._round or shared else current
 
-    def sample(self, number: int, slots: Sequence[str]) -> list[list[Rollout]]:
-        """A round's responses of the policies in these slots, to the prompts of that round."""
+    def asked(self, number: int) -> list[Question]:
+        """What the policy is asked in a round."""
         chosen = prompts_of_round(len(self.prompts), self.settings.prompts, self.seed, number)
+        return [Question(index, self.prompts[index]) for index in chosen]
+
+    def sample(self, number: int, slots: Sequence[str]) -> list[list[Rollout]]:
+        """A round's responses of the policies in these slots, to what is asked in that round."""
+        asked = self.asked(number)
         with calls.on_behalf_of(self.candidate if len(slots) == 1 else ""):
             sampled = (self.draw or sample)(
                 self.model,
                 slots,
-                [self.prompts[index] for index in chosen],
+                [question.ids for question in asked],
                 samples=self.settings.samples,
                 temperature=self.settings.temperature,
                 max_new_tokens=self.settings.max_new_tokens,
                 seed=derive(self.seed, "rollouts", number),
                 top_p=self.settings.top_p,
                 greedy=self.greedy,
+                **self.manner(asked),
             )
-        return [[replace(rollout, prompt=chosen[rollout.prompt]) for rollout in rollouts] for rollouts in sampled]
+        return [[replace(rollout, prompt=asked[rollout.prompt].number) for rollout in rollouts] for rollouts in sampled]
+
+    def manner(self, asked: Sequence[Question]) -> dict[str, Any]:
+        """What else there is to say of how these are answered."""
+        return {}
+
+    def scored(self, rollouts: Sequence[Rollout]) -> Scored:
+        """Rewards of the rollouts, which are numbered as their questions are."""
+        return self.score(rollouts)
+
+    def sequence(self, rollout: Rollout) -> TokenSequence:
+        return sequence_of(rollout, self.prompts)
+
+    def logps(
+        self, dataset: PairDataset, measuring: Measuring | None
+    ) -> tuple[Sequence[NDArray[np.float32]], Sequence[NDArray[np.float32]]]:
+        """Log-probabilities of each response's tokens under the reference, and under the policy that sampled it."""
+        units, adapters = dataset.groups.tolist(), (None, self.slot)
+        reference, own = logps_under(self.model, dataset.sequences, units, adapters, measuring)
+        return reference, own
 
     def take(self, number: int, rollouts: Sequence[Rollout]) -> None:
         """Score a round's responses and train on them from now on."""
@@ -173,12 +209,13 @@ class RolloutSource:
     ) -> tuple[PairDataset, dict[str, float]]:
         """With the advantage of every response that is a unit, and what the policy thinks of it now; and figures."""
         rows, needs = dataset.pairs[:, 0], advantages.objective.wants
+        if dataset.preference is not None:
+            advantages.asked = dataset.preference[rows]
         old = reference = measuring = None
         if "token_advantages" in needs:
             measuring = self._measuring(dataset, advantages)
         if measuring is not None or "old_logps" in needs or "reference" in needs:
-            units, adapters = dataset.groups.tolist(), (None, self.slot)
-            reference, old = logps_under(self.model, dataset.sequences, units, adapters, measuring)
+            reference, old = self.logps(dataset, measuring)
         ratios = None
         if "reference" in needs and old is not None and reference is not None:
             ratios = np.array([(old[row] - reference[row]).sum(dtype=np.float64) for row in rows])
@@ -222,7 +259,7 @@ class RolloutSource:
     def _dataset_of(self, rollouts: Sequence[Rollout]) -> PairDataset:
         """Of the responses that every reward has scored, all pairs within the groups; or each alone."""
         with calls.on_behalf_of(self.candidate):
-            scored = self.score(rollouts)
+            scored = self.scored(rollouts)
         rewards = scored.with_constants(self._rewards)
         groups = np.array([rollout.prompt for rollout in rollouts], dtype=np.int64)
         if self.shaping is not None:
@@ -257,7 +294,7 @@ class RolloutSource:
     ) -> PairDataset:
         return PairDataset(
             objectives=self.objectives,
-            sequences=tuple(sequence_of(rollout, self.prompts) for rollout in rollouts),
+            sequences=tuple(self.sequence(rollout) for rollout in rollouts),
             samples=tuple(Sample("", rollout.text) for rollout in rollouts),
             pairs=np.array(pairs, dtype=np.int64).reshape(-1, 2),
             pair_objective=np.full(len(pairs), -1, dtype=np.int64),

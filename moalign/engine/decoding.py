@@ -35,20 +35,25 @@ def decode(
     choose: Choose,
     most: int,
     ends: Collection[int],
+    gates: Sequence[Tensor] | None = None,
 ) -> list[list[list[int]]]:
     """At most ``most`` token ids per adapter and prompt; what stands behind one of ``ends`` means nothing.
 
     Several adapters must be slots. ``choose(scores [n,V], position, rows [n])`` gives the next token of each row that
-    goes on, [n]; ``rows`` are their numbers, adapter by adapter and prompt by prompt within each.
+    goes on, [n]; ``rows`` are their numbers, adapter by adapter and prompt by prompt within each. ``gates``: [L,r] of
+    the one adapter for each prompt; those that are one object, to one prompt, are computed once.
 
     Raises whatever a model raises whose cache does not let rows be selected; see ``probe.why_not_cached``.
     """
-    distinct = list(dict.fromkeys(prompts))
-    place = {prompt: index for index, prompt in enumerate(distinct)}
-    follows = torch.tensor([place[prompt] for prompt in prompts])
+    questions = [(prompt, 0 if gates is None else id(gates[row])) for row, prompt in enumerate(prompts)]
+    first = {question: row for row, question in reversed(list(enumerate(questions)))}
+    distinct = [prompts[row] for row in sorted(first.values())]
+    place = {question: index for index, question in enumerate(dict.fromkeys(questions))}
+    follows = torch.tensor([place[question] for question in questions])
     every = torch.cat([follows + len(distinct) * number for number in range(len(adapters))]).to(model.device)
     ids, mask = padded(distinct, model.pad_id)
-    with _Batch.open(model, adapters) as batch:
+    own = None if gates is None else torch.stack([gates[row] for row in sorted(first.values())])
+    with _Batch.open(model, adapters, own) as batch:
         scores = batch.first(ids, mask).index_select(0, every)
         batch.select(every)
         rows = torch.arange(len(every), device=model.device)
@@ -91,7 +96,7 @@ def padded(prompts: Sequence[tuple[int, ...]], pad_id: int) -> tuple[Tensor, Ten
 
 @dataclass
 class _Batch:
-    """The rows under way: what they have seen (mask [n,W]), where they are (positions [n,1]), and their cache."""
+    """The rows under way: what they have seen (mask [n,W]), where they are (positions [n,1]), their cache and gates."""
 
     model: LanguageModel
     adapters: Sequence[str | None]
@@ -99,13 +104,16 @@ class _Batch:
     mask: Tensor = field(default_factory=lambda: torch.empty(0))
     positions: Tensor = field(default_factory=lambda: torch.empty(0))
     cache: Any = None
+    gates: Tensor | None = None
 
     @classmethod
     @contextmanager
-    def open(cls, model: LanguageModel, adapters: Sequence[str | None]) -> Iterator[_Batch]:
-        alone = lora.active(model.policy, adapters[0]) if len(adapters) == 1 else nullcontext()
+    def open(
+        cls, model: LanguageModel, adapters: Sequence[str | None], gates: Tensor | None = None
+    ) -> Iterator[_Batch]:
+        alone = lora.active(model.policy, adapters[0]) if len(adapters) == 1 and gates is None else nullcontext()
         with alone:
-            yield cls(model, adapters, frozenset(inspect.signature(model.base.forward).parameters))
+            yield cls(model, adapters, frozenset(inspect.signature(model.base.forward).parameters), gates=gates)
 
     def first(self, ids: Tensor, mask: Tensor) -> Tensor:
         """The scores behind the prompts, [K*P,V], of each adapter's."""
@@ -125,6 +133,7 @@ class _Batch:
         """Go on with these rows, each as often as it is named."""
         self.cache.reorder_cache(rows)
         self.mask, self.positions = self.mask.index_select(0, rows), self.positions.index_select(0, rows)
+        self.gates = None if self.gates is None else self.gates.index_select(0, rows)
 
     def _scores(self, ids: Tensor, positions: Tensor, owners: Sequence[int]) -> Tensor:
         name = next((name for name in CACHES if name in self.takes), None)
@@ -138,6 +147,8 @@ class _Batch:
         return output.logits[:, -1].float()
 
     def _owned(self, owners: Sequence[int]) -> Any:
+        if self.gates is not None:
+            return lora.under(self.model.policy, self.adapters[0], self.gates)
         if len(self.adapters) == 1:
             return nullcontext()
         there = [(slot, rows) for slot, rows in zip(self.adapters, owners, strict=True) if rows]

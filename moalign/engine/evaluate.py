@@ -17,6 +17,7 @@ from moalign.engine.scoring import LogpCache, logps_under
 from moalign.errors import TrainingError
 from moalign.pareto import standard_error_clustered
 from moalign.seeds import derive
+from moalign.types import Message
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,15 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What evaluation runs on: labelled pairs (may be None), prompts as token ids, and a scorer (None: no rewards)."""
+    """What evaluation runs on: labelled pairs (may be None), prompts as token ids, and a scorer (None: no rewards).
+
+    ``texts``: the prompts as they are in the data.
+    """
 
     pairs: PairDataset | None
     prompts: tuple[tuple[int, ...], ...]
     score: Score | None
+    texts: tuple[str | tuple[Message, ...], ...] = ()
 
 
 def evaluate(
@@ -49,19 +54,23 @@ def evaluate(
     beta: float,
     cache: LogpCache,
     rollouts: Sequence[Rollout],
+    seen: HeldOut | None = None,
 ) -> Evaluation:
     """Evaluate the policy with ``adapter`` (None: the untouched base), whose ``samples`` the rollouts are.
 
     ``kind`` "generate": mean reward of sampled responses, standard error clustered by prompt. "preference": share of
     held-out pairs whose better response has the larger log-ratio (equal counts a half; the base has 0.5 by
     definition), clustered by group; the implicit-reward margin beta * (log-ratio difference) stands in the details.
-    Where the data has both, the other kind's figures stand in the details.
+    Where the data has both, the other kind's figures stand in the details. ``seen``: the same prompts and pairs as the
+    policy reads them, if not as the reference does.
     """
+    seen = held_out if seen is None else seen
     details: dict[str, float] = {}
     accuracies: dict[str, tuple[float, float | None]] = {}
     if held_out.pairs is not None:
-        accuracies = _accuracies(model, adapter, held_out.pairs, objectives, beta, cache, details)
-    kl = _kl(model, adapter, held_out.prompts, rollouts, details) if settings.temperature == 1.0 else None
+        pairs = seen.pairs or held_out.pairs
+        accuracies = _accuracies(model, adapter, held_out.pairs, pairs, objectives, beta, cache, details)
+    kl = _kl(model, adapter, held_out.prompts, seen.prompts, rollouts, details) if settings.temperature == 1.0 else None
     details["response_tokens"] = float(np.mean([len(r.ids) for r in rollouts]))
     details["ended"] = float(np.mean([r.ended for r in rollouts]))
     chosen = accuracies
@@ -114,6 +123,7 @@ def _accuracies(
     model: LanguageModel,
     adapter: str | None,
     pairs: PairDataset,
+    seen: PairDataset,
     objectives: tuple[str, ...],
     beta: float,
     cache: LogpCache,
@@ -124,8 +134,11 @@ def _accuracies(
         sequences = [pairs.sequences[index] for index in part.sequences]
         layout = model.lay_out(sequences, part.rows)
         reference = cache.logps(sequences, layout, None, "")
+        if seen is not pairs:
+            layout = model.lay_out([seen.sequences[index] for index in part.sequences], part.rows)
         with lora.active(model.policy, adapter):
-            ratios[part.sequences] = (model.response_logps(layout) - reference).double().sum(-1).cpu().numpy()
+            own = model.response_logps(layout)
+        ratios[part.sequences] = (own.double().sum(-1) - reference.double().sum(-1)).cpu().numpy()
     cache.save()
     differences = ratios[pairs.pairs[:, 0]] - ratios[pairs.pairs[:, 1]]
     groups = pairs.groups[pairs.pairs[:, 0]]
@@ -145,13 +158,17 @@ def _kl(
     model: LanguageModel,
     adapter: str | None,
     prompts: Sequence[tuple[int, ...]],
+    seen: Sequence[tuple[int, ...]],
     rollouts: Sequence[Rollout],
     details: dict[str, float],
 ) -> float:
     """Mean over the policy's own samples of log pi - log pi_ref, in nats per response."""
-    sequences = [sequence_of(rollout, prompts) for rollout in rollouts]
-    groups = [rollout.prompt for rollout in rollouts]
-    reference, own = logps_under(model, sequences, groups, (None, adapter))
+    plain, groups = [sequence_of(rollout, prompts) for rollout in rollouts], [rollout.prompt for rollout in rollouts]
+    if seen is prompts:
+        reference, own = logps_under(model, plain, groups, (None, adapter))
+    else:
+        (reference,) = logps_under(model, plain, groups, (None,))
+        (own,) = logps_under(model, [sequence_of(rollout, seen) for rollout in rollouts], groups, (adapter,))
     ratios = np.array([(mine - base).sum(dtype=np.float64) for mine, base in zip(own, reference, strict=True)])
     mean, error = _mean_and_error(ratios, np.array([r.prompt for r in rollouts]))
     if error is not None:

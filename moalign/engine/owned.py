@@ -1,4 +1,4 @@
-"""Tensors that a loss owns, such as a value head: made, kept in a file beside the adapter, and read from a parent's."""
+"""Tensors that a loss or a conditioner owns, such as a value head: made, and a loss's kept beside the adapter."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ import torch
 from torch import Tensor
 
 from moalign import door, storage
-from moalign.api import Objective
+from moalign.api import AdapterShape, Conditioner, Objective
 from moalign.errors import PluginError, RunError
 from moalign.seeds import derive
 
 FILE = "objective.safetensors"
 
 
-def first_values(objective: Objective, width: int, seed: int, candidate: str = "") -> dict[str, Tensor]:
-    """What ``Objective.parameters`` gives, on the CPU, in the order of the names; empty where the loss owns nothing.
+def first_values(
+    owner: Objective | Conditioner, about: int | AdapterShape, seed: int, candidate: str = ""
+) -> dict[str, Tensor]:
+    """What the plugin's ``parameters`` gives, on the CPU, in the order of the names; empty where it owns nothing.
+
+    ``about``: the width of a hidden state for a loss, the adapter's shape for a conditioner.
 
     Raises PluginError where it is not finite float32 by name.
     """
     generator = torch.Generator().manual_seed(derive(seed, "parameters"))
-    found = door.call(objective, "parameters", width, generator, candidate=candidate)
-    who = f"{door.origin(objective).who}, in parameters"
+    found = door.call(owner, "parameters", about, generator, candidate=candidate)
+    who = f"{door.origin(owner).who}, in parameters"
     if not isinstance(found, Mapping):
         raise PluginError(f"{who}: it must return tensors by name, not {type(found).__name__}")
     for name, value in found.items():
@@ -37,11 +41,11 @@ def first_values(objective: Objective, width: int, seed: int, candidate: str = "
     return {name: found[name].detach().clone() for name in sorted(found)}
 
 
-def lr_factor(objective: Objective, name: str, candidate: str = "") -> float:
+def lr_factor(owner: Objective | Conditioner, name: str, candidate: str = "") -> float:
     """Of the learning rate, for one parameter. Raises PluginError where it is no finite number from 0 on."""
-    factor = door.call(objective, "lr_factor", name, candidate=candidate)
+    factor = door.call(owner, "lr_factor", name, candidate=candidate)
     if not (isinstance(factor, int | float) and 0 <= factor < math.inf):
-        who = door.origin(objective).who
+        who = door.origin(owner).who
         raise PluginError(f"{who}, in lr_factor: it must return a finite number from 0 on, not {factor!r}")
     return float(factor)
 

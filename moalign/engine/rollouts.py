@@ -60,17 +60,20 @@ def sample(
     seed: int,
     top_p: float = 1.0,
     greedy: bool = False,
+    gates: Tensor | None = None,
 ) -> list[list[Rollout]]:
     """``samples`` responses per prompt (token ids) under each adapter (None: the bare base); a list per adapter.
 
     Plain sampling at ``temperature``: no top-k, no penalties, whatever the model's own generation settings say, because
     everything here is an estimate under the policy itself. ``top_p``: of the likeliest tokens alone that have this much
     of the probability together. ``greedy``: behind them one response to each prompt whose every token is the likeliest.
+    ``gates`` [P,L,r]: of the adapter, of which there is but one, for each prompt.
 
     A function of ``seed``, and the same noise for every adapter: what one of them says does not depend on who else is
     sampled, and neighbours are compared under common random numbers. No global generator is touched. Raises
     TrainingError where scores are not numbers.
     """
+    each = None if gates is None else list(gates)
     order = [index for index in range(len(prompts)) for _ in range(samples)]
     sampled: list[list[Rollout]] = [[] for _ in adapters]
     likeliest: list[list[Rollout]] = [[] for _ in adapters]
@@ -80,13 +83,14 @@ def sample(
         more = range(first, -(-(start + len(chunk)) // samples)) if greedy else range(0)
         noise = _Noise(len(chunk), temperature, top_p, derive(seed, start), len(more))
         asked = [*chunk, *more]
-        call = _Call(model, [prompts[index] for index in asked], noise, max_new_tokens)
+        own = None if each is None else [each[index] for index in asked]
+        call = _Call(model, [prompts[index] for index in asked], noise, max_new_tokens, own)
         together = 1 if lora.why_not_together(model.policy) else max(1, ROWS_IN_ALL // len(asked))
         for begin in range(0, len(adapters), together):
             for place, said in enumerate(call.responses(adapters[begin : begin + together]), begin):
                 made = [rollout_of(index, response, model) for index, response in zip(asked, said, strict=True)]
                 sampled[place] += made[: len(chunk)]
-                likeliest[place] += [replace(each, greedy=True) for each in made[len(chunk) :]]
+                likeliest[place] += [replace(rollout, greedy=True) for rollout in made[len(chunk) :]]
     return [own + others for own, others in zip(sampled, likeliest, strict=True)]
 
 
@@ -98,13 +102,14 @@ class _Call:
     prompts: Sequence[tuple[int, ...]]
     noise: _Noise
     max_new_tokens: int
+    gates: Sequence[Tensor] | None = None
 
     def responses(self, adapters: Sequence[str | None]) -> list[list[list[int]]]:
         """Token ids, per adapter and prompt; where memory does not suffice, half of the adapters at a time."""
         try:
             if self.model.uncached is None:
                 most, ends = self.max_new_tokens, self.model.end_ids
-                return decode(self.model, adapters, self.prompts, self.noise.choose, most, ends)
+                return decode(self.model, adapters, self.prompts, self.noise.choose, most, ends, self.gates)
             return self._generate(adapters)
         except torch.OutOfMemoryError:
             if len(adapters) == 1:
@@ -136,7 +141,8 @@ class _Call:
 
     def _switched(self, adapters: Sequence[str | None]) -> AbstractContextManager[None]:
         if len(adapters) == 1:
-            return lora.active(self.model.policy, adapters[0])
+            gates = None if self.gates is None else torch.stack(list(self.gates))
+            return lora.under(self.model.policy, adapters[0], gates)
         slots = tuple(adapter for adapter in adapters if adapter is not None)
         return lora.mixed(self.model.policy, Mixture(slots, (len(self.prompts),) * len(slots)))
 

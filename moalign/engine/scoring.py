@@ -31,12 +31,14 @@ def logps_under(
     groups: Sequence[int],
     adapters: Sequence[str | None],
     look: Callable[[list[int], Layout, list[Tensor], Tensor], None] | None = None,
+    gates: Tensor | None = None,
 ) -> list[list[NDArray[np.float32]]]:
     """Log-probabilities of the response tokens of each sequence, under each adapter (None: the base); a list for each.
 
     ``groups``: sequences with the same number begin with the same prompt and share a pass. All adapters meet the same
     passes, so that two with the same weights agree to the last bit. ``look`` is told of each pass: its sequences, how
-    they lie, their log-probabilities [N,T] under each adapter, and their hidden states [S,D] under the last.
+    they lie, their log-probabilities [N,T] under each adapter, and their hidden states [S,D] under the last. ``gates``
+    [N,L,r]: of the adapters for each sequence, the same for those of a group.
     """
     of_group: dict[int, list[int]] = {}
     for index, group in enumerate(groups):
@@ -47,8 +49,9 @@ def logps_under(
         chosen = [index for unit in part.units for index in units[unit]]
         layout = model.lay_out([sequences[index] for index in chosen], part.rows)
         placed = []
+        gated = None if gates is None else gates[[chosen[row[0]] for row in part.rows]]
         for values, adapter in zip(found, adapters, strict=True):
-            with lora.active(model.policy, adapter):
+            with lora.under(model.policy, adapter, gated):
                 states = model.response_states(layout)
                 placed.append(model.scores_of(states, layout).logps)
             scored = placed[-1].flatten().index_select(0, layout.target)

@@ -214,7 +214,8 @@ def _losses(
     seeds = None
     if model.adapter_dropout and at is not None:
         seeds = tuple(derive(s.trainee.job.seed, "dropout", s.trainee.job.candidate, *at) for s in members)
-    mixture = Mixture(tuple(s.trainee.slot for s in members), rows, seeds, lengths)
+    gates = _gates(members[0], lengths is None, model.device)
+    mixture = Mixture(tuple(s.trainee.slot for s in members), rows, seeds, lengths, gates=gates)
     losses: list[Tensor | None] = []
     copies = _copies(members, rows, model.device) if model.upper and len(members) > 1 else None
     once = nullcontext() if copies is None else copied(model.upper, copies)
@@ -237,6 +238,19 @@ def _losses(
             start, first = end, last
         del states, hidden  # the head has its own gradients, and the backward pass needs the room
         yield losses
+
+
+def _gates(share: _Share, one_by_one: bool, device: torch.device) -> Tensor | None:
+    """[B,L,r] of the rows of a candidate whose conditioner gates its adapter; it has the pass for itself.
+
+    ``one_by_one``: a row for each sequence.
+    """
+    conditioning, part = share.trainee.job.conditioning, share.part
+    if conditioning is None or not conditioning.gated or share.dataset.preference is None:
+        return None
+    first = part.sequences if one_by_one else part.sequences[[row[0] for row in part.rows]]
+    wanted = torch.from_numpy(share.dataset.preference[first]).float().to(device)
+    return conditioning.gates(wanted, share.trainee.conditioned)
 
 
 def _copies(members: Sequence[_Share], rows: Sequence[int], device: torch.device) -> Copies:
@@ -319,7 +333,7 @@ class _Frozen:
             mask=self.layout.mask.clone(),
             pairs=pairs.clone(),
             pair_objective=self.known["pair_objective"].clone(),
-            preference=torch.tensor(job.preference, device=logps.device).expand(len(self.sequences), -1),
+            preference=self._preference(job, logps.device),
             strength=self.known["strength"].clone(),
             groups=self.known["groups"].clone(),
             ref_logps=reference,
@@ -333,6 +347,12 @@ class _Frozen:
             hidden=hidden,
             parameters={name: values.clone() for name, values in share.trainee.owned.items()},
         )
+
+    def _preference(self, job: Job, device: torch.device) -> Tensor:
+        """For which each row counts, [N,M]."""
+        if "preference" in self.known:
+            return self.known["preference"].clone()
+        return torch.tensor(job.preference, device=device).expand(len(self.sequences), -1)
 
     def _rewards(self, job: Job, reference: Tensor | None) -> Tensor | None:
         """Scores per row and objective [N,M] where something needs them: from the data, or from frozen adapters."""

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from moalign import door, lora
-from moalign.api import Combiner, Objective
+from moalign.api import Combiner, Conditioner, Objective, Plugin
 from moalign.config import TrainSettings
 from moalign.data.dataset import PairDataset
 from moalign.engine import owned
 from moalign.engine.batches import BatchSource, RolloutSource
+from moalign.engine.conditioned import ConditionedPairs, ConditionedRollouts
+from moalign.engine.conditioning import Conditioning
 from moalign.engine.early_stop import EarlyStop
 from moalign.engine.metrics import StepMetrics, number
 from moalign.engine.model import LanguageModel
@@ -38,7 +40,10 @@ class FrozenReward:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that decides one candidate's training. ``held_out``: the pairs that an early stop looks at."""
+    """Everything that decides one candidate's training. ``held_out``: the pairs that an early stop looks at.
+
+    ``conditioning``: of a candidate that is trained for many preferences; ``preference`` is then one of them.
+    """
 
     candidate: str
     preference: tuple[float, ...]
@@ -52,6 +57,7 @@ class Job:
     rank: int
     alpha: float
     held_out: PairDataset | None = None
+    conditioning: Conditioning | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class Trainee:
     """A job, its batches, and the state of its training in the model's slot ``slot``.
 
     ``parent``: the folder of an adapter from which training starts, with its rank and alpha (None: fresh weights).
-    ``parameters``: the adapter's; ``owned``: the loss's, by name.
+    ``parameters``: the adapter's; ``owned``: the loss's, by name; ``conditioned``: the conditioner's.
     ``problem``: what is wrong with the step under way; ``error``: why training has ended before its time.
     """
 
@@ -85,6 +91,7 @@ class Trainee:
     parent: Path | None = None
     parameters: list[nn.Parameter] = field(default_factory=list)
     owned: dict[str, nn.Parameter] = field(default_factory=dict)
+    conditioned: dict[str, nn.Parameter] = field(default_factory=dict)
     optimizer: Any = None
     metrics: StepMetrics = field(init=False)
     problem: str | None = None
@@ -117,14 +124,17 @@ class Trainee:
         first = owned.first_values(job.objective, model.width, job.seed, job.candidate)
         if self.parent is not None:
             first = owned.read(self.parent, first, model.fingerprint)
-        self.parameters, self.owned = parameters, {}
         groups: list[dict[str, Any]] = [{"params": parameters, "factor": 1.0}]
-        for name, values in first.items():
-            self.owned[name] = nn.Parameter(values.to(model.device))
-            self.owned[name].grad = torch.zeros_like(self.owned[name])
-            groups.append({"params": [self.owned[name]], "factor": owned.lr_factor(job.objective, name, job.candidate)})
+        self.parameters = parameters
+        self.owned = _trained(job.objective, first, model.device, job.candidate, groups)
+        if job.conditioning is not None:
+            conditioner = job.conditioning.conditioner
+            first = owned.first_values(conditioner, job.conditioning.shape, job.seed, job.candidate)
+            self.conditioned = _trained(conditioner, first, model.device, job.candidate, groups)
         if isinstance(self.source, RolloutSource):
             self.source.owned = self.owned
+        if isinstance(self.source, ConditionedRollouts | ConditionedPairs):
+            self.source.parameters = self.conditioned
         self.optimizer = torch.optim.AdamW(
             groups, lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.999), fused=True
         )
@@ -159,14 +169,14 @@ class Trainee:
         """Clip and step, or skip where a number is not finite: such numbers never reach the optimizer."""
         if self.problem is None:
             # apart: a large error of what the loss owns must not shorten the adapter's step, nor the other way round
-            limit, own = self.job.settings.max_gradient_norm, list(self.owned.values())
+            limit = self.job.settings.max_gradient_norm
             norm = float(nn.utils.clip_grad_norm_(self.parameters, limit))
             self.metrics.gradient_norm = norm
             self.problem = None if math.isfinite(norm) else f"gradient norm is {norm}"
-            beside = float(nn.utils.clip_grad_norm_(own, limit)) if own else 0.0
-            if self.problem is None and not math.isfinite(beside):
-                who = door.origin(self.job.objective).who
-                self.problem = f"gradient norm of the parameters of {who} is {beside}"
+            for owner, own in self._beside:
+                beside = float(nn.utils.clip_grad_norm_(own, limit)) if own else 0.0
+                if self.problem is None and not math.isfinite(beside):
+                    self.problem = f"gradient norm of the parameters of {door.origin(owner).who} is {beside}"
         self.tokens += self.metrics.tokens
         if self.problem is None:
             self.optimizer.step()
@@ -179,6 +189,14 @@ class Trainee:
                 f"step {step}: {self.problem}, for {SKIPS_IN_A_ROW} steps in a row; the optimizer was not called. "
                 "A smaller train.lr usually helps"
             )
+
+    @property
+    def _beside(self) -> list[tuple[Plugin, list[nn.Parameter]]]:
+        """What is trained beside the adapter, with whose it is."""
+        own: list[tuple[Plugin, list[nn.Parameter]]] = [(self.job.objective, list(self.owned.values()))]
+        if self.job.conditioning is not None:
+            own.append((self.job.conditioning.conditioner, list(self.conditioned.values())))
+        return own
 
     def looks_after(self, step: int) -> bool:
         return self.error is None and self.early_stop is not None and self.early_stop.due(step)
@@ -201,6 +219,21 @@ class Trainee:
             told["held_out_loss"] = number(self.held_out_loss)
         figures = {name: number(value) for name, value in getattr(self.source, "figures", {}).items()}
         self.on_step(step, self.metrics.summary() | figures | {"lr": self.optimizer.param_groups[0]["lr"]} | told)
+
+
+def _trained(
+    owner: Objective | Conditioner,
+    first: Mapping[str, Tensor],
+    device: torch.device,
+    candidate: str,
+    groups: list[dict[str, Any]],
+) -> dict[str, nn.Parameter]:
+    """Parameters with these first values, which have gradients to add to; each becomes a group of the optimizer's."""
+    made = {name: nn.Parameter(values.to(device)) for name, values in first.items()}
+    for name, parameter in made.items():
+        parameter.grad = torch.zeros_like(parameter)
+        groups.append({"params": [parameter], "factor": owned.lr_factor(owner, name, candidate)})
+    return made
 
 
 def schedule(settings: TrainSettings, step: int) -> float:

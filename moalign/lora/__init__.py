@@ -19,6 +19,7 @@ from moalign.lora.adapters import (
     why_not_together,
     write,
 )
+from moalign.lora.gated import under
 from moalign.lora.linear import Mixture
 from moalign.lora.stack import Stack, stack
 
@@ -39,6 +40,7 @@ __all__ = [
     "read",
     "room",
     "stack",
+    "under",
     "upper_layers",
     "weights",
     "why_not_together",

@@ -30,7 +30,8 @@ class Mixture:
     ``tap``: told of the gradients of one candidate's adapter, if anybody wants them row by row.
     ``dropout_seeds``: one per slot where adapter dropout is on, else None. ``lengths``: that of each candidate's own
     rows, without the padding that others bring (None: as long as the batch's). Masks are a function of seed, layer and
-    the candidate's own rows, whoever else is in the batch.
+    the candidate's own rows, whoever else is in the batch. ``gates`` [rows,L,r], of a single slot: what the rank
+    directions of each of the L layers are multiplied by, row by row.
     """
 
     slots: tuple[str, ...]
@@ -38,6 +39,7 @@ class Mixture:
     dropout_seeds: tuple[int, ...] | None = None
     lengths: tuple[int, ...] | None = None
     tap: Tap | None = None
+    gates: Tensor | None = None
 
     @property
     def shapes(self) -> list[tuple[int, int | None]]:
@@ -87,7 +89,8 @@ class AdaptedLinear(LoraLinear):
         dropping = mixture.dropout_seeds is not None and any(self.dropout_rate(slot) for slot in mixture.slots)
         if mixture.tap is not None:
             return self._tapped(x, mixture.tap, ends, scalings, a, b)
-        fast = type(base) in (nn.Linear, FrozenLinear) and x.dtype == base.weight.dtype == a.dtype
+        gated = mixture.gates is not None
+        fast = not gated and type(base) in (nn.Linear, FrozenLinear) and x.dtype == base.weight.dtype == a.dtype
         if fast and not dropping and not torch.is_autocast_enabled(x.device.type):
             return _Linear.apply(x, base.weight, base.bias, ends, scalings, a, b)
         rows = x.flatten(0, -2).to(a.dtype)
@@ -95,7 +98,12 @@ class AdaptedLinear(LoraLinear):
             parts = zip(_split(rows, ends), mixture.slots, mixture.dropout_seeds, mixture.shapes, strict=True)
             rows = torch.cat([self.drop(*part) for part in parts])
         result = base(x)
-        return result + _update(rows, ends, scalings, a, b).to(result.dtype).view(result.shape)
+        if mixture.gates is None:
+            update = _update(rows, ends, scalings, a, b)
+        else:
+            inner = (rows @ a[0].mT).view(len(x), -1, a.shape[1]) * (scalings[0] * mixture.gates[:, self.place, None])
+            update = inner.flatten(0, 1) @ b[0].mT
+        return result + update.to(result.dtype).view(result.shape)
 
     def _tapped(
         self, x: Tensor, tap: Tap, ends: tuple[int, ...], scalings: tuple[float, ...], a: Tensor, b: Tensor

@@ -16,6 +16,7 @@ from moalign import calls, lora, preference, storage
 from moalign.engine import owned
 from moalign.engine.advantages import Advantages
 from moalign.engine.batches import BatchSource, OfflineSource, RolloutSource
+from moalign.engine.conditioned import ConditionedPairs, ConditionedRollouts
 from moalign.engine.evaluate import Evaluation
 from moalign.engine.model import TRAINED
 from moalign.engine.rollouts import Rollout
@@ -23,7 +24,7 @@ from moalign.engine.shaping import Shaping
 from moalign.engine.train import train_together
 from moalign.engine.trainee import FrozenReward, Job, Trained, Trainee
 from moalign.errors import MoalignError, TrainingError, UserError
-from moalign.sweeps import outcomes
+from moalign.sweeps import conditioned, outcomes
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.workshop import Workshop
 from moalign.types import Candidate, Outcome
@@ -107,6 +108,8 @@ def _train(
 
 def _held_out_samples(trainees: Sequence[Trainee], workshop: Workshop) -> dict[str, list[Rollout]]:
     """By slot, those of all that were trained, sampled together; where that fails, each evaluation samples its own."""
+    if workshop.plan.conditioner is not None:
+        return {}  # it is not yet what it is for one preference
     slots = [trainee.slot for trainee in trainees if trainee.error is None]
     with suppress(Exception):
         return dict(zip(slots, workshop.held_out_samples(slots), strict=True))
@@ -121,6 +124,7 @@ def _finish(
     def fill(folder: Path) -> Content:
         trained = trainee.result
         storage.write_text(folder / "metrics.jsonl", "".join(metrics))
+        conditioned.keep(trainee, candidate.preference, workshop, folder)
         lora.write(workshop.model.policy, trainee.slot, folder, workshop.model.fingerprint)
         owned.write(folder, trainee.owned, workshop.model.fingerprint)
         return Content(trained.tokens, dict.fromkeys(candidate.parents, 1.0), _details(trained))
@@ -161,7 +165,8 @@ def settle(
     try:
         with calls.on_behalf_of(candidate.id), storage.new_directory(_folder(candidate.id, workshop)) as folder:
             content = fill(folder)
-            measured = workshop.evaluate(slot, workshop.plan.variant(candidate.changes).beta, sampled)
+            beta = workshop.plan.variant(candidate.changes).beta
+            measured = workshop.evaluate(slot, beta, sampled, conditioned.told(candidate, workshop))
             storage.write_text(folder / "samples.jsonl", _samples(workshop, measured))
             outcome = Outcome(
                 id=candidate.id,
@@ -173,7 +178,7 @@ def settle(
                 tokens=content.tokens,
                 checksum=storage.sha256_of(folder / lora.WEIGHTS_FILE),
                 details=measured.details | content.details,
-                kind="mixed" if candidate.mixed else "trained",
+                kind=candidate.kind,
                 parents=content.parents,
                 changes=candidate.changes,
             )
@@ -217,6 +222,7 @@ def job_of(candidate: Candidate, workshop: Workshop, history: Sequence[Outcome])
         rank=variant.lora.r,
         alpha=variant.lora.alpha,
         held_out=workshop.material.looked_at,
+        conditioning=workshop.conditioning(candidate.id),
     )
 
 
@@ -246,10 +252,20 @@ def batch_source(candidate: Candidate, workshop: Workshop, slot: str = TRAINED) 
     """Pairs from the data, or from the policy's own samples where the configuration has rollouts."""
     config, material = workshop.plan.config, workshop.material
     train = workshop.plan.variant(candidate.changes).train
+    conditioning = workshop.conditioning(candidate.id, None if config.rollouts else config.data.max_length)
+    reference = "reference" in workshop.plan.needs(candidate)
     if config.rollouts is None:
-        return OfflineSource(workshop.pairs_for(candidate), config.seed, train.pairs_per_step)
+        dataset, seed = workshop.pairs_for(candidate), config.seed
+        if conditioning is None:
+            return OfflineSource(dataset, seed, train.pairs_per_step)
+        each = train.pairs_per_step
+        return ConditionedPairs(workshop.model, dataset, seed, each, conditioning, reference=reference)
     assert material.score is not None
-    return RolloutSource(
+    about: dict[str, Any] = {}
+    if conditioning is not None:
+        about = {"conditioning": conditioning, "texts": material.texts, "reference": reference}
+    return (ConditionedRollouts if about else RolloutSource)(
+        **about,
         model=workshop.model,
         slot=slot,
         objectives=workshop.plan.objectives,

@@ -35,6 +35,7 @@ class Material:
     ``score_references``: the same for the base's responses that transforms compare with, of the plan's ``references``.
     ``looked_at``: held-out pairs with all that the training loss reads, where train.early_stop asks for them.
     ``margins`` tells per objective where reward differences come from: scores, reward or implicit.
+    ``texts``: the prompts as they are in the data; ``longest_prompt``: tokens of one that is sampled from.
     ``counts`` is what was read, dropped and truncated, by reason; ``digest`` a hash over all that decides the result.
     """
 
@@ -48,6 +49,8 @@ class Material:
     warnings: tuple[str, ...]
     digest: str
     score_references: Score | None = None
+    texts: tuple[Prompt, ...] = ()
+    longest_prompt: int = 0
 
 
 def gather(plan: Plan, model: LanguageModel, warn: Callable[[str], None]) -> Material:
@@ -86,6 +89,7 @@ def gather(plan: Plan, model: LanguageModel, warn: Callable[[str], None]) -> Mat
             pairs=pairs,
             prompts=tuple(ids for _, ids in held_out_asked),
             score=_score_of(scorers, held_out_asked, plan.objectives, dispensable=False),  # a point needs all scores
+            texts=tuple(prompt for prompt, _ in held_out_asked),
         ),
         looked_at=looked_at,
         margins=margins,
@@ -95,6 +99,8 @@ def gather(plan: Plan, model: LanguageModel, warn: Callable[[str], None]) -> Mat
         score_references=_score_of(scorers, asked, tuple(plan.references), dispensable=False)
         if plan.references
         else None,
+        texts=tuple(prompt for prompt, _ in asked),
+        longest_prompt=limit,
     )
 
 

@@ -65,13 +65,19 @@ def candidate_to(candidate: Candidate) -> dict[str, Any]:
         "parents": list(candidate.parents),
         "mixed": candidate.mixed,
         "changes": dict(candidate.changes),
+        "conditioned": candidate.conditioned,
     }
 
 
 def candidate_from(event: Mapping[str, Any], objectives: tuple[str, ...]) -> Candidate:
     preferred = preference.from_json(event["preference"], objectives)
     return Candidate(
-        event["id"], preferred, tuple(event["parents"]), event.get("mixed", False), event.get("changes", {})
+        id=event["id"],
+        preference=preferred,
+        parents=tuple(event["parents"]),
+        mixed=event.get("mixed", False),
+        changes=event.get("changes", {}),
+        conditioned=event.get("conditioned", False),
     )
 
 
@@ -81,6 +87,6 @@ def failure(candidate: Candidate, error: str) -> Outcome:
         status="failed",
         preference=candidate.preference,
         error=error,
-        kind="mixed" if candidate.mixed else "trained",
+        kind=candidate.kind,
         changes=candidate.changes,
     )

@@ -11,12 +11,13 @@ from random import Random
 from typing import Any
 
 from moalign import door, preference
-from moalign.api import Combiner, Objective, Observer, Reader, Reward, Sampler, Search, Transform
+from moalign.api import Combiner, Conditioner, Objective, Observer, Reader, Reward, Sampler, Search, Transform
 from moalign.config import BUILT_IN_MODEL, Config, PluginChoice
 from moalign.errors import ConfigError, ModelError, PluginError, PreferenceError
 from moalign.registry import Entry, Registry
 from moalign.seeds import derive
 from moalign.storage import safe_name
+from moalign.sweeps import conditions
 from moalign.sweeps.changes import Variant, variant
 from moalign.types import Candidate, Outcome, Preference, Space
 
@@ -38,6 +39,7 @@ class Plan:
     observers: tuple[tuple[Entry, Observer], ...] = ()
     transforms: Mapping[str, tuple[Transform, ...]] = field(default_factory=dict)
     sampler: Sampler | None = None
+    conditioner: Conditioner | None = None
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -102,7 +104,7 @@ class Plan:
             known.add(candidate.id)
             self._check_changes(candidate, history)
             self._check_preference(candidate)
-        return candidates
+        return candidates if self.conditioner is None else conditions.asked_of_model(candidates, self, history)
 
     @property
     def _proposed(self) -> str:
@@ -162,6 +164,7 @@ def prepare(config: Config, registry: Registry) -> Plan:
         transforms=_transforms(config, registry),
         readers=readers_for(config.data.reader, registry, deadline),
         sampler=_sampler(config, registry),
+        conditioner=conditions.conditioner_of(config, registry),
         space=Space(names, _preferences(config), config.train.steps),
         plugins=_entries(config, registry),
         observers=_observers(config, registry),
@@ -171,6 +174,7 @@ def prepare(config: Config, registry: Registry) -> Plan:
     _check_rewards(plan)
     _check_transforms(plan)
     _check_early_stop(plan)
+    conditions.check(plan)
     if not plan.propose(()):
         raise ConfigError(f"search: '{config.search.name}' proposes no candidate at all")
     return plan
@@ -260,6 +264,8 @@ def _entries(config: Config, registry: Registry) -> tuple[Entry, ...]:
     choices += [("observer", choice) for choice in config.observers]
     if config.rollouts is not None and config.rollouts.sampler is not None:
         choices.append(("sampler", config.rollouts.sampler))
+    if config.condition is not None:
+        choices.append(("conditioner", config.condition))
     return tuple(registry.find(kind, choice.name) for kind, choice in choices)
 
 

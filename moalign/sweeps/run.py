@@ -22,6 +22,7 @@ from moalign.engine.lower_worth import worth
 from moalign.errors import RunError, TrainingError
 from moalign.registry import Registry
 from moalign.sweeps import callables, front, journal, outcomes, provenance, together
+from moalign.sweeps.asked import ask_candidate
 from moalign.sweeps.candidate import train_candidates
 from moalign.sweeps.mixed import mix_candidate
 from moalign.sweeps.observe import Observer
@@ -102,7 +103,7 @@ def _outcomes(
     proposed: Sequence[Candidate], directory: Path, workshop: Workshop, history: Sequence[Outcome], observer: Observer
 ) -> Iterator[Outcome]:
     """What becomes of a proposal, one candidate after the other; ``history`` grows while this runs."""
-    trained = [candidate for candidate in proposed if not candidate.mixed]
+    trained = [candidate for candidate in proposed if candidate.kind == "trained"]
     deadly = outcomes.given_up(journal.read(directory / journal.FILE))
     harmless = [candidate for candidate in trained if candidate.id not in deadly]
     if harmless:
@@ -113,9 +114,10 @@ def _outcomes(
             yield from train_candidates(members, workshop, history, observer)
     known = {outcome.id for outcome in history}
     for candidate in proposed:
-        if candidate.mixed and candidate.id not in known:
+        if candidate.kind != "trained" and candidate.id not in known:
             observer.on_candidate_start(candidate)
-            yield mix_candidate(candidate, workshop, history)
+            made = mix_candidate if candidate.mixed else ask_candidate
+            yield made(candidate, workshop, history)
 
 
 def _changed_plugins(directory: Path, plugins: provenance.Used) -> provenance.Changes:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from accelerate import Accelerator
 
+from moalign import lora
 from moalign.data.dataset import PairDataset, judged_by
 from moalign.engine import model as models
-from moalign.engine.evaluate import Evaluation, evaluate, samples
+from moalign.engine.conditioned import told
+from moalign.engine.conditioning import Conditioning
+from moalign.engine.evaluate import Evaluation, HeldOut, evaluate, samples
 from moalign.engine.model import LanguageModel
 from moalign.engine.outside import Outside
 from moalign.engine.rollouts import Rollout
@@ -22,7 +25,7 @@ from moalign.errors import ModelError, PluginError
 from moalign.sweeps.material import Material, gather
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import Plan
-from moalign.types import Candidate
+from moalign.types import AdapterShape, Candidate, Preference
 
 
 @dataclass
@@ -84,12 +87,21 @@ class Workshop:
         return samples(self.model, adapters, self.material.held_out, self.plan.config.evaluate, self.plan.config.seed)
 
     def evaluate(
-        self, adapter: str | None, beta: float | None = None, rollouts: Sequence[Rollout] | None = None
+        self,
+        adapter: str | None,
+        beta: float | None = None,
+        rollouts: Sequence[Rollout] | None = None,
+        wanted: Preference | None = None,
     ) -> Evaluation:
         """The policy with this adapter (None: the untouched base), as the configuration wants it evaluated.
 
         ``beta``: of its loss, if it is not the configuration's; ``rollouts``: its held-out samples, if there are.
+        ``wanted``: the preference that it is told, where it is told one in text.
         """
+        seen = None if wanted is None else self._seen(wanted)
+        if rollouts is None:
+            config, asked = self.plan.config, seen or self.material.held_out
+            (rollouts,) = samples(self.model, [adapter], asked, config.evaluate, config.seed)
         return evaluate(
             self.model,
             adapter,
@@ -99,8 +111,34 @@ class Workshop:
             self.plan.evaluation_kind,
             self.plan.variant({}).beta if beta is None else beta,
             self.cache,
-            self.held_out_samples([adapter])[0] if rollouts is None else rollouts,
+            rollouts,
+            seen,
         )
+
+    def conditioning(self, candidate: str, longest: int | None = None) -> Conditioning | None:
+        """The conditioner as the engine asks it; ``longest``: tokens of a prompt, if not as those sampled from."""
+        if self.plan.conditioner is None:
+            return None
+        policy = self.model.policy
+        return Conditioning(
+            conditioner=self.plan.conditioner,
+            objectives=self.plan.objectives,
+            seed=self.plan.config.seed,
+            candidate=candidate,
+            tokeniser=self.model.tokeniser,
+            shape=AdapterShape(len(lora.layers(policy)), self.plan.config.model.lora.r, len(self.plan.objectives)),
+            longest=longest or self.material.longest_prompt,
+        )
+
+    def _seen(self, wanted: Preference) -> HeldOut:
+        """What is held out, with the text of a preference in front of every prompt."""
+        held_out, asking = self.material.held_out, self.conditioning("")
+        assert asking is not None
+        prompts = tuple(asking.prompt(text, wanted) for text in held_out.texts)
+        pairs = held_out.pairs
+        if pairs is not None:
+            pairs = told(pairs, replace(asking, longest=self.plan.config.data.max_length), wanted)
+        return replace(held_out, prompts=prompts, pairs=pairs)
 
 
 @contextmanager

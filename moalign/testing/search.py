@@ -263,7 +263,7 @@ def _done(candidate: Candidate) -> Outcome:
         stderr=dict.fromkeys(values, 0.01),
         kl=0.5,
         tokens=1000,
-        kind="mixed" if candidate.mixed else "trained",
+        kind=candidate.kind,
         parents=dict.fromkeys(candidate.parents, 1.0),
         changes=candidate.changes,
     )

@@ -1,0 +1,185 @@
+"""Batches for one model that is trained for many preferences: each prompt of a round or step is asked for one drawn.
+
+The reference answers the prompt as it is in the data. So the policy of each preference is held to the same reference,
+whatever text tells it the preference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from moalign.data.batching import pair_indices
+from moalign.data.dataset import PairDataset
+from moalign.data.tokenise import Ids
+from moalign.data.tokenise import Sequence as TokenSequence
+from moalign.engine.batches import Question, RolloutSource
+from moalign.engine.conditioning import Conditioning, Prompt
+from moalign.engine.model import LanguageModel
+from moalign.engine.owned import first_values
+from moalign.engine.rewards import Scored
+from moalign.engine.rollouts import Rollout, prompts_of_round
+from moalign.engine.scoring import logps_under
+from moalign.engine.tokens import Measuring
+from moalign.types import Preference
+
+Logps = Sequence[NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Asked(Question):
+    """``prompt``: its number among the prompts; ``preference`` [M]: what the answer is to serve."""
+
+    prompt: int
+    preference: tuple[float, ...]
+
+
+@dataclass
+class ConditionedRollouts(RolloutSource):
+    """Responses that the policy sampled for drawn preferences; the responses to a prompt for one of them are a group.
+
+    ``texts``: the prompts as they are in the data. ``parameters``: the conditioner's, as they are trained.
+    ``reference``: whether the loss reads the reference's log-probabilities.
+    """
+
+    conditioning: Conditioning = field(kw_only=True)
+    texts: tuple[Prompt, ...] = ()
+    parameters: Mapping[str, Tensor] | None = None
+    reference: bool = True
+    _questions: list[Asked] = field(default_factory=list)
+
+    def asked(self, number: int) -> list[Question]:
+        chosen = prompts_of_round(len(self.prompts), self.settings.prompts, self.seed, number)
+        each = [(prompt, time) for prompt in chosen for time in range(self.conditioning.conditioner.per_prompt)]
+        self._questions = [self._question(place, number, *which) for place, which in enumerate(each)]
+        return list(self._questions)
+
+    def _question(self, place: int, number: int, prompt: int, time: int) -> Asked:
+        wanted = self.conditioning.draw(number, prompt, time)
+        ids = self.conditioning.prompt(self.texts[prompt], wanted)
+        return Asked(place, ids, prompt, wanted.vector(self.objectives))
+
+    def manner(self, asked: Sequence[Question]) -> dict[str, Any]:
+        gates = self._gates([question.number for question in asked])
+        return {} if gates is None else {"gates": gates}
+
+    def scored(self, rollouts: Sequence[Rollout]) -> Scored:
+        return self.score([replace(each, prompt=self._questions[each.prompt].prompt) for each in rollouts])
+
+    def sequence(self, rollout: Rollout) -> TokenSequence:
+        ids = self._questions[rollout.prompt].ids
+        return TokenSequence(ids + rollout.ids, len(ids), truncated=not rollout.ended)
+
+    def logps(self, dataset: PairDataset, measuring: Measuring | None) -> tuple[Logps, Logps]:
+        groups = dataset.groups.tolist()
+        if self.conditioning.gated:
+            gates, adapters = self._gates(groups), (None, self.slot)
+            reference, own = logps_under(self.model, dataset.sequences, groups, adapters, gates=gates)
+            return reference, own
+        (own,) = logps_under(self.model, dataset.sequences, groups, (self.slot,))
+        return dataset.ref_logps or self._of_reference(dataset), own
+
+    def _as_dataset(self, *arguments: Any) -> PairDataset:
+        dataset = super()._as_dataset(*arguments)
+        preferences = [self._questions[group].preference for group in dataset.groups.tolist()]
+        dataset = replace(dataset, preference=np.array(preferences))
+        if self.conditioning.gated or not self.reference:
+            return dataset
+        return replace(dataset, ref_logps=tuple(self._of_reference(dataset)))
+
+    def _of_reference(self, dataset: PairDataset) -> Logps:
+        """Under the reference, which reads the prompts without the text."""
+        groups = dataset.groups.tolist()
+        prompts = [self.prompts[self._questions[group].prompt] for group in groups]
+        plain = [_after(prompt, each) for prompt, each in zip(prompts, dataset.sequences, strict=True)]
+        return logps_under(self.model, plain, groups, (None,))[0]
+
+    @torch.no_grad()
+    def _gates(self, numbers: Sequence[int]) -> Tensor | None:
+        """[n,L,r] for the questions of these numbers."""
+        if not self.conditioning.gated:
+            return None
+        own = self.parameters
+        if own is None:  # nobody trains with this source yet: it is a look at what training will be like
+            first = first_values(self.conditioning.conditioner, self.conditioning.shape, self.seed, self.candidate)
+            own = {name: value.to(self.model.device) for name, value in first.items()}
+        wanted = torch.tensor([question.preference for question in self._questions], dtype=torch.float32)
+        return self.conditioning.gates(wanted.to(self.model.device), own)[list(numbers)]
+
+
+@dataclass
+class ConditionedPairs:
+    """Pairs from files, those of each prompt in a step judged for one drawn preference.
+
+    With text the sequences differ from step to step; what the reference says of them is kept, because it does not.
+    """
+
+    model: LanguageModel
+    dataset: PairDataset
+    seed: int
+    pairs_per_step: int
+    conditioning: Conditioning
+    parameters: Mapping[str, Tensor] | None = None
+    reference: bool = True
+    _known: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+
+    @property
+    def cacheable(self) -> bool:
+        return self.conditioning.gated
+
+    def at(self, step: int) -> tuple[PairDataset, NDArray[np.int64]]:
+        dataset, pairs = self.dataset, pair_indices(self.dataset, self.seed, step, self.pairs_per_step)
+        named = dataset.groups[dataset.pairs[pairs, 0]].tolist()
+        drawn = {group: self.conditioning.draw(step, group) for group in dict.fromkeys(named)}
+        if self.conditioning.gated:
+            preferences = np.full(dataset.rewards.shape, np.nan)
+            for group, wanted in drawn.items():
+                preferences[dataset.groups == group] = wanted.vector(dataset.objectives)
+            return replace(dataset, preference=preferences), pairs
+        rows = list(dict.fromkeys(dataset.pairs[pairs].flatten().tolist()))
+        place = {row: number for number, row in enumerate(rows)}
+        wanted_of = [drawn[group] for group in dataset.groups[rows].tolist()]
+        prompts = {
+            row: self.conditioning.prompt(dataset.samples[row].prompt, wanted)
+            for row, wanted in zip(rows, wanted_of, strict=True)
+        }
+        part = replace(
+            dataset,
+            sequences=tuple(_after(prompts[row], dataset.sequences[row]) for row in rows),
+            samples=tuple(dataset.samples[row] for row in rows),
+            pairs=np.array([[place[row] for row in pair] for pair in dataset.pairs[pairs].tolist()], dtype=np.int64),
+            pair_objective=dataset.pair_objective[pairs],
+            strength=dataset.strength[pairs],
+            rewards=dataset.rewards[rows],
+            groups=dataset.groups[rows],
+            preference=np.array([wanted.vector(dataset.objectives) for wanted in wanted_of]),
+            ref_logps=self._of_reference(rows) if self.reference else None,
+        )
+        return part, np.arange(len(pairs))
+
+    def _of_reference(self, rows: Sequence[int]) -> tuple[NDArray[np.float32], ...]:
+        new = [row for row in rows if row not in self._known]
+        if new:
+            sequences, groups = [self.dataset.sequences[row] for row in new], self.dataset.groups[new].tolist()
+            (found,) = logps_under(self.model, sequences, groups, (None,))
+            self._known |= dict(zip(new, found, strict=True))
+        return tuple(self._known[row] for row in rows)
+
+
+def told(dataset: PairDataset, conditioning: Conditioning, wanted: Preference) -> PairDataset:
+    """The same responses, each after its prompt with the text of the preference."""
+    prompts = {repr(sample.prompt): sample.prompt for sample in dataset.samples}
+    ids = {key: conditioning.prompt(prompt, wanted) for key, prompt in prompts.items()}
+    both = zip(dataset.samples, dataset.sequences, strict=True)
+    return replace(dataset, sequences=tuple(_after(ids[repr(sample.prompt)], each) for sample, each in both))
+
+
+def _after(prompt: Ids, sequence: TokenSequence) -> TokenSequence:
+    """The sequence's response after another prompt."""
+    return replace(sequence, ids=prompt + sequence.response, prompt_length=len(prompt))

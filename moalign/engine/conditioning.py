@@ -1,0 +1,135 @@
+"""A candidate's conditioner as the engine asks it: preferences drawn, prompts with its text, gates of the adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from random import Random
+
+import torch
+from torch import Tensor
+
+from moalign import door, preference
+from moalign.api import Conditioner
+from moalign.data.tokenise import Ids, Tokeniser
+from moalign.errors import PluginError, PreferenceError, TrainingError
+from moalign.seeds import derive
+from moalign.types import AdapterShape, Message, Preference
+
+Prompt = str | tuple[Message, ...]
+
+_PROBE = "moalignprobe"
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """One candidate's conditioner. ``longest``: tokens that a prompt may have."""
+
+    conditioner: Conditioner
+    objectives: tuple[str, ...]
+    seed: int
+    candidate: str
+    tokeniser: Tokeniser
+    shape: AdapterShape
+    longest: int
+
+    @property
+    def gated(self) -> bool:
+        return self.conditioner.by == "gates"
+
+    def draw(self, *at: int) -> Preference:
+        """A preference to train on, a function of the seed and of ``at``. Raises PluginError where it is none."""
+        rng = Random(derive(self.seed, "preference", *at))
+        drawn = door.call(self.conditioner, "draw", self.objectives, rng, candidate=self.candidate, thorough=False)
+        try:
+            return preference.parse(drawn, self.objectives)
+        except PreferenceError as error:
+            who = door.origin(self.conditioner).who
+            raise PluginError(f"{who}, in draw: it drew no preference: {error}") from None
+
+    def prompt(self, prompt: Prompt, wanted: Preference) -> Ids:
+        """The ids of the prompt as the model is to read it: with the conditioner's text, where it speaks in text.
+
+        Raises TrainingError where it is longer than there is room for: its beginning, which is cut of other prompts,
+        is the text.
+        """
+        ids = self.tokeniser.prompt(prompt)
+        if self.gated:
+            return _cut(ids, self.longest, self.tokeniser.bos_id)
+        ids = self.tokeniser.prompt(with_text(prompt, text_of(self.conditioner, wanted, self.candidate), self._where))
+        if len(ids) > self.longest:
+            raise TrainingError(
+                f"a prompt of {len(ids)} tokens with the text of the preference, where there is room for "
+                f"{self.longest}; raise data.max_length"
+            )
+        return ids
+
+    @cached_property
+    def _where(self) -> str:
+        return place_of_text(self.tokeniser)
+
+    def gates(self, wanted: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        """[N,L,r] of the preferences [N,M], with the graph to the parameters. Raises PluginError."""
+        return gates_of(self.conditioner, wanted, parameters, self.shape, self.candidate)
+
+
+def gates_of(
+    conditioner: Conditioner, wanted: Tensor, parameters: Mapping[str, Tensor], shape: AdapterShape, candidate: str = ""
+) -> Tensor:
+    """What the conditioner makes of the preferences [N,M]: finite float32 [N,L,r]. Raises PluginError."""
+    found = door.call(conditioner, "gates", wanted, parameters, shape, candidate=candidate, thorough=False)
+    expected = (len(wanted), shape.layers, shape.rank)
+    who = f"{door.origin(conditioner).who}, in gates"
+    if not isinstance(found, Tensor) or tuple(found.shape) != expected or found.dtype != torch.float32:
+        kind = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise PluginError(f"{who}: it must return float32 {list(expected)}, not {kind}")
+    if not bool(found.isfinite().all()):
+        raise PluginError(f"{who}: it returned numbers that are not finite")
+    return found
+
+
+def text_of(conditioner: Conditioner, wanted: Preference, candidate: str = "") -> str:
+    """What stands in front of a prompt for this preference. Raises PluginError where it is no text."""
+    found = door.call(conditioner, "text", wanted, candidate=candidate, thorough=False)
+    if not isinstance(found, str) or not found.strip():
+        who = door.origin(conditioner).who
+        raise PluginError(f"{who}, in text: it must return a text that says the preference, not {found!r}")
+    return found
+
+
+def with_text(prompt: Prompt, text: str, where: str) -> Prompt:
+    """The prompt with the text at a place of ``place_of_text``."""
+    if where == "front":
+        return text + prompt if isinstance(prompt, str) else _in_first(prompt, text)
+    messages = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
+    if where == "system" and messages[0].get("role") != "system":
+        return ({"role": "system", "content": text.strip()}, *messages)
+    return _in_first(messages, text)
+
+
+def _in_first(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:
+    first, *rest = messages
+    return ({**first, "content": text + first["content"]}, *rest)
+
+
+def place_of_text(tokeniser: Tokeniser) -> str:
+    """Where the text of a preference stands: "system" where the chat template has a place for a system prompt, "user":
+    in the first message, "front": before a prompt of a model without a template."""
+    from jinja2 import TemplateError
+
+    if not tokeniser.has_template:
+        return "front"
+    messages = [{"role": "system", "content": _PROBE}, {"role": "user", "content": "x"}]
+    try:
+        return "system" if _PROBE in tokeniser.tokenizer.apply_chat_template(messages, tokenize=False) else "user"
+    except (TemplateError, ValueError):
+        return "user"
+
+
+def _cut(ids: Ids, longest: int, bos_id: int | None) -> Ids:
+    """Without so much of its beginning that it fits."""
+    if len(ids) <= longest:
+        return ids
+    keep = 1 if bos_id is not None and ids[0] == bos_id else 0
+    return (*ids[:keep], *ids[len(ids) - longest + keep :])

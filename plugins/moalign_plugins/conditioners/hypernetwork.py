@@ -1,0 +1,51 @@
+"""A small network from the preference to the scale of every rank direction of the adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from moalign.api import AdapterShape, Conditioner
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+REGISTRATION = {
+    "name": "hypernetwork",
+    "class": "Hypernetwork",
+    "summary": "a learned embedding of the preference that scales every rank direction of every layer",
+    "paper": "arXiv:2407.15762",
+}
+
+
+class Hypernetwork(Conditioner):
+    """gates = 1 + tanh(w E + b) H: the preference is embedded in ``width`` numbers, and these scale the adapter.
+
+    A conditional policy whose conditioning is in its parameters, arXiv 2407.15762, with more freedom than a soup: the
+    scale of a direction need not be linear in the preference. H begins with 0, so that all gates begin with 1.
+    """
+
+    by: ClassVar[Literal["text", "gates"]] = "gates"
+
+    width: int = Field(default=16, ge=1)
+    """numbers in the embedding of a preference"""
+    lr_scale: float = Field(default=1.0, gt=0)
+    """the network's learning rate, as a multiple of the adapter's"""
+
+    def parameters(self, shape: AdapterShape, generator: Generator) -> Mapping[str, Tensor]:
+        import torch
+
+        return {
+            "embedding": torch.randn(shape.objectives, self.width, generator=generator),
+            "bias": torch.zeros(self.width),
+            "scales": torch.zeros(self.width, shape.layers * shape.rank),
+        }
+
+    def lr_factor(self, name: str) -> float:
+        return self.lr_scale
+
+    def gates(self, preference: Tensor, parameters: Mapping[str, Tensor], shape: AdapterShape) -> Tensor:
+        embedded = (preference @ parameters["embedding"] + parameters["bias"]).tanh()
+        return 1 + (embedded @ parameters["scales"]).view(len(preference), shape.layers, shape.rank)

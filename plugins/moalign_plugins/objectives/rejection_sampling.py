@@ -1,0 +1,52 @@
+"""Supervised fine-tuning on the best of the sampled responses."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from moalign.api import Batch, Objective, PairTerms, PluginError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+REGISTRATION = {
+    "name": "rejection-sampling",
+    "class": "RejectionSampling",
+    "summary": "likelihood of the best of the responses that the policy sampled to each prompt (RAFT, DPA)",
+    "paper": "arXiv:2304.06767, arXiv:2402.18571",
+}
+
+
+class RejectionSampling(Objective):
+    """-log pi(y) of the ``keep`` best of the G responses to a prompt, and nothing of the others.
+
+    The step's mean is over all responses, so that a kept one counts G / keep times. Of equal signals the earlier
+    response is kept. There is no reference in it: what holds the policy back is that it learns from its own responses
+    alone. arXiv 2304.06767 (RAFT); for drawn preferences, with the text of each, arXiv 2402.18571 (DPA).
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"groups"})
+    shiftable: ClassVar[bool] = False
+
+    keep: int = Field(default=1, ge=1)
+    """of the responses to a prompt"""
+    average: bool = True
+    """mean over the response's tokens; false: their sum"""
+
+    def advantages(self, signal: Tensor, groups: Tensor, log_ratios: Tensor | None) -> Tensor:
+        counts = signal.new_zeros(len(signal))
+        for group in groups.unique():
+            rows = (groups == group).nonzero().squeeze(1)
+            best = signal[rows].argsort(descending=True, stable=True)[: self.keep]
+            counts[rows[best]] = len(rows) / len(best)
+        return counts
+
+    def loss(self, batch: Batch, terms: PairTerms) -> Tensor:
+        if batch.advantages is None:
+            raise PluginError('the loss reads advantages but does not declare "groups" in `needs`')
+        totals = (batch.logps * batch.mask).sum(-1)
+        if self.average:
+            totals = totals / batch.mask.sum(-1).clamp(min=1)
+        return -batch.advantages * totals

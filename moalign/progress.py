@@ -48,8 +48,8 @@ class ConsoleObserver(Observer):
         for warning in material.warnings:
             self.on_warning(warning)
         self._steps = plan.config.train.steps
-        self._finished = finished
-        self._expected = max(len(plan.propose(())), finished)
+        self._expected = sum(candidate.kind == "trained" for candidate in plan.propose(()))
+        self._finished = min(finished, self._expected)
         if finished:
             self.console.print(f"{finished} candidates are already there", highlight=False)
         self._started = time.monotonic()
@@ -65,7 +65,9 @@ class ConsoleObserver(Observer):
                 console=self.console,
             )
             self._bar.start()
-            self._task = self._bar.add_task("", total=self._expected * self._steps, completed=finished * self._steps)
+            self._task = self._bar.add_task(
+                "", total=self._expected * self._steps, completed=self._finished * self._steps
+            )
 
     def on_candidate_start(self, candidate: Candidate) -> None:
         self._steps_of[candidate.id] = candidate.changes.get("train.steps", self._steps)
@@ -85,8 +87,9 @@ class ConsoleObserver(Observer):
             self.console.print(f"{candidate.id}: step {step + 1} of {steps}{shown}{self._left()}", markup=False)
 
     def on_candidate_end(self, outcome: Outcome) -> None:
-        self._here += 1
-        self._share_done[outcome.id] = 1.0
+        if outcome.kind == "trained":  # others take no steps
+            self._here += 1
+            self._share_done[outcome.id] = 1.0
         if self._bar is not None:
             total = max(self._expected, self._finished + self._here) * self._steps
             self._bar.update(self._task, completed=self._completed(), total=total)

@@ -19,11 +19,14 @@ def show(plan: Plan, observer: Observer, console: Console) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("model", config.model.path)
     table.add_row("data", config.data_paths[0])
-    table.add_row("method", f"loss {config.loss.name}, combine {config.combine.name}, search {config.search.name}")
+    method = f"loss {config.loss.name}, combine {config.combine.name}, search {config.search.name}"
+    table.add_row("method", method + (f", condition {config.condition.name}" if config.condition else ""))
     table.add_row("evaluation", plan.evaluation_kind)
     for reason, count in sorted(cost.counts.items()):
         table.add_row("", f"{reason}: {count}")
-    table.add_row("candidates", str(len(cost.candidates)))
+    trained = len(cost.steps)
+    asked = "" if trained == len(cost.candidates) else f", {trained} of them trained"
+    table.add_row("candidates", f"{len(cost.candidates)}{asked}")
     for candidate in cost.candidates:
         table.add_row("", preference.format(candidate.preference))
     table.add_row("steps", " or ".join(f"{steps:,}" for steps in sorted(set(cost.steps))) + " each")

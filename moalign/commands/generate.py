@@ -80,7 +80,10 @@ def generate(
     else:
         model, tokenizer = steering.load(archive, mix, base=base, r=rank, device=device or _device())
         steered.say(mix)
-        speaker = Speaker(model, tokenizer, manner)
+        text = steering.text(archive, mix)
+        if text:
+            steered.note(f"in front of every prompt: {text!r}")
+        speaker = Speaker(model, tokenizer, manner, text)
     about: About = {"adapters": dict(mix.shares)} if decoder is None else {"decoder": decoder}
     signal.signal(signal.SIGTERM, _leave)  # else it would pass for Ctrl-C, which ends a response and not the command
     if prompt is not None:

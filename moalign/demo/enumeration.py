@@ -58,10 +58,13 @@ def reply_logps(model: nn.Module, replies: Enumeration) -> Tensor:
     return totals
 
 
-def enumerate_replies(tokenizer: Any, prompts: Sequence[str]) -> Enumeration:
-    """The grammar's replies to the prompts, tokenised and laid out for ``reply_logps``; once per tokenizer."""
+def enumerate_replies(tokenizer: Any, prompts: Sequence[str], text: str = "") -> Enumeration:
+    """The grammar's replies to the prompts, tokenised and laid out for ``reply_logps``; once per tokenizer.
+
+    ``text``: what the model reads in front of each prompt.
+    """
     forest = _Forest()
-    paths = [_paths(forest, tokenizer, prompt) for prompt in prompts]
+    paths = [_paths(forest, tokenizer, prompt, text) for prompt in prompts]
     length = max(len(tree) for tree in forest.trees)
     ids = torch.zeros(len(forest.trees), length, dtype=torch.long)
     depth = torch.zeros_like(ids)
@@ -115,8 +118,8 @@ class _Forest:
         return path
 
 
-def _paths(forest: _Forest, tokenizer: Any, prompt: str) -> list[list[int]]:
-    beginning = tokenizer(prompt)["input_ids"]
+def _paths(forest: _Forest, tokenizer: Any, prompt: str, text: str) -> list[list[int]]:
+    beginning = tokenizer(text + prompt)["input_ids"]
     texts = grammar.replies(prompt)
     tokens = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     order = sorted(range(len(tokens)), key=tokens.__getitem__)  # neighbours share their beginnings

@@ -17,7 +17,8 @@ from moalign.engine import model as models
 from moalign.engine.model import TRAINED, LanguageModel
 from moalign.errors import RunError
 from moalign.registry import Registry
-from moalign.sweeps import front, run
+from moalign.sweeps import front, run, steering
+from moalign.sweeps.archive import Archive
 from moalign.sweeps.observe import Observer
 
 RECIPE = "rebel"
@@ -64,11 +65,16 @@ def measure(directory: Path, observer: Observer) -> dict[str, Any]:
     names = content.objective_names
     world = worlds.tiny_world(objectives=names)
     model = models.load(content.model_directory, content.model, torch.device("cpu"))
-    replies = enumerate_replies(model.tokeniser.tokenizer, world.prompts)
+    tokenizer, archive = model.tokeniser.tokenizer, Archive.open(directory)
+    replies = enumerate_replies(tokenizer, world.prompts)
     with lora.active(model.policy, None):
         reference = reply_logps(model.policy, replies)
     ids = [point["id"] for point in front.read(directory)["points"]]
-    values = {name: _value(model, directory / "candidates" / name, world, replies, reference) for name in ids}
+    values = {}
+    for name in ids:
+        text = steering.text(archive, archive.of_candidate(name))
+        read = enumerate_replies(tokenizer, world.prompts, text) if text else replies
+        values[name] = _value(model, directory / "candidates" / name, world, read, reference)
     storage.write_json(directory / front.WORLD, _content(world, reference, values))
     return front.write(directory)
 

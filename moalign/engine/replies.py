@@ -16,6 +16,7 @@ from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from moalign.data.tokenise import Tokeniser
+from moalign.engine.conditioning import place_of_text, with_text
 from moalign.errors import ModelError, UserError
 from moalign.seeds import derive
 
@@ -48,11 +49,12 @@ class Reply:
 
 
 class Speaker:
-    """A model that is asked one prompt after the other."""
+    """A model that is asked one prompt after the other; ``text``: what tells it a preference, before each of them."""
 
-    def __init__(self, model: Any, tokenizer: Any, manner: Manner):
-        self._model, self._manner = model, manner
+    def __init__(self, model: Any, tokenizer: Any, manner: Manner, text: str = ""):
+        self._model, self._manner, self._text = model, manner, text
         self._tokeniser = Tokeniser.of(tokenizer)
+        self._place = place_of_text(self._tokeniser) if text else ""
         self._room = room(model)
 
     @property
@@ -66,7 +68,8 @@ class Speaker:
         ``write`` gets the text piece by piece as it is made. No global generator is moved. Raises ModelError where
         the prompt leaves no room for a reply.
         """
-        manner, ids = self._manner, self._tokeniser.prompt(prompt)
+        told = with_text(prompt, self._text, self._place) if self._text else prompt
+        manner, ids = self._manner, self._tokeniser.prompt(told)
         config = GenerationConfig(
             do_sample=manner.temperature > 0,
             max_new_tokens=length(len(ids), self._manner.max_new_tokens, USUAL_LENGTH, self._room),

@@ -4,28 +4,31 @@ is made of. Read from the run directory alone, and without torch, so that what i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from moalign import preference
 from moalign.config import Config
-from moalign.errors import RunError
-from moalign.sweeps import front, journal, neighbours, outcomes
+from moalign.errors import PreferenceError, RunError
+from moalign.sweeps import conditions, front, journal, neighbours, outcomes
 from moalign.types import Outcome, Preference
 
 
 @dataclass(frozen=True)
 class Mix:
     """Candidates and the share of each, which sum to 1; ``wanted``: the preference that they stand for, if one was
-    asked for."""
+    asked for. ``conditioned``: the one candidate is a model for all preferences, and is asked for this one."""
 
     shares: Mapping[str, float]
     wanted: Preference | None = None
+    conditioned: bool = False
 
     @property
     def text(self) -> str:
         """For people: whose adapters, how much of each."""
+        if self.conditioned:
+            return "the one model of the run, asked for it"
         if len(self.shares) == 1:
             return f"the adapter of {next(iter(self.shares))}"
         return " + ".join(f"{share:.4g} of {name}" for name, share in self.shares.items())
@@ -87,7 +90,8 @@ class Archive:
         raise RunError(f"{self.directory}: no candidate '{candidate}'; there are {', '.join(self.finished())}")
 
     def for_preference(self, prefer: object) -> Mix:
-        """What a preference is made of: the candidate trained for it, or the neighbours between which it lies.
+        """What a preference is made of: the candidate trained for it, or the neighbours between which it lies; of a run
+        that trained one model for all preferences, that model.
 
         ``prefer``: anything that ``preference.parse`` takes, also a name from the configuration. Raises
         PreferenceError, RunError where no candidate is finished.
@@ -95,4 +99,15 @@ class Archive:
         names = self.config.objective_names
         wanted = preference.parse(prefer, names, self.presets, where="prefer")
         self.finished()
+        if self.config.condition is not None:
+            return self._of_model(wanted)
         return Mix(neighbours.asked(wanted, names, self.history), wanted)
+
+    def _of_model(self, wanted: Preference) -> Mix:
+        """The run's one model, asked for a preference. Raises PreferenceError for one that it cannot be told."""
+        if wanted.kind == "thresholds":
+            raise PreferenceError(
+                f"{preference.format(wanted)}: the model of this run is told weights or a direction; `moalign select "
+                "--at-least` finds a point that keeps to thresholds"
+            )
+        return replace(self.of_candidate(conditions.MODEL), wanted=wanted, conditioned=True)

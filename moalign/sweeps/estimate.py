@@ -27,7 +27,7 @@ PROBE_LOOKS_EVERY = 2
 class Estimate:
     """Seconds are of this machine; ``tokens`` are response tokens that are trained on, over all candidates.
 
-    ``steps``: of each candidate. ``seconds_per_step``: for each candidate with ``together`` of them in a pass.
+    ``steps``: of each candidate that is trained. ``seconds_per_step``: for each candidate with ``together`` of them in a pass.
     ``seconds_of_sampling`` is for all rounds of one candidate, 0 without rollouts. ``seconds_of_looks`` is for all its
     looks at the held-out pairs, 0 without train.early_stop; where a candidate will end early is not foreseen.
     ``memory`` is that of ``together`` candidates in one pass, in bytes, the base among them.
@@ -47,8 +47,9 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        each = self.seconds_of_sampling + self.seconds_of_looks + self.seconds_per_evaluation
-        return sum(self.steps) * self.seconds_per_step + len(self.candidates) * each
+        training = sum(self.steps) * self.seconds_per_step
+        beside = len(self.steps) * (self.seconds_of_sampling + self.seconds_of_looks)
+        return training + beside + len(self.candidates) * self.seconds_per_evaluation
 
 
 def estimate(plan: Plan, observer: Observer) -> Estimate:
@@ -63,8 +64,9 @@ def estimate(plan: Plan, observer: Observer) -> Estimate:
 
 def _estimate(plan: Plan, workshop: Workshop, observer: Observer) -> Estimate:
     candidates = next_candidates(plan, workshop, ())
+    trained = [candidate for candidate in candidates if candidate.kind == "trained"]
     observer.on_phase("measuring a few steps")
-    first = candidates[0]  # one that needs no other's adapter
+    first = trained[0]  # one that needs no other's adapter
     stop = plan.config.train.early_stop
     shortened = {"steps": PROBE_STEPS, "early_stop": stop and stop.model_copy(update={"every": PROBE_LOOKS_EVERY})}
     job = replace(job_of(first, workshop, ()), settings=plan.config.train.model_copy(update=shortened))
@@ -86,13 +88,13 @@ def _estimate(plan: Plan, workshop: Workshop, observer: Observer) -> Estimate:
         *_, plain, with_look = durations
         durations, looking = [plain], max(0.0, with_look - plain)
     alone = median(durations)
-    trial = [candidate for candidate in candidates if not workshop.implicit([candidate])] or candidates[:1]
+    trial = [candidate for candidate in trained if not workshop.implicit([candidate])] or trained[:1]
     size, measured = together.chosen_size(trial, workshop)
     size = min(size, len(trial))
     if size not in measured:
         measured = {1: alone} | ({size: together.seconds_per_candidate(trial[:size], workshop)} if size > 1 else {})
     base, beyond = together.memory_of(trial, workshop, [size])
-    steps = [plan.variant(candidate.changes).train.steps for candidate in candidates]
+    steps = [plan.variant(candidate.changes).train.steps for candidate in trained]
     begin = time.perf_counter()
     workshop.evaluate(None)
     return Estimate(

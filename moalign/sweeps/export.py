@@ -113,6 +113,7 @@ def _bundled(archive: Archive, point: Mapping[str, Any], base: str | None, folde
         "name": point["id"],
         "path": place,
         "sha256": storage.sha256_of(folder / place / lora.WEIGHTS_FILE),
+        "text": steering.text(archive, Mix({point["id"]: 1.0})),
         **_form(made),
         **{key: point[key] for key in kept},
     }
@@ -155,6 +156,7 @@ def _note(archive: Archive, mix: Mix, adapter: Adapter, lost: Truncation) -> dic
         "base": {"fingerprint": archive.record["base"]},
         "shares": dict(mix.shares),
         "preference": None if mix.wanted is None else preference.to_json(mix.wanted),
+        "text": steering.text(archive, mix),
         "lost_to_rank": lost.total,
         **_form(adapter),
     }

@@ -1,4 +1,5 @@
-"""From a preference to an adapter and a model, out of a run directory alone: neither the data nor any plugin is needed.
+"""From a preference to an adapter and a model, out of a run directory alone: the data is not needed, and no plugin but
+the conditioner of a run that has one.
 
 Nothing in a run directory is trusted: folders are named by ids that are checked, every file by its checksum, adapters
 by the base that they were trained on, and of their configuration only rank, scaling and place are taken.
@@ -14,12 +15,14 @@ from typing import Any
 
 import torch
 
-from moalign import lora, storage
+from moalign import lora, registry, storage
+from moalign.api import Conditioner
 from moalign.engine import model as models
+from moalign.engine.conditioning import text_of
 from moalign.errors import CorruptFileError, ModelError, RunError, UserError
 from moalign.lora import mixing, ordinary
 from moalign.lora.mixing import Adapter
-from moalign.sweeps import journal
+from moalign.sweeps import conditioned, conditions, journal
 from moalign.sweeps.archive import Archive, Mix
 
 log = logging.getLogger(__name__)
@@ -30,10 +33,43 @@ def adapter(archive: Archive, mix: Mix, r: int | None = None) -> tuple[Adapter, 
 
     Raises CorruptFileError or RunError naming the file that is missing, altered, of another base or of another kind.
     """
+    if mix.conditioned:
+        made = _asked(archive, mix)
+        return (made, mixing.Truncation({}, 0.0)) if r is None else mixing.soup([made], [1.0], r=r)
     if len(mix.shares) == 1 and r is None:
         return verified(archive, next(iter(mix.shares)), alone=True), mixing.Truncation({}, 0.0)
     parts = [verified(archive, candidate) for candidate in mix.shares]
     return mixing.soup(parts, list(mix.shares.values()), r=r)
+
+
+def _asked(archive: Archive, mix: Mix) -> Adapter:
+    """The adapter that the run's one model has for the preference."""
+    (model,) = mix.shares
+    assert mix.wanted is not None
+    verified(archive, model, alone=True)
+    folder, names = archive.directory / "candidates" / model, archive.config.objective_names
+    return replace(conditioned.adapter(folder, _conditioner(archive), mix.wanted, names), name=model)
+
+
+def _conditioner(archive: Archive) -> Conditioner:
+    """Of a run that has one. Raises UnknownPluginError where it is not installed."""
+    found = conditions.conditioner_of(archive.config, registry.discover())
+    assert found is not None
+    return found
+
+
+def text(archive: Archive, mix: Mix) -> str:
+    """What stands in front of every prompt to this point; "" where its adapter is all that tells it the preference."""
+    if archive.config.condition is None:
+        return ""
+    conditioner, wanted = _conditioner(archive), mix.wanted
+    if conditioner.by != "text":
+        return ""
+    if not mix.conditioned:
+        (name,) = mix.shares
+        wanted = next(outcome.preference for outcome in archive.history if outcome.id == name)
+    assert wanted is not None
+    return text_of(conditioner, wanted)
 
 
 def verified(archive: Archive, candidate: str, alone: bool = False) -> Adapter:

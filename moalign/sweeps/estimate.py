@@ -27,7 +27,7 @@ PROBE_LOOKS_EVERY = 2
 class Estimate:
     """Seconds are of this machine; ``tokens`` are response tokens that are trained on, over all candidates.
 
-    ``steps``: of each candidate that is trained. ``seconds_per_step``: for each candidate with ``together`` of them in a pass.
+    ``steps``: of each candidate that is trained. ``seconds_per_step``: for each of them with ``together`` in a pass.
     ``seconds_of_sampling`` is for all rounds of one candidate, 0 without rollouts. ``seconds_of_looks`` is for all its
     looks at the held-out pairs, 0 without train.early_stop; where a candidate will end early is not foreseen.
     ``memory`` is that of ``together`` candidates in one pass, in bytes, the base among them.

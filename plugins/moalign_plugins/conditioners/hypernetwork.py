@@ -24,23 +24,27 @@ class Hypernetwork(Conditioner):
     """gates = 1 + tanh(w E + b) H: the preference is embedded in ``width`` numbers, and these scale the adapter.
 
     A conditional policy whose conditioning is in its parameters, arXiv 2407.15762, with more freedom than a soup: the
-    scale of a direction need not be linear in the preference. H begins with 0, so that all gates begin with 1.
+    scale of a direction need not be linear in the preference. H is drawn, so that preferences differ from the beginning:
+    at gates of 1 for all of them, the adapter first learns what they have in common, and they come apart slowly.
     """
 
     by: ClassVar[Literal["text", "gates"]] = "gates"
 
     width: int = Field(default=16, ge=1)
     """numbers in the embedding of a preference"""
+    spread: float = Field(default=0.5, ge=0)
+    """standard deviation of a gate over the draws of H, where all embeddings are 1"""
     lr_scale: float = Field(default=1.0, gt=0)
     """the network's learning rate, as a multiple of the adapter's"""
 
     def parameters(self, shape: AdapterShape, generator: Generator) -> Mapping[str, Tensor]:
         import torch
 
+        scales = torch.randn(self.width, shape.layers * shape.rank, generator=generator)
         return {
             "embedding": torch.randn(shape.objectives, self.width, generator=generator),
             "bias": torch.zeros(self.width),
-            "scales": torch.zeros(self.width, shape.layers * shape.rank),
+            "scales": scales * (self.spread / self.width**0.5),
         }
 
     def lr_factor(self, name: str) -> float:

@@ -25,6 +25,9 @@ class PromptText(Conditioner):
     Weights are written as the direction that they point in, a vector of length 1, times ``scale`` and rounded:
     helpful=0.7, harmless=0.3 is "harmless*39 + helpful*92". So weights and directions are written in one way, and
     components may be negative. What differs by less than the rounding is read as the same.
+
+    ``written: tally`` has as many strokes as the number says, "helpful|||||", and dashes for a negative one. To a small
+    model digits are no numbers, but what it attends to evenly it can count.
     """
 
     by: ClassVar[Literal["text", "gates"]] = "text"
@@ -33,6 +36,8 @@ class PromptText(Conditioner):
     """the text, with {weights} where the numbers are to stand, and what separates it from the prompt"""
     scale: int = Field(default=100, ge=2)
     """the number of a component of 1"""
+    written: Literal["number", "tally"] = "number"
+    """helpful*5, or helpful|||||"""
 
     @field_validator("template")
     @classmethod
@@ -43,5 +48,8 @@ class PromptText(Conditioner):
 
     def text(self, preference: Preference) -> str:
         length = math.hypot(*preference.values.values())
-        parts = [f"{name}*{round(self.scale * value / length)}" for name, value in sorted(preference.values.items())]
-        return self.template.replace(WEIGHTS, " + ".join(parts))
+        numbers = {name: round(self.scale * value / length) for name, value in sorted(preference.values.items())}
+        if self.written == "number":
+            return self.template.replace(WEIGHTS, " + ".join(f"{name}*{each}" for name, each in numbers.items()))
+        tallies = [name + ("|" if each > 0 else "-") * abs(each) for name, each in numbers.items()]
+        return self.template.replace(WEIGHTS, " ".join(tallies))

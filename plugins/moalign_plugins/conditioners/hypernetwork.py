@@ -24,8 +24,8 @@ class Hypernetwork(Conditioner):
     """gates = 1 + tanh(w E + b) H: the preference is embedded in ``width`` numbers, and these scale the adapter.
 
     A conditional policy whose conditioning is in its parameters, arXiv 2407.15762, with more freedom than a soup: the
-    scale of a direction need not be linear in the preference. H is drawn, so that preferences differ from the beginning:
-    at gates of 1 for all of them, the adapter first learns what they have in common, and they come apart slowly.
+    scale of a direction need not be linear in the preference. H is drawn, so that preferences differ from the start;
+    were all gates 1, the adapter would first learn what preferences have in common, and they would come apart slowly.
     """
 
     by: ClassVar[Literal["text", "gates"]] = "gates"

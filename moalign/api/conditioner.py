@@ -53,6 +53,16 @@ class Conditioner(Plugin):
         as it stands there, so that it brings what separates the two."""
         raise NotImplementedError
 
+    @property
+    def tells_rewards(self) -> bool:
+        """Whether a sampled response is trained on behind a text of the rewards that it got (``text_of_rewards``), in
+        the place of the text that asked for it. ``text`` then asks for rewards that suit the preference."""
+        return False
+
+    def text_of_rewards(self, rewards: Mapping[str, float]) -> str:
+        """What ``text`` would say to ask for these rewards, by objective; larger is better."""
+        raise NotImplementedError
+
     def parameters(self, shape: AdapterShape, generator: Generator) -> Mapping[str, Tensor]:
         """First values of tensors that the conditioner owns, by name; float32 on the CPU. They are trained with the
         adapter, as an objective's own are (``Objective.parameters``). ``generator``: for all that is drawn."""

@@ -89,9 +89,22 @@ class ConditionedRollouts(RolloutSource):
         dataset = super()._as_dataset(*arguments)
         preferences = [self._questions[group].preference for group in dataset.groups.tolist()]
         dataset = replace(dataset, preference=np.array(preferences))
+        if self.conditioning.conditioner.tells_rewards:
+            dataset = replace(dataset, sequences=tuple(map(self._with_own_rewards, *self._rows(dataset))))
         if self.conditioning.gated or not self.reference:
             return dataset
         return replace(dataset, ref_logps=tuple(self._of_reference(dataset)))
+
+    def _rows(self, dataset: PairDataset) -> tuple[list[int], Sequence[TokenSequence], NDArray[np.float64]]:
+        prompts = [self._questions[group].prompt for group in dataset.groups.tolist()]
+        return prompts, dataset.sequences, dataset.rewards
+
+    def _with_own_rewards(self, prompt: int, sequence: TokenSequence, rewards: NDArray[np.float64]) -> TokenSequence:
+        """The response after the prompt that asks for what it got; as it is where that is not known."""
+        if not np.isfinite(rewards).all():
+            return sequence
+        named = dict(zip(self.objectives, rewards.tolist(), strict=True))
+        return _after(self.conditioning.prompt_of_rewards(self.texts[prompt], named), sequence)
 
     def _of_reference(self, dataset: PairDataset) -> Logps:
         """Under the reference, which reads the prompts without the text."""

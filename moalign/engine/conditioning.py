@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,10 +55,16 @@ class Conditioning:
         Raises TrainingError where it is longer than there is room for: its beginning, which is cut of other prompts,
         is the text.
         """
-        ids = self.tokeniser.prompt(prompt)
         if self.gated:
-            return _cut(ids, self.longest, self.tokeniser.bos_id)
-        ids = self.tokeniser.prompt(with_text(prompt, text_of(self.conditioner, wanted, self.candidate), self._where))
+            return _cut(self.tokeniser.prompt(prompt), self.longest, self.tokeniser.bos_id)
+        return self._behind(text_of(self.conditioner, wanted, self.candidate), prompt)
+
+    def prompt_of_rewards(self, prompt: Prompt, rewards: Mapping[str, float]) -> Ids:
+        """The prompt as it would ask for these rewards."""
+        return self._behind(text_of_rewards(self.conditioner, rewards, self.candidate), prompt)
+
+    def _behind(self, text: str, prompt: Prompt) -> Ids:
+        ids = self.tokeniser.prompt(with_text(prompt, text, self._where))
         if len(ids) > self.longest:
             raise TrainingError(
                 f"a prompt of {len(ids)} tokens with the text of the preference, where there is room for "
@@ -91,10 +98,19 @@ def gates_of(
 
 def text_of(conditioner: Conditioner, wanted: Preference, candidate: str = "") -> str:
     """What stands in front of a prompt for this preference. Raises PluginError where it is no text."""
-    found = door.call(conditioner, "text", wanted, candidate=candidate, thorough=False)
+    return _text(conditioner, "text", wanted, candidate)
+
+
+def text_of_rewards(conditioner: Conditioner, rewards: Mapping[str, float], candidate: str = "") -> str:
+    """What asks for these rewards, likewise."""
+    return _text(conditioner, "text_of_rewards", rewards, candidate)
+
+
+def _text(conditioner: Conditioner, hook: str, about: Any, candidate: str) -> str:
+    found = door.call(conditioner, hook, about, candidate=candidate, thorough=False)
     if not isinstance(found, str) or not found.strip():
         who = door.origin(conditioner).who
-        raise PluginError(f"{who}, in text: it must return a text that says the preference, not {found!r}")
+        raise PluginError(f"{who}, in {hook}: it must return a text for the model to read, not {found!r}")
     return found
 
 

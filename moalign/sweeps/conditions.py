@@ -63,6 +63,11 @@ def check(plan: Plan) -> None:
         raise ConfigError(f"condition.angles: an angle needs exactly two objectives, there are {len(plan.objectives)}")
     if conditioner.angles is not None and not (plan.scored or plan.grouped):
         raise ConfigError("condition.angles: a judgement of a pair has no direction; use a loss on rewards")
+    if conditioner.tells_rewards and not plan.grouped:
+        raise ConfigError(
+            f"{key} tells a response its own rewards, so that no two have one prompt and can be compared; use a loss "
+            "that takes responses one by one, such as rejection-sampling"
+        )
     if config.train.early_stop is not None:
         raise ConfigError(f"train.early_stop: {key} trains for many preferences, and none decides; leave it out")
     if apart := plan.objective.wants & {"token_advantages", "hidden", "greedy"}:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import string
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from moalign.api import Conditioner, Preference
+from moalign.api import Conditioner, ConfigError, Preference
 
 REGISTRATION = {
     "name": "prompt-text",
@@ -26,8 +27,8 @@ class PromptText(Conditioner):
     helpful=0.7, harmless=0.3 is "harmless*39 + helpful*92". So weights and directions are written in one way, and
     components may be negative. What differs by less than the rounding is read as the same.
 
-    ``written: tally`` has as many strokes as the number says, "helpful|||||", and dashes for a negative one. To a small
-    model digits are no numbers, but what it attends to evenly it can count.
+    ``written: tally`` has a letter for each objective, as often as the number says: "aaaabbbbbbbbb", capital where the
+    component is negative. To a small model digits are no numbers, but what it attends to evenly it can count.
     """
 
     by: ClassVar[Literal["text", "gates"]] = "text"
@@ -37,7 +38,7 @@ class PromptText(Conditioner):
     scale: int = Field(default=100, ge=2)
     """the number of a component of 1"""
     written: Literal["number", "tally"] = "number"
-    """helpful*5, or helpful|||||"""
+    """harmless*4 + helpful*9, or aaaabbbbbbbbb"""
 
     @field_validator("template")
     @classmethod
@@ -46,10 +47,15 @@ class PromptText(Conditioner):
             raise ValueError("write {weights} in it, once, where the numbers are to stand")
         return template
 
+    def check(self, rank: int, objectives: tuple[str, ...]) -> None:
+        if self.written == "tally" and len(objectives) > len(string.ascii_lowercase):
+            raise ConfigError(f"condition.written: a tally has no letters for {len(objectives)} objectives; use number")
+
     def text(self, preference: Preference) -> str:
         length = math.hypot(*preference.values.values())
         numbers = {name: round(self.scale * value / length) for name, value in sorted(preference.values.items())}
         if self.written == "number":
             return self.template.replace(WEIGHTS, " + ".join(f"{name}*{each}" for name, each in numbers.items()))
-        tallies = [name + ("|" if each > 0 else "-") * abs(each) for name, each in numbers.items()]
-        return self.template.replace(WEIGHTS, " ".join(tallies))
+        marks = zip(string.ascii_lowercase, numbers.values(), strict=False)
+        tally = "".join((mark if number > 0 else mark.upper()) * abs(number) for mark, number in marks)
+        return self.template.replace(WEIGHTS, tally)

@@ -27,7 +27,7 @@ def conditioner_of(config: Config, registry: Registry) -> Conditioner | None:
 
 
 def asked_of_model(candidates: Sequence[Candidate], plan: Plan, history: Sequence[Outcome]) -> list[Candidate]:
-    """What the search proposed, as questions to the one model, which is trained first.
+    """What the search proposed, whether trained or mixed, as questions to the one model, which is trained first.
 
     Raises PluginError where the search wants candidates to be trained each in its own way, PreferenceError for what no
     conditioner can say.
@@ -42,14 +42,14 @@ def asked_of_model(candidates: Sequence[Candidate], plan: Plan, history: Sequenc
 def _question(candidate: Candidate, plan: Plan) -> Candidate:
     who, choice = f"search '{plan.config.search.name}', candidate '{candidate.id}'", plan.config.condition
     assert choice is not None
-    if candidate.mixed or candidate.parents or candidate.changes or candidate.id == MODEL:
+    if candidate.parents or candidate.changes or candidate.id == MODEL:
         raise PluginError(
             f"{who}: with condition '{choice.name}' one model is trained and the search only asks it for preferences; "
-            "this search wants candidates that are mixed or trained in their own way. Use grid, random or listed"
+            "this search wants candidates that are trained each in its own way. Use grid, random or listed"
         )
     if candidate.preference.kind == "thresholds":
         raise PreferenceError(f"{candidate.id}: condition '{choice.name}' knows weights and directions, no thresholds")
-    return replace(candidate, parents=(MODEL,), conditioned=True)
+    return replace(candidate, parents=(MODEL,), mixed=False, conditioned=True)
 
 
 def check(plan: Plan) -> None:

@@ -32,9 +32,9 @@ class Hypernetwork(Conditioner):
 
     width: int = Field(default=16, ge=1)
     """numbers in the embedding of a preference"""
-    spread: float = Field(default=0.5, ge=0)
+    spread: float = Field(default=1.0, ge=0)
     """standard deviation of a gate over the draws of H, where all embeddings are 1"""
-    lr_scale: float = Field(default=1.0, gt=0)
+    lr_scale: float = Field(default=5.0, gt=0)
     """the network's learning rate, as a multiple of the adapter's"""
 
     def parameters(self, shape: AdapterShape, generator: Generator) -> Mapping[str, Tensor]:

@@ -124,9 +124,9 @@ def measured(directory: Path, divergences: Sequence[str], points: int = POINTS) 
         name: [policy(weight) for weight in weights]
         for name, policy in _ways(model, directory, ends, slots, replies, divergences).items()
     }
-    found = {name: _front(world, reference, policies, weights) for name, policies in ways.items()}
+    found = {name: front_of(world, reference, policies, weights) for name, policies in ways.items()}
     one_hot = [ways["adapters mixed (soup)"][-1], ways["adapters mixed (soup)"][0]]
-    found["the two candidates alone"] = _front(world, reference, one_hot, [1.0, 0.0])
+    found["the two candidates alone"] = front_of(world, reference, one_hot, [1.0, 0.0])
     found["mix of whole replies (not to be sampled)"] = _whole(world, reference, one_hot, weights)
     return {"ways": found, "weights": weights}
 
@@ -162,7 +162,7 @@ def _ways(
     return mixed | {"adapters mixed (soup)": soup}
 
 
-def _front(world: World, reference: Tensor, policies: Sequence[Tensor], weights: Sequence[float]) -> dict[str, Any]:
+def front_of(world: World, reference: Tensor, policies: Sequence[Tensor], weights: Sequence[float]) -> dict[str, Any]:
     values = [worlds.evaluate(world, policy, reference) for policy in policies]
     shares = worlds.shares(world, reference, torch.stack([value.f for value in values]))
     return {
@@ -192,7 +192,7 @@ def _whole(world: World, reference: Tensor, ends: Sequence[Tensor], weights: Seq
     """pi_1(y)^w pi_2(y)^(1-w) / Z over whole replies: what token by token comes near to."""
     first, second = (worlds.outcomes(policy) for policy in ends)
     policies = [(weight * first + (1 - weight) * second).log_softmax(-1)[:, :-1] for weight in weights]
-    return _front(world, reference, policies, weights)
+    return front_of(world, reference, policies, weights)
 
 
 def table_of(results: Sequence[Mapping[str, Any]]) -> tables.Table:

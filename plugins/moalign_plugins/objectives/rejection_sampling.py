@@ -27,8 +27,8 @@ class RejectionSampling(Objective):
     response is kept. arXiv 2304.06767 (RAFT); for drawn preferences, with the text of each, arXiv 2402.18571 (DPA).
 
     In both nothing but the policy's own responses holds it back, and round after round it goes on to leave the
-    reference. With ``beta`` the best is that of signal - beta (log pi - log pi_ref), so that a response which the policy
-    already gives far more often than the reference has to be better by as much.
+    reference. With ``beta`` the best is that of signal - beta (log pi - log pi_ref): a response that the policy already
+    gives far more often than the reference has to be better by as much.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"groups"})

@@ -1,7 +1,8 @@
 """Batches for one model that is trained for many preferences: each prompt of a round or step is asked for one drawn.
 
 The reference answers the prompt as it is in the data. So the policy of each preference is held to the same reference,
-whatever text tells it the preference.
+whatever text tells it the preference. In the first round of responses, which samples the base, so does the policy: a base
+that never saw such text may answer it badly, and would be trained on that.
 """
 
 from __future__ import annotations
@@ -34,10 +35,14 @@ Logps = Sequence[NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Asked(Question):
-    """``prompt``: its number among the prompts; ``preference`` [M]: what the answer is to serve."""
+    """``prompt``: its number among the prompts; ``preference`` [M]: what the answer is to serve.
+
+    ``told``: the ids behind which the policy is trained to give the answer.
+    """
 
     prompt: int
     preference: tuple[float, ...]
+    told: tuple[int, ...]
 
 
 @dataclass
@@ -62,8 +67,9 @@ class ConditionedRollouts(RolloutSource):
 
     def _question(self, place: int, number: int, prompt: int, time: int) -> Asked:
         wanted = self.conditioning.draw(number, prompt, time)
-        ids = self.conditioning.prompt(self.texts[prompt], wanted)
-        return Asked(place, ids, prompt, wanted.vector(self.objectives))
+        told = self.conditioning.prompt(self.texts[prompt], wanted)
+        ids = told if number or self.conditioning.gated else self.prompts[prompt]
+        return Asked(place, ids, prompt, wanted.vector(self.objectives), told)
 
     def manner(self, asked: Sequence[Question]) -> dict[str, Any]:
         gates = self._gates([question.number for question in asked])
@@ -73,8 +79,8 @@ class ConditionedRollouts(RolloutSource):
         return self.score([replace(each, prompt=self._questions[each.prompt].prompt) for each in rollouts])
 
     def sequence(self, rollout: Rollout) -> TokenSequence:
-        ids = self._questions[rollout.prompt].ids
-        return TokenSequence(ids + rollout.ids, len(ids), truncated=not rollout.ended)
+        told = self._questions[rollout.prompt].told
+        return TokenSequence(told + rollout.ids, len(told), truncated=not rollout.ended)
 
     def logps(self, dataset: PairDataset, measuring: Measuring | None) -> tuple[Logps, Logps]:
         groups = dataset.groups.tolist()
@@ -82,8 +88,11 @@ class ConditionedRollouts(RolloutSource):
             gates, adapters = self._gates(groups), (None, self.slot)
             reference, own = logps_under(self.model, dataset.sequences, groups, adapters, gates=gates)
             return reference, own
+        reference = dataset.ref_logps or self._of_reference(dataset)
+        if any(question.ids != question.told for question in self._questions):  # the reference has sampled them
+            return reference, reference
         (own,) = logps_under(self.model, dataset.sequences, groups, (self.slot,))
-        return dataset.ref_logps or self._of_reference(dataset), own
+        return reference, own
 
     def _as_dataset(self, *arguments: Any) -> PairDataset:
         dataset = super()._as_dataset(*arguments)

@@ -1,8 +1,8 @@
 """Batches for one model that is trained for many preferences: each prompt of a round or step is asked for one drawn.
 
 The reference answers the prompt as it is in the data. So the policy of each preference is held to the same reference,
-whatever text tells it the preference. In the first round of responses, which samples the base, so does the policy: a base
-that never saw such text may answer it badly, and would be trained on that.
+whatever text tells it the preference. In the first round of responses, which samples the base, so does the policy: a
+base that never saw such text may answer it badly, and would be trained on that.
 """
 
 from __future__ import annotations

@@ -86,8 +86,8 @@ class ConditionedRollouts(RolloutSource):
         groups = dataset.groups.tolist()
         if self.conditioning.gated:
             gates, adapters = self._gates(groups), (None, self.slot)
-            reference, own = logps_under(self.model, dataset.sequences, groups, adapters, gates=gates)
-            return reference, own
+            known, own = logps_under(self.model, dataset.sequences, groups, adapters, gates=gates)
+            return known, own
         reference = dataset.ref_logps or self._of_reference(dataset)
         if any(question.ids != question.told for question in self._questions):  # the reference has sampled them
             return reference, reference

@@ -315,3 +315,19 @@ def test_points_that_a_search_would_mix_are_asked_of_the_model_too(tiny_model_pa
     proposed = prepare(config, registry.discover()).propose(())
     assert [candidate.kind for candidate in proposed] == ["trained"] + ["conditioned"] * (len(proposed) - 1)
     assert (proposed[0].id, proposed[1].parents) == (conditions.MODEL, (conditions.MODEL,))
+
+
+def test_the_first_round_asks_the_base_without_the_text_and_trains_behind_it(tiny_model_path, pairs, tmp_path):
+    """What the policy sampled from is the reference, so that its log-probabilities are the old ones."""
+    way = WAYS["text, regression online"] | {"loss": "grpo"}
+    plan = prepare(small_config(tiny_model_path, pairs, **way), registry.discover())
+    workshop = open_workshop(plan, tmp_path, Observer(), keep_cache=False)
+    made = batch_source(EQUAL, workshop)
+    asked = made.asked(0)
+    assert [question.ids for question in asked] == [made.prompts[question.prompt] for question in asked]
+    assert all(question.ids == question.told for question in made.asked(1))
+    dataset, _ = made.at(0)
+    decode = workshop.model.tokeniser.tokenizer.decode
+    assert all("harmless*" in decode(sequence.prompt) for sequence in dataset.sequences)
+    for old, reference in zip(dataset.old_logps, dataset.ref_logps, strict=True):
+        np.testing.assert_array_equal(old, reference)

@@ -73,7 +73,7 @@ class Features(RewardModel):
         if lacking.any():
             name = next(name for name, lacks in zip(self.features, lacking.tolist(), strict=True) if lacks)
             raise DataError(f"a response in a pair has no score for '{name}', which is one of the features")
-        chosen, rejected = of_pairs(self._phi(features, batch), batch)
+        chosen, rejected = of_pairs(self._phi(features.nan_to_num(0.0), batch), batch)  # NaN: of rows in no pair
         return logistic(chosen - rejected)
 
     def scores(self, batch: Batch) -> Tensor:

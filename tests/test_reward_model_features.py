@@ -105,13 +105,13 @@ def test_features_in_another_order_have_their_weights_in_that_order():
     np.testing.assert_allclose(shuffled, plain[[2, 0, 3, 1]], atol=1e-6)
 
 
-def test_a_feature_that_is_missing_gives_no_score_and_no_pair():
+def test_a_response_without_a_feature_is_refused_and_without_another_score_is_not():
     form = Features(**TWO)
     batch = made_up(form, missing=True)  # helpful of row 1, which is no feature, and all of row 6, in no pair
-    scores = form.scores(batch)
-    assert scores[6].isnan().all() and scores[:6].isfinite().all()
     losses, found = gradients(form, batch)
     assert losses.isfinite().all() and all(value.isfinite().all() for value in found.values())
+    with pytest.raises(DataError, match="no score for 'harmless'"):
+        form.scores(batch)
     batch.rewards[2, 2] = torch.nan
     with pytest.raises(DataError, match="no score for 'brief'"):
         form.loss(batch)

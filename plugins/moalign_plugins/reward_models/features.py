@@ -30,7 +30,7 @@ class Features(RewardModel):
     phi_k is a feed-forward network, one for each objective, over the vector of the response's scores for ``features``;
     it reads nothing of the text, and no adapter is trained. Without hidden layers it is logistic regression on the
     differences of the features. An objective that no pair judged scores 0. The features should be of one order of
-    magnitude; a response that lacks one has no score (NaN), and a pair with such a response is refused.
+    magnitude; a response that lacks one is refused.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"pairs", "rewards"})
@@ -69,15 +69,14 @@ class Features(RewardModel):
 
     def loss(self, batch: Batch) -> Tensor:
         features = self.vectors(batch)
-        lacking = features.isnan()[batch.pairs.flatten()].any(0)
-        if lacking.any():
-            name = next(name for name, lacks in zip(self.features, lacking.tolist(), strict=True) if lacks)
-            raise DataError(f"a response in a pair has no score for '{name}', which is one of the features")
+        self._check_known(features[batch.pairs.flatten()])
         chosen, rejected = of_pairs(self._phi(features.nan_to_num(0.0), batch), batch)  # NaN: of rows in no pair
         return logistic(chosen - rejected)
 
     def scores(self, batch: Batch) -> Tensor:
-        return self._phi(self.vectors(batch), batch)
+        features = self.vectors(batch)
+        self._check_known(features)
+        return self._phi(features, batch)
 
     def vectors(self, batch: Batch) -> Tensor:
         """[N,F], NaN where unknown. Raises PluginError where the rewards and their names are not supplied."""
@@ -85,6 +84,12 @@ class Features(RewardModel):
             raise PluginError("the reward model reads scores by name, and `batch` has no such rewards and objectives")
         columns = [batch.objectives.index(name) for name in self.features]
         return batch.rewards[:, columns].to(batch.parameters["output.weight"].dtype)
+
+    def _check_known(self, features: Tensor) -> None:
+        lacking = features.isnan().any(0).tolist()
+        if any(lacking):
+            name = self.features[lacking.index(True)]
+            raise DataError(f"a response has no score for '{name}', which is one of the features")
 
     def _phi(self, features: Tensor, batch: Batch) -> Tensor:
         """[N,M] from [N,F]; the layers hold [M,N,width] in between."""

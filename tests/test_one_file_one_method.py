@@ -57,13 +57,16 @@ DELETED = [
 # it is an ordinary word.
 ORDINARY_WORDS = {
     "columns",
+    "features",
     "format",
     "grid",
     "http",
+    "implicit",
     "jsonl",
     "length",
     "linear",
     "listed",
+    "mixture",
     "preference",
     "prompts",
     "random",
@@ -72,8 +75,10 @@ ORDINARY_WORDS = {
 }
 TERMS = "a field of PairTerms"
 SCORE_KINDS = "a kind of evaluation, scores of pairs against those of samples"
+MARGINS = "where margins come from, a value of data.margins"
 LEGITIMATE = {
     "config.py": {
+        "implicit": MARGINS,
         **dict.fromkeys(("dpo", "grid"), "what a configuration that is silent gets; without it, it has to say"),
         "linear": "so is this; and a schedule of the learning rate",
         "preference": SCORE_KINDS,
@@ -90,6 +95,7 @@ LEGITIMATE = {
     "engine/rollouts.py": {"prompts": "a purpose of randomness"},
     "engine/tokens.py": {"preference": "a field of Batch"},
     "engine/trainee.py": {"linear": "a schedule of the learning rate"},
+    "lora/adapters.py": {"mixture": "an attribute of layers that carry several adapters"},
     "ops/triton_rows.py": {"product": "what a kernel calls a matrix product"},
     "preference.py": {"preference": "what a message calls it"},
     "report/page.py": {"preference": "a key of front.json"},
@@ -98,10 +104,11 @@ LEGITIMATE = {
     "storage.py": {"format": "a key of a model file's header"},
     "sweeps/export.py": {"format": "a key of bundle.json", "preference": "a key of front.json and of moalign.json"},
     "sweeps/front.py": {"preference": "a key of front.json"},
-    "sweeps/material.py": {"preference": SCORE_KINDS},
+    "sweeps/material.py": {"implicit": MARGINS, "preference": SCORE_KINDS},
     "sweeps/outcomes.py": {"preference": "a key of outcome.json"},
-    "sweeps/plan.py": {"preference": SCORE_KINDS},
+    "sweeps/plan.py": {"implicit": MARGINS, "preference": SCORE_KINDS},
     "sweeps/run.py": dict.fromkeys(("format", "prompts"), "a key of run.json"),
+    "sweeps/workshop.py": {"implicit": MARGINS},
     "testing/batch.py": {"preference": "a field of Batch"},
     "testing/combiner.py": {"scale": TERMS},
     "testing/combiner_trial.py": {"preference": "an argument's name", "scale": TERMS},

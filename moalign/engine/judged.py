@@ -24,7 +24,7 @@ def scores(
     model: LanguageModel,
     slot: str,
     form: RewardModel,
-    objectives: int,
+    objectives: tuple[str, ...],
     parameters: Mapping[str, Tensor],
     sequences: Sequence[TokenSequence],
     groups: Sequence[int],
@@ -33,7 +33,7 @@ def scores(
 
     The model's layouts are whole (``Packing.whole``). Raises PluginError where the scores are not finite [N,M].
     """
-    found = np.empty((len(sequences), objectives))
+    found = np.empty((len(sequences), len(objectives)))
     of_group: dict[int, list[int]] = {}
     for index, group in enumerate(groups):
         of_group.setdefault(group, []).append(index)
@@ -43,7 +43,7 @@ def scores(
         layout = model.lay_out([sequences[index] for index in chosen], part.rows)
         numbers = torch.tensor([groups[index] for index in chosen], device=model.device)
         batch = _batch(model, slot, form, layout, objectives, parameters, numbers)
-        found[chosen] = _checked(door.call(form, "scores", batch), form, (len(chosen), objectives))
+        found[chosen] = _checked(door.call(form, "scores", batch), form, (len(chosen), len(objectives)))
     return found
 
 
@@ -52,7 +52,7 @@ def _batch(
     slot: str,
     form: RewardModel,
     layout: Layout,
-    objectives: int,
+    objectives: tuple[str, ...],
     parameters: Mapping[str, Tensor],
     groups: Tensor,
 ) -> Batch:
@@ -73,10 +73,11 @@ def _batch(
         mask=layout.mask,
         pairs=nothing.reshape(0, 2),
         pair_objective=nothing,
-        preference=torch.full((len(groups), objectives), 1.0 / objectives, device=device),
+        preference=torch.full((len(groups), len(objectives)), 1.0 / len(objectives), device=device),
         strength=torch.empty(0, device=device),
         groups=groups,
         ref_logps=reference,
+        objectives=objectives,
         parameters={name: value.detach() for name, value in parameters.items()},
         final=states.index_select(0, layout.final).float() if "final" in form.needs else None,
         context=states.index_select(0, layout.context).float() if "context" in form.needs else None,

@@ -7,7 +7,7 @@ another's loss, so that each is trained as it would be alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -261,9 +261,11 @@ def _unspoken(layout: Layout) -> TokenLogps:
     return TokenLogps(torch.full(layout.shape, math.nan, device=layout.labels.device), None)
 
 
-def _ends(job: Job, states: Tensor, layout: Layout, start: int, end: int) -> dict[str, Tensor]:
-    """The hidden states [N,D] at both ends of a member's responses, those of sequences ``start`` to ``end`` of the pass,
-    as far as its loss reads them."""
+def _ends(job: Job, states: Tensor, layout: Layout, start: int, end: int) -> dict[str, Any]:
+    """The hidden states [N,D] at both ends of a member's responses, as far as its loss reads them.
+
+    The member has the pass's sequences from ``start`` to ``end``.
+    """
     places = {"context": layout.context, "final": layout.final}
     wanted = {name: place[start:end] for name, place in places.items() if name in job.needs and place is not None}
     return {name: states.index_select(0, place).float() for name, place in wanted.items()}
@@ -274,7 +276,7 @@ def _loss(
     frozen: _Frozen,
     scored: TokenLogps,
     hidden: Tensor | None,
-    ends: Mapping[str, Tensor],
+    ends: dict[str, Any],
     training: bool,
 ) -> Tensor | None:
     """The candidate's loss, a sum over its pairs; None, and its ``error`` set, where a plugin failed.
@@ -287,10 +289,10 @@ def _loss(
         loss = loss_of(batch, trainee.job, metrics, trainee.looks_closely)
         if training and not torch.isfinite(loss):
             given = {"log-probabilities": batch.logps} if trainee.job.reads_logps else {}
-            given |= {"hidden states": each for each in ends.values()}
-            sound = all(bool(torch.isfinite(each).all()) for each in given.values())
+            sound = all(bool(torch.isfinite(each).all()) for each in [*given.values(), *ends.values()])
+            what = " and ".join([*given, *(["hidden states"] if ends else [])])
             who = door.origin(trainee.job.objective).who
-            blame = f", which {who}, in loss, made of finite {' and '.join(given)}" if given and sound else ""
+            blame = f", which {who}, in loss, made of finite {what}" if what and sound else ""
             trainee.problem = f"loss is {loss.item()}{blame}"
         return loss
     return None
@@ -355,6 +357,7 @@ class _Frozen:
             entropy=scored.entropy if "entropy" in job.needs else None,
             token_advantages=None if self.token_advantages is None else self.token_advantages.clone(),
             known={name: values.clone() for name, values in self.of_tokens.items()},
+            objectives=job.objectives,
             hidden=hidden,
             parameters={name: values.clone() for name, values in share.trainee.owned.items()},
         )

@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -72,7 +73,9 @@ def _training(plan: Plan, read: Sequence[Record], tokeniser: Tokeniser) -> PairD
     name, path = plan.config.reward_model.name, plan.config.data_paths[0]
     lacks = None
     if not plan.compares and not any(record.scores for record in read):
-        lacks = "scores, and no response of this file has one; a form that learns from pairs, such as bradley-terry, can"
+        lacks = (
+            "scores, and no response of this file has one; a form that learns from pairs, such as bradley-terry, can"
+        )
     if plan.compares and not any(record.pairs or _several(record) for record in read):
         lacks = "pairs, and no prompt of this file has a judged pair or two scored responses"
     if lacks:
@@ -130,6 +133,6 @@ def _without_pairs(plan: Plan, held_out: PairDataset | None) -> list[str]:
     ]
 
 
-def _how(plan: Plan) -> dict[str, object]:
+def _how(plan: Plan) -> dict[str, Any]:
     directions = {name: spec.direction for name, spec in plan.config.objectives.items()}
     return {"max_length": plan.config.data.max_length, "directions": directions}

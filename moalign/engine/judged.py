@@ -28,10 +28,12 @@ def scores(
     parameters: Mapping[str, Tensor],
     sequences: Sequence[TokenSequence],
     groups: Sequence[int],
+    rewards: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
     """[N,M] of the reward model whose adapter is in the slot; ``groups``: those with one number share a prompt.
 
-    The model's layouts are whole (``Packing.whole``). Raises PluginError where the scores are not finite [N,M].
+    ``rewards`` [N,M]: what is known of the rows already, for forms that need it (None: nothing). The model's layouts
+    are whole (``Packing.whole``). Raises PluginError where the scores are not finite [N,M].
     """
     found = np.empty((len(sequences), len(objectives)))
     of_group: dict[int, list[int]] = {}
@@ -42,7 +44,8 @@ def scores(
         chosen = [index for unit in part.units for index in units[unit]]
         layout = model.lay_out([sequences[index] for index in chosen], part.rows)
         numbers = torch.tensor([groups[index] for index in chosen], device=model.device)
-        batch = _batch(model, slot, form, layout, objectives, parameters, numbers)
+        known = np.full((len(chosen), len(objectives)), np.nan) if rewards is None else rewards[chosen]
+        batch = _batch(model, slot, form, layout, objectives, parameters, numbers, known)
         found[chosen] = _checked(door.call(form, "scores", batch), form, (len(chosen), len(objectives)))
     return found
 
@@ -55,6 +58,7 @@ def _batch(
     objectives: tuple[str, ...],
     parameters: Mapping[str, Tensor],
     groups: Tensor,
+    rewards: NDArray[np.float64],
 ) -> Batch:
     device, nothing = model.device, torch.empty(0, dtype=torch.int64, device=model.device)
     with lora.active(model.policy, slot):
@@ -77,6 +81,7 @@ def _batch(
         strength=torch.empty(0, device=device),
         groups=groups,
         ref_logps=reference,
+        rewards=torch.from_numpy(rewards.astype(np.float32)).to(device) if "rewards" in form.needs else None,
         objectives=objectives,
         parameters={name: value.detach() for name, value in parameters.items()},
         final=states.index_select(0, layout.final).float() if "final" in form.needs else None,

@@ -90,8 +90,9 @@ def _several(record: Record) -> bool:
 
 def _check_labels(plan: Plan, train: PairDataset) -> None:
     for index, name in enumerate(plan.objectives):
-        judged = (train.pair_objective == index) if plan.compares else ~np.isnan(train.rewards[:, index])
-        if not judged.any():
+        judged = plan.compares and bool((train.pair_objective == index).any())
+        scored = "rewards" in plan.form.needs and not np.isnan(train.rewards[:, index]).all()
+        if not judged and not scored:
             what = "pair is judged" if plan.compares else "response is scored"
             raise ConfigError(
                 f"objectives.{name}: no training {what} for it in {plan.config.data_paths[0]}; correct its name, or "

@@ -59,13 +59,15 @@ def log_loss(differences: ArrayLike, slope: float = 1.0) -> float:
 def fitted_slope(differences: ArrayLike, largest: float = 1e6) -> float:
     """The slope >= 0 with the least ``log_loss``, which is convex in it: one over a temperature.
 
-    0 where the mean difference is not positive, ``largest`` (in units of one over the largest |d|) where every pair is
-    put in the right order, so that no slope is the best.
+    0 where the mean difference is not positive; ``largest`` over the largest |d| where no pair is put in the wrong
+    order, so that no slope is the best.
     """
     values = np.asarray(differences, dtype=np.float64)
     scale = float(np.abs(values).max(initial=0.0))
     if scale == 0 or values.mean() <= 0:
         return 0.0
+    if (values >= 0).all():
+        return largest / scale
     values = values / scale
 
     def slope_of_loss(slope: float) -> float:
@@ -74,8 +76,6 @@ def fitted_slope(differences: ArrayLike, largest: float = 1e6) -> float:
     low, high = 0.0, 1.0
     while slope_of_loss(high) < 0:
         low, high = high, 2 * high
-        if high > largest:
-            return largest / scale
     for _ in range(100):
         middle = (low + high) / 2
         low, high = (middle, high) if slope_of_loss(middle) < 0 else (low, middle)

@@ -58,7 +58,7 @@ def measure(
 
 def _scores(model: LanguageModel, plan: Plan, members: Sequence[Member], dataset: PairDataset) -> NDArray[np.float64]:
     """[K,N,M]"""
-    about = (dataset.sequences, dataset.groups.tolist())
+    about = (dataset.sequences, dataset.groups.tolist(), dataset.rewards)
     return np.stack(
         [judged.scores(model, member.slot, plan.form, plan.objectives, member.parameters, *about) for member in members]
     )

@@ -18,6 +18,7 @@ from rich.console import Console
 
 import moalign
 from benchmarks import measure, tables
+from moalign.progress import ConsoleObserver
 
 ASPECTS = ("overall", "relevance", "factuality", "completeness", "conciseness")
 RULES = ("always longer", "always shorter")
@@ -41,8 +42,8 @@ def main(
     console = Console()
     report = tables.begin("reward_models", measure.command_line("benchmarks.reward_models"), None)
     for each in form or ["bradley-terry"]:
-        with console.status(each):
-            report["results"].append(trained(each, settings_of(data, base, each, members), further or ()))
+        settings = settings_of(data, base, each, members)
+        report["results"].append(trained(each, settings, further or (), ConsoleObserver(console)))
         if output is not None:
             tables.write(output, report, text_of(report))
     tables.show(tables_of(report["results"]), console)
@@ -61,15 +62,20 @@ def settings_of(data: Path, base: Path, form: str, members: int) -> dict[str, An
         },
         "reward_model": yaml.safe_load(form),
         "members": members,
-        "train": {"steps": 200, "pairs_per_step": 16, "lr": 0.001},
+        "train": {"steps": 100, "pairs_per_step": 16, "lr": 0.001},
         "seed": 0,
     }
 
 
-def trained(form: str, settings: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+def trained(
+    form: str, settings: Mapping[str, Any], changes: Sequence[str], observer: ConsoleObserver
+) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="moalign-reward-models-") as folder:
         start = time.perf_counter()
-        found = moalign.train_reward_model(settings, Path(folder) / "reward-model", changes)
+        try:
+            found = moalign.train_reward_model(settings, Path(folder) / "reward-model", changes, observer)
+        finally:
+            observer.close()
         seconds = time.perf_counter() - start
     kept = {key: settings[key] for key in ("reward_model", "members", "train", "seed")}
     about = {"form": form, "settings": kept, "changes": list(changes), "seconds": seconds, "report": found}

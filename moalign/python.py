@@ -194,6 +194,27 @@ def sweep(
     return Run(Path(out))
 
 
+def train_reward_model(
+    config: str | Path | Mapping[str, Any],
+    out: str | Path,
+    overrides: Sequence[str] = (),
+    observer: Observer | None = None,
+) -> dict[str, Any]:
+    """Train the reward model that a configuration (a file or a mapping) describes into the new directory ``out``, as
+    ``moalign reward-model train`` does; returns its report.
+
+    Raises ConfigError, DataError, RunError where ``out`` holds something, and TrainingError.
+    """
+    from moalign.reward_models import config as reward_models
+    from moalign.reward_models import training
+
+    if isinstance(config, str | Path):
+        settings = reward_models.load(config, overrides)
+    else:
+        settings = reward_models.from_mapping(config, overrides)
+    return training.train(settings, Path(out), registry.discover(), observer or Observer())
+
+
 def resume(
     directory: str | Path,
     accept_plugin_change: bool = False,

@@ -38,7 +38,11 @@ class FrozenReward:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that decides one candidate's training. ``held_out``: the pairs that an early stop looks at."""
+    """Everything that decides one candidate's training. ``held_out``: the pairs that an early stop looks at.
+
+    ``reads_logps``: whether the loss reads token log-probabilities; where it does not, they are NaN for it, and a pass
+    in which nobody reads any does without the output head.
+    """
 
     candidate: str
     preference: tuple[float, ...]
@@ -52,6 +56,7 @@ class Job:
     rank: int
     alpha: float
     held_out: PairDataset | None = None
+    reads_logps: bool = True
 
 
 @dataclass(frozen=True)

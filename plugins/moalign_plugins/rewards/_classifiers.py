@@ -16,7 +16,7 @@ from moalign_plugins.rewards._models import LOCAL, Dtype, device_and_dtype, most
 if TYPE_CHECKING:
     from torch import Tensor
 
-Read = Literal["text", "pair", "conversation", "response"]
+Read = Literal["auto", "text", "pair", "conversation", "response", "tokens"]
 Lost = Literal["nothing", "beginning", "end"]
 
 
@@ -27,9 +27,11 @@ class FromClassifier(Reward):
 
     head: int | str | None = None
     """index, or name in the model's id2label; not needed where there is one"""
-    read: Read = "text"
+    read: Read = "auto"
     """of a prompt that is text: prompt and response as one text; as the tokenizer's pair of texts; as a conversation,
-    through the chat template; or the response alone"""
+    through the chat template; or the response alone. Of any prompt, tokens: those of the prompt, where there is a chat
+    template through it, then those of the response, and the token that ends one: as moalign trains. auto: tokens where
+    the model's config.json asks for it, as of `moalign reward-model train`, else text"""
     max_length: int | None = Field(default=None, ge=1)
     """tokens; default: as many as the tokenizer and the model say they take"""
     lose: Lost = "nothing"
@@ -46,7 +48,8 @@ class FromClassifier(Reward):
         classifier = classifier_of(str(Path(path).expanduser()), self.device, self.dtype)
         head = classifier.head(self.head)
         asked = tuple((_canonical(sample.prompt), sample.response) for sample in samples)
-        logits = classifier.logits(asked, self.read, self.max_length, self.lose, self.batch_size)
+        read = classifier.read if self.read == "auto" else self.read
+        logits = classifier.logits(asked, read, self.max_length, self.lose, self.batch_size)
         return [None if row is None else row[head] for row in logits]
 
 
@@ -77,6 +80,21 @@ class Classifier:
     tokenizer: Any
     model: Any
     _last: tuple[Any, list[list[float] | None]] | None = field(default=None, repr=False)
+
+    @property
+    def read(self) -> Read:
+        """What ``auto`` means for this model."""
+        asked = getattr(self.model.config, "moalign", None)
+        return "tokens" if isinstance(asked, dict) and asked.get("read") == "tokens" else "text"
+
+    @property
+    def end(self) -> int:
+        """The token that ends a response. Raises ModelError where there is none."""
+        asked = getattr(self.model.config, "moalign", None)
+        known = asked.get("end_token_id") if isinstance(asked, dict) else self.tokenizer.eos_token_id
+        if not isinstance(known, int):
+            raise ModelError(f"{self.path}: read: tokens: its tokenizer has no token that ends a response")
+        return known
 
     def head(self, wanted: int | str | None) -> int:
         """The index of a head. Raises ModelError naming those that there are."""
@@ -135,6 +153,8 @@ class Classifier:
 
     def _encoded(self, prompt: Any, response: str, read: Read, limit: int, lose: Lost) -> Any:
         """What the tokenizer makes of it, cut as ``lose`` says; None where it does not fit, or is empty."""
+        if read == "tokens":
+            return self._joined(prompt, response, limit, lose)
         texts = self._texts(prompt, response, read)
         special = read == "response" or (read != "conversation" and isinstance(prompt, str))  # a template has its own
         ids = self.tokenizer(*texts, add_special_tokens=special)
@@ -142,6 +162,40 @@ class Classifier:
             self.tokenizer.truncation_side = "left" if lose == "beginning" else "right"
             ids = self.tokenizer(*texts, add_special_tokens=special, truncation=True, max_length=limit)
         return dict(ids) if 0 < len(ids["input_ids"]) <= limit else None
+
+    def _joined(self, prompt: Any, response: str, limit: int, lose: Lost) -> Any:
+        """Ids are joined, never texts, and the end token, whose state a reward model of moalign reads, stays last."""
+        own, bos = self._prompt_ids(prompt), self.tokenizer.bos_token_id
+        answer = self._ids(response)
+        while answer and answer[-1] in (self.end, self.tokenizer.eos_token_id):
+            answer.pop()
+        over = len(own) + len(answer) + 1 - limit
+        if over > 0 and lose == "beginning":
+            keep = int(own[:1] == [bos])
+            own, over = own[:keep] + own[keep + over :], over - (len(own) - keep)
+        if over > 0 and lose == "end":
+            answer, over = answer[: max(0, len(answer) - over)], over - len(answer)
+        return None if over > 0 or not own or not answer else {"input_ids": [*own, *answer, self.end]}
+
+    def _prompt_ids(self, prompt: Any) -> list[int]:
+        """Through the chat template where there is one; else with the token that begins a text, once."""
+        from jinja2 import TemplateError
+
+        bos = self.tokenizer.bos_token_id
+        if not self.tokenizer.chat_template:
+            if not isinstance(prompt, str):
+                raise DataError(f"{self.path}: its tokenizer has no chat template, and the prompt is a conversation")
+            ids = self._ids(prompt)
+            return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+        said = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(each) for each in prompt]
+        try:
+            ids = self._ids(self.tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False))
+        except (TemplateError, ValueError) as error:
+            raise DataError(f"{self.path}: its chat template does not take this conversation: {error}") from None
+        return ids[1:] if bos is not None and ids[:2] == [bos] * 2 else ids
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _texts(self, prompt: Any, response: str, read: Read) -> tuple[str, ...]:
         """One text, or two for the tokenizer to put together."""

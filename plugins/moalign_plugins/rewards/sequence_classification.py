@@ -21,8 +21,12 @@ class SequenceClassification(FromClassifier):
     """The raw logit of one head. Safetensors only, no remote code, nothing is downloaded.
 
     A prompt that is a conversation goes through the tokenizer's chat template with the response as the assistant's
-    message, whatever ``read`` says, unless that is ``response``. Objectives that name the same directory, device, dtype
-    and way of reading share one model and, for the same samples, one pass.
+    message, whatever ``read`` says, unless that is ``response`` or ``tokens``. Objectives that name the same directory,
+    device, dtype and way of reading share one model and, for the same samples, one pass.
+
+    Of a model with code of its own only what transformers' classifier has is loaded, a linear head ``score.weight``. So
+    ArmoRM (arXiv 2406.12845) is refused: its ``regression_layer`` is such a head under another name, but its
+    ``gating`` network, which mixes the heads by prompt, is not.
     """
 
     path: str

@@ -204,6 +204,24 @@ except UnknownPluginError as error:
     assert other == "MultiObjective" and "no decoder is called 'guidance'" in refused
 
 
+def test_deleting_a_reward_models_file_removes_it_and_nothing_else(copy):
+    (copy / "plugins" / "moalign_plugins" / "reward_models" / "gaussian.py").unlink()
+    probe = """
+from moalign import registry
+from moalign.errors import UnknownPluginError
+installed = registry.discover()
+print(*(f"{e.kind} {e.name}" for e in installed.entries if e.distribution == "moalign" and installed.load(e)), sep=",")
+print(type(installed.build("reward-model", "gaussian-pairs", {}, "reward_model")).__name__)
+try:
+    installed.build("reward-model", "gaussian", {}, "reward_model")
+except UnknownPluginError as error:
+    print(error)
+"""
+    loaded, other, refused = execute(copy, "-c", probe).splitlines()
+    assert set(loaded.split(",")) == shipped() - {"reward-model gaussian"}
+    assert other == "GaussianPairs" and "no reward-model is called 'gaussian'" in refused
+
+
 def test_a_sweep_runs_without_the_files_that_it_does_not_name(copy, tiny_model_path):
     """All that it does not need is gone, but for the readers, among which `auto` chooses."""
     needed = {"dpo", "linear", "grid", "__init__"}

@@ -76,7 +76,7 @@ def test_a_reward_model_is_learned(first_run):
         done = shell(command, first_run)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     assert "harmless" in done.stdout and (first_run / "runs" / "judge" / "member-1" / "model.safetensors").exists()
-    changed = "search.points=2 train.steps=2 evaluate.max_new_tokens=4".split()
+    changed = ["search.points=2", "train.steps=2", "evaluate.max_new_tokens=4"]
     for name in ("helpful", "harmless"):
         reward = f"{{name: sequence-classification, path: runs/judge/member-0, head: {name}}}"
         changed.append(f"'objectives.{name}.reward={reward}'")

@@ -81,6 +81,7 @@ def gradients(form: RewardModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor
 
 def check_form(form: RewardModel, objectives: tuple[str, ...] = NAMES, *, missing: bool = False) -> None:
     """One loss per pair or row, its gradient, no use of what is not needed, and the order of rows and pairs."""
+    form.check(objectives)
     batch = made_up(form, objectives, missing=missing)
     units = len(PAIRS) if "pairs" in form.needs else ROWS
     losses, found = gradients(form, batch)

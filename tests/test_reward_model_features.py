@@ -122,6 +122,6 @@ def test_what_it_refuses():
         with pytest.raises(ValidationError):
             Features(**wrong)
     with pytest.raises(ConfigError, match="features: no objective 'short'; there is helpful, harmless, brief"):
-        Features(features=("short",)).parameters(4, NAMES, torch.Generator())
+        Features(features=("short",)).check(NAMES)
     with pytest.raises(PluginError, match="by name"):
         Features(**TWO).loss(replace(made_up(Features(**TWO)), objectives=()))

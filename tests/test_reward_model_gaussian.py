@@ -138,4 +138,4 @@ def test_a_missing_score_has_no_gradient():
 
 def test_a_wrong_name_is_refused():
     with pytest.raises(ConfigError, match="scale: no objective 'kind'"):
-        Gaussian(scale={"kind": 2.0}).parameters(4, NAMES, torch.Generator())
+        Gaussian(scale={"kind": 2.0}).check(NAMES)

@@ -103,7 +103,7 @@ def test_normalised_returns_reach_1_and_no_further():
 def test_what_it_refuses():
     for form in FORMS:
         with pytest.raises(ConfigError, match="there are 2: a, b"):
-            form().parameters(4, ("a", "b"), torch.Generator())
+            form().check(("a", "b"))
         with pytest.raises(ValidationError):
             form(beta=0.0)
         with pytest.raises(PluginError, match='"reference"'):

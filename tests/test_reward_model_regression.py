@@ -84,6 +84,6 @@ def test_what_it_refuses():
     with pytest.raises(ValidationError):
         Regression(scale={"helpful": 0.0})
     with pytest.raises(ConfigError, match="shift: no objective 'helpfull'; there is helpful, harmless, brief"):
-        Regression(shift={"helpfull": 1.0}).parameters(4, NAMES, torch.Generator())
+        Regression(shift={"helpfull": 1.0}).check(NAMES)
     with pytest.raises(PluginError, match="objectives"):
         Regression(scale={"helpful": 2.0}).loss(replace(made_up(Regression()), objectives=()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from moalign import door
 from moalign.api import Reader, RewardModel
 from moalign.config import BUILT_IN_MODEL
 from moalign.errors import ConfigError, PluginError
@@ -46,6 +47,7 @@ def prepare(config: RewardModelConfig, registry: Registry) -> Plan:
         raise ConfigError("data.path: the built-in prompts have no judgements; name a file that has")
     if config.data.margins != "auto":
         raise ConfigError("data.margins: a reward model learns from what the data says; leave it out")
+    door.call(form, "check", config.objective_names)
     readers = readers_for(config.data.reader, registry, deadline)
     entries = [registry.find("reward-model", choice.name)]
     if config.data.reader.name != "auto":

@@ -3,13 +3,12 @@ it, and the rewards of its single tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from moalign.api import Batch, ConfigError, PluginError, RewardModel, log_ratios
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
 
 class Implicit(RewardModel):
@@ -17,11 +16,10 @@ class Implicit(RewardModel):
 
     beta: float
 
-    def parameters(self, width: int, objectives: tuple[str, ...], generator: Generator) -> Mapping[str, Tensor]:
+    def check(self, objectives: tuple[str, ...]) -> None:
         if len(objectives) != 1:
             names = ", ".join(objectives)
-            raise ConfigError(f"the log-ratio of a model is one reward, and there are {len(objectives)}: {names}")
-        return {}
+            raise ConfigError(f"objectives: a model's log-ratio is one reward; there are {len(objectives)}: {names}")
 
     def scores(self, batch: Batch) -> Tensor:
         return self.beta * log_ratios(batch)[:, None]

@@ -20,12 +20,13 @@ class FromScores(RewardModel):
     shift: float | Mapping[str, float] = 0.0
     """added to scale times the score; to all, or by objective (0 where it is not named)"""
 
-    def check_names(self, objectives: tuple[str, ...]) -> None:
-        """Raises ConfigError where an option names an objective that there is not."""
+    def check(self, objectives: tuple[str, ...]) -> None:
         for option, given in (("scale", self.scale), ("shift", self.shift)):
             unknown = sorted(set(given) - set(objectives)) if isinstance(given, Mapping) else []
             if unknown:
-                raise ConfigError(f"{option}: no objective '{unknown[0]}'; there is {', '.join(objectives)}")
+                raise ConfigError(
+                    f"reward_model.{option}: no objective '{unknown[0]}'; there is {', '.join(objectives)}"
+                )
 
     def targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """In units of the model's scores, [N,M] with 0 where unknown, and which are known, bool [N,M]."""

@@ -50,12 +50,14 @@ class Features(RewardModel):
             raise ValueError(f"'{twice[0]}' stands there twice")
         return features
 
+    def check(self, objectives: tuple[str, ...]) -> None:
+        unknown = [name for name in self.features if name not in objectives]
+        if unknown:
+            raise ConfigError(f"reward_model.features: no objective '{unknown[0]}'; there is {', '.join(objectives)}")
+
     def parameters(self, width: int, objectives: tuple[str, ...], generator: Generator) -> Mapping[str, Tensor]:
         import torch
 
-        unknown = [name for name in self.features if name not in objectives]
-        if unknown:
-            raise ConfigError(f"features: no objective '{unknown[0]}'; there is {', '.join(objectives)}")
         found, number = {}, len(objectives)
         for index, (before, after) in enumerate(pairwise((len(self.features), *self.hidden))):
             draws = torch.randn((number, after, before), generator=generator)

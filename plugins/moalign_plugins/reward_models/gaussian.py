@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from moalign.api import Batch
@@ -11,7 +10,7 @@ from moalign_plugins.reward_models._gaussian import GaussianHeads
 from moalign_plugins.reward_models._labels import FromScores, mean_of_known
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
 REGISTRATION = {
     "name": "gaussian",
@@ -31,10 +30,6 @@ class Gaussian(GaussianHeads, FromScores):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"final", "rewards"})
-
-    def parameters(self, width: int, objectives: tuple[str, ...], generator: Generator) -> Mapping[str, Tensor]:
-        self.check_names(objectives)
-        return super().parameters(width, objectives, generator)
 
     def loss(self, batch: Batch) -> Tensor:
         targets, known = self.targets(batch)

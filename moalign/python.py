@@ -19,6 +19,7 @@ from moalign.types import Preference
 
 if TYPE_CHECKING:
     from moalign.decode import Decoding
+    from moalign.reward_models.trained import TrainedRewardModel
     from moalign.sweeps.choice import Choice
 
 
@@ -213,6 +214,17 @@ def train_reward_model(
     else:
         settings = reward_models.from_mapping(config, overrides)
     return training.train(settings, Path(out), registry.discover(), observer or Observer())
+
+
+def open_reward_model(directory: str | Path, base: str | Path | None = None, device: str = "cpu") -> TrainedRewardModel:
+    """A reward model that ``train_reward_model`` wrote, of any form and with any number of members.
+
+    ``.scores(samples)`` is [N,M]; ``.reward("helpful")`` is a function for ``sweep(rewards={"helpful": ...})``.
+    ``base``: where the base model is now. Raises RunError where it is another one, CorruptFileError.
+    """
+    from moalign.reward_models.trained import load
+
+    return load(Path(directory), registry.discover(), None if base is None else str(base), device)
 
 
 def resume(

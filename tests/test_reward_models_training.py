@@ -172,7 +172,23 @@ def test_a_form_without_a_linear_head_is_written_as_adapter_and_head(tiny_model_
     folder = tmp_path / "out" / "member-0"
     assert not (folder / "config.json").exists()
     assert set(storage.read_tensors(folder / "head.safetensors")) == {"head.weight", "router.weight", "router.bias"}
-    assert (folder / "adapter" / "adapter_model.safetensors").exists()
+    scores = moalign.open_reward_model(tmp_path / "out").scores([Sample("say 1:", "abc"), Sample("say 1:", "")])
+    assert np.isfinite(scores[0]).all() and np.isnan(scores[1]).all()
+
+
+def test_the_directory_scores_again_whatever_its_form(trained):
+    directory, _ = trained
+    pairs = held_out_pairs(directory)
+    opened = moalign.open_reward_model(directory)
+    members = np.stack([plain_scores(directory / name, pairs.sequences) for name in ("member-0", "member-1")])
+    assert opened.member_scores(pairs.samples) == pytest.approx(members, abs=1e-4)
+    assert opened.scores(pairs.samples) == pytest.approx(members.mean(0), abs=1e-4)
+    worst = opened.reward("short", combine="worst")(pairs.samples)
+    assert worst == pytest.approx(members[:, :, 1].min(0).tolist(), abs=1e-4)
+    less = opened.reward("short", combine="uncertainty", lam=2.0)(pairs.samples)
+    assert less == pytest.approx((members.mean(0) - 2 * members.var(0))[:, 1].tolist(), abs=1e-3)
+    with pytest.raises(ConfigError, match="no head is called 'shot'; did you mean 'short'"):
+        opened.reward("shot")
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
@@ -206,16 +222,16 @@ def test_the_command_trains_and_reports(written):
         typed("report", str(written.parent))
 
 
-def test_ctrl_c_leaves_nothing(written, monkeypatch, capsys):
+def test_ctrl_c_leaves_nothing(written, monkeypatch):
     from moalign.reward_models import training
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "train_members", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        app(["reward-model", "train", str(written), "--out", str(written.parent / "out")], standalone_mode=False)
-    assert "nothing was written" in capsys.readouterr().err
+    done = CliRunner().invoke(app, ["reward-model", "train", str(written), "--out", str(written.parent / "out")])
+    assert done.exit_code == 130
+    assert "nothing was written" in done.stderr
     assert not (written.parent / "out").exists()
 
 

@@ -68,7 +68,9 @@ def classifier_of(path: str, device: str, dtype: str) -> Classifier:
         raise ModelError(f"{path}: cannot be read as a sequence classifier: {error}") from error
     absent = sorted(info["missing_keys"]) + sorted(str(each[0]) for each in info["mismatched_keys"])
     if absent:
-        raise ModelError(f"{path}: is no trained sequence classifier, its files have no weights for {absent[0]}")
+        unread = [name for name in sorted(info["unexpected_keys"]) if not name.startswith("lm_head.")]
+        also = f"; {unread[0]} in them is for code of its own, which is not run" if unread else ""
+        raise ModelError(f"{path}: is no trained sequence classifier, its files have no weights for {absent[0]}{also}")
     return Classifier(path, tokenizer, model.eval().requires_grad_(False).to(place))
 
 

@@ -20,7 +20,8 @@ from moalign.sweeps import run
 from moalign.sweeps.observe import Observer
 from moalign.testing import check_reward
 from moalign_plugins.rewards import _classifiers
-from moalign_plugins.rewards.ensemble import Ensemble, combined
+from moalign_plugins.rewards._combining import combined
+from moalign_plugins.rewards.ensemble import Ensemble
 from moalign_plugins.rewards.sequence_classification import SequenceClassification
 
 SAMPLES = [Sample("q: ", text) for text in ("a", "some more text", "b c", "", "another one")]

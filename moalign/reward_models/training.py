@@ -36,6 +36,7 @@ from moalign.sweeps.observe import Observer
 from moalign.types import Candidate, Preference
 
 LIBRARIES = ("moalign", "torch", "transformers", "peft", "accelerate", "numpy")
+NOTICEABLE = 0.05  # of a difference of scores, which are log-odds
 PROBE_STEPS = 3  # the first is warm-up and does not count
 
 
@@ -69,6 +70,11 @@ def train(config: RewardModelConfig, out: Path, registry: Registry, observer: Ob
         for member in members:
             how = writing.write_member(folder / member.name, shop.model, plan, member, shop.material)
             record["members"][member.name] |= how
+            if how.get("largest_difference", 0.0) > NOTICEABLE:
+                observer.on_warning(
+                    f"{member.name}: scores of the written classifier differ from the trained model's by up to "
+                    f"{how['largest_difference']:.3g}: its weights are rounded to {record['dtype']}"
+                )
         storage.write_json(folder / archive.RECORD, record)
         storage.write_json(folder / archive.REPORT, report)
     return report
@@ -186,6 +192,8 @@ def _record(shop: Shop, members: Sequence[Member], used: provenance.Used) -> dic
         "config": config.model_dump(mode="json"),
         "objectives": list(shop.plan.objectives),
         "base": model.fingerprint,
+        "base_directory": config.model_directory,
+        "end_token_id": model.tokeniser.end_id,
         "tokenizer": model.tokenizer_fingerprint,
         "data": shop.material.digest,
         "data_counts": dict(shop.material.counts),

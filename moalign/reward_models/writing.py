@@ -24,7 +24,7 @@ from moalign.data.tokenise import Tokeniser
 from moalign.engine import judged
 from moalign.engine import model as models
 from moalign.engine.model import LanguageModel
-from moalign.errors import ModelError, PluginError
+from moalign.errors import MoalignError, ModelError, PluginError
 from moalign.lora import mixing, ordinary
 from moalign.reward_models.material import Material
 from moalign.reward_models.members import Member
@@ -45,7 +45,7 @@ def write_member(folder: Path, model: LanguageModel, plan: Plan, member: Member,
         return {"classifier": None, "why": "the form's scores are not linear in the last hidden state"}
     try:
         classifier = _classifier(folder / ADAPTER, model, plan, weights)
-    except ModelError as error:
+    except MoalignError as error:  # what was trained is kept, whatever transformers makes of it
         return {"classifier": None, "why": str(error)}
     largest = _largest_difference(classifier, model, plan, member, material)
     classifier.save_pretrained(folder)

@@ -12,12 +12,12 @@ from pydantic import Field
 
 from moalign.api import DataError, ModelError, Reward, Sample
 from moalign_plugins.rewards._models import LOCAL, Dtype, device_and_dtype, most_tokens
+from moalign_plugins.rewards._tokens import Joining, Lost
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Read = Literal["auto", "text", "pair", "conversation", "response", "tokens"]
-Lost = Literal["nothing", "beginning", "end"]
 
 
 class FromClassifier(Reward):
@@ -156,7 +156,8 @@ class Classifier:
     def _encoded(self, prompt: Any, response: str, read: Read, limit: int, lose: Lost) -> Any:
         """What the tokenizer makes of it, cut as ``lose`` says; None where it does not fit, or is empty."""
         if read == "tokens":
-            return self._joined(prompt, response, limit, lose)
+            joined = Joining(self.tokenizer, self.end, self.path).ids(prompt, response, limit, lose)
+            return None if joined is None else {"input_ids": joined[0]}
         texts = self._texts(prompt, response, read)
         special = read == "response" or (read != "conversation" and isinstance(prompt, str))  # a template has its own
         ids = self.tokenizer(*texts, add_special_tokens=special)
@@ -164,40 +165,6 @@ class Classifier:
             self.tokenizer.truncation_side = "left" if lose == "beginning" else "right"
             ids = self.tokenizer(*texts, add_special_tokens=special, truncation=True, max_length=limit)
         return dict(ids) if 0 < len(ids["input_ids"]) <= limit else None
-
-    def _joined(self, prompt: Any, response: str, limit: int, lose: Lost) -> Any:
-        """Ids are joined, never texts, and the end token, whose state a reward model of moalign reads, stays last."""
-        own, bos = self._prompt_ids(prompt), self.tokenizer.bos_token_id
-        answer = self._ids(response)
-        while answer and answer[-1] in (self.end, self.tokenizer.eos_token_id):
-            answer.pop()
-        over = len(own) + len(answer) + 1 - limit
-        if over > 0 and lose == "beginning":
-            keep = int(own[:1] == [bos])
-            own, over = own[:keep] + own[keep + over :], over - (len(own) - keep)
-        if over > 0 and lose == "end":
-            answer, over = answer[: max(0, len(answer) - over)], over - len(answer)
-        return None if over > 0 or not own or not answer else {"input_ids": [*own, *answer, self.end]}
-
-    def _prompt_ids(self, prompt: Any) -> list[int]:
-        """Through the chat template where there is one; else with the token that begins a text, once."""
-        from jinja2 import TemplateError
-
-        bos = self.tokenizer.bos_token_id
-        if not self.tokenizer.chat_template:
-            if not isinstance(prompt, str):
-                raise DataError(f"{self.path}: its tokenizer has no chat template, and the prompt is a conversation")
-            ids = self._ids(prompt)
-            return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
-        said = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(each) for each in prompt]
-        try:
-            ids = self._ids(self.tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False))
-        except (TemplateError, ValueError) as error:
-            raise DataError(f"{self.path}: its chat template does not take this conversation: {error}") from None
-        return ids[1:] if bos is not None and ids[:2] == [bos] * 2 else ids
-
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _texts(self, prompt: Any, response: str, read: Read) -> tuple[str, ...]:
         """One text, or two for the tokenizer to put together."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from moalign.api import Sample
 from moalign_plugins.rewards._classifiers import FromClassifier
+from moalign_plugins.rewards._combining import Combine, combined
 from moalign_plugins.rewards._models import model_directory
 
 REGISTRATION = {
@@ -18,7 +17,6 @@ REGISTRATION = {
     "summary": "several sequence classifiers: their mean, the worst of them, or the mean less their variance",
     "paper": "arXiv:2310.02743",
 }
-Combine = Literal["mean", "worst", "uncertainty"]
 
 
 class Ensemble(FromClassifier):
@@ -58,13 +56,3 @@ class Ensemble(FromClassifier):
             known = [value for value in row if value is not None]
             found.append(combined(known, self.combine, self.lam) if len(known) == len(row) else None)
         return found
-
-
-def combined(scores: Sequence[float], combine: Combine, lam: float) -> float:
-    """Of one response's scores under the members; at least one."""
-    mean = math.fsum(scores) / len(scores)
-    if combine == "worst":
-        return min(scores)
-    if combine == "mean":
-        return mean
-    return mean - lam * math.fsum((score - mean) ** 2 for score in scores) / len(scores)

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moalign.python import Run, open_run, resume, sweep
+    from moalign.python import Run, open_reward_model, open_run, resume, sweep, train_reward_model
 
-__all__ = ["Run", "open_run", "resume", "sweep"]
+__all__ = ["Run", "open_reward_model", "open_run", "resume", "sweep", "train_reward_model"]
 
 
 def __getattr__(name: str) -> Any:

@@ -16,6 +16,7 @@ from rich.console import Console
 from moalign import calls, supervisor
 from moalign.commands import data as data_commands
 from moalign.commands import plugins as plugin_commands
+from moalign.commands import reward_model as reward_model_commands
 from moalign.commands.export import export
 from moalign.commands.generate import generate
 from moalign.commands.select import select
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.add_typer(plugin_commands.app, name="plugins", help="What is installed.")
 app.add_typer(data_commands.app, name="data", help="Look at data before training on it.")
+app.add_typer(reward_model_commands.app, name="reward-model", help="Learn scores by objective from judgements.")
 
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. train.lr=1e-4.")

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, model_validator
@@ -164,25 +164,13 @@ class EvaluateSettings(Section):
     """of the hypervolume: the untouched model's scores, or one number per objective"""
 
 
-class Config(Section):
+class Shared(Section):
+    """What every kind of training reads: the base model, the objectives' names, the data."""
+
     model: ModelSettings = ModelSettings()
-    objectives: dict[str, ObjectiveSettings] = Field(min_length=1)
+    objectives: Mapping[str, Section] = Field(min_length=1)
     """named; the order does not matter"""
-    preferences: dict[str, Any] = {}
-    """named preferences, for the search `listed` and for the command line"""
     data: DataSettings = DataSettings()
-    rollouts: RolloutSettings | None = None
-    """sample responses from the policy and score them, instead of training on the responses in the data"""
-    loss: Choice = PluginChoice(name="dpo")
-    combine: Choice = PluginChoice(name="linear")
-    condition: Choice | None = None
-    """train one model for many preferences, which learns of them this way; the search's candidates are then what it is
-    asked for. none: a candidate is trained for each"""
-    search: Choice = PluginChoice(name="grid")
-    train: TrainSettings = TrainSettings()
-    evaluate: EvaluateSettings = EvaluateSettings()
-    observers: tuple[Choice, ...] = ()
-    """who watches, such as trackers; they change no result, and a resume does not compare them"""
     plugin_deadline: float | None = Field(default=PLUGIN_DEADLINE, gt=0)
     """seconds that one call into a plugin may take before the command line cuts it off; null: any time"""
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -219,11 +207,38 @@ class Config(Section):
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
+class Config(Shared):
+    objectives: dict[str, ObjectiveSettings] = Field(min_length=1)
+    """named; the order does not matter"""
+    preferences: dict[str, Any] = {}
+    """named preferences, for the search `listed` and for the command line"""
+    rollouts: RolloutSettings | None = None
+    """sample responses from the policy and score them, instead of training on the responses in the data"""
+    loss: Choice = PluginChoice(name="dpo")
+    combine: Choice = PluginChoice(name="linear")
+    condition: Choice | None = None
+    """train one model for many preferences, which learns of them this way; the search's candidates are then what it is
+    asked for. none: a candidate is trained for each"""
+    search: Choice = PluginChoice(name="grid")
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    observers: tuple[Choice, ...] = ()
+    """who watches, such as trackers; they change no result, and a resume does not compare them"""
+
+
+Kind = TypeVar("Kind", bound=Shared)
+
+
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML (or JSON) file, apply ``key.path=value`` overrides, validate, make file paths absolute.
 
     Raises ConfigError naming file and line for bad YAML, and every bad key for bad content.
     """
+    return from_mapping(read(path), overrides, where=str(Path(path)))
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML (or JSON) file. Raises ConfigError naming file and line."""
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -239,21 +254,26 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{place}: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{file}: a configuration is a mapping of keys, this is {type(content).__name__}")
-    return from_mapping(content, overrides, where=str(file))
+    return content
 
 
 def from_mapping(content: Mapping[str, Any], overrides: Sequence[str] = (), where: str = "configuration") -> Config:
     """Validate a mapping as ``load`` does for a file."""
+    return validated(Config, content, overrides, where)
+
+
+def validated(kind: type[Kind], content: Mapping[str, Any], overrides: Sequence[str], where: str) -> Kind:
+    """A mapping as a configuration of this kind, overridden, with absolute paths. Raises ConfigError."""
     try:
         merged: dict[str, Any] = json.loads(json.dumps(content, default=str))
     except (ValueError, RecursionError):
         raise ConfigError(f"{where}: an alias contains itself") from None
     for override in overrides:
-        _override(merged, override)
+        _override(merged, override, kind)
     try:
-        config = Config.model_validate(merged)
+        config = kind.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError(f"{where}:\n{explain(error, Config)}") from None
+        raise ConfigError(f"{where}:\n{explain(error, kind)}") from None
     for name in config.objectives:
         if not name.replace("-", "_").isidentifier():
             raise ConfigError(
@@ -262,10 +282,10 @@ def from_mapping(content: Mapping[str, Any], overrides: Sequence[str] = (), wher
     return _absolute(config)
 
 
-CHOICES = ("loss", "combine", "condition", "search", "reader", "reward", "transform", "sampler")
+CHOICES = ("loss", "combine", "condition", "search", "reader", "reward", "transform", "sampler", "reward_model")
 
 
-def _override(content: dict[str, Any], override: str) -> None:
+def _override(content: dict[str, Any], override: str, kind: type[Shared]) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {override}: write it as key.path=value, for example train.lr=1e-4")
@@ -274,7 +294,7 @@ def _override(content: dict[str, Any], override: str) -> None:
     for depth, part in enumerate(parents):
         if isinstance(target.get(part), str) and part in CHOICES:
             target[part] = _named(target[part])
-        default = Config.model_fields[part].default if depth == 0 and part in Config.model_fields else None
+        default = kind.model_fields[part].default if depth == 0 and part in kind.model_fields else None
         inner = target.setdefault(part, {"name": default.name} if isinstance(default, PluginChoice) else {})
         if inner is None:
             inner = target[part] = {}
@@ -287,7 +307,7 @@ def _override(content: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: the value is not valid YAML: {error}") from None
 
 
-def _absolute(config: Config) -> Config:
+def _absolute(config: Kind) -> Kind:
     """File paths are relative to the current directory when read; a run must find them from anywhere later."""
     data, model = config.data, config.model
     paths = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -43,13 +44,20 @@ class ConsoleObserver(Observer):
         self.console.print(f"[yellow]warning[/] {escape(what)}", highlight=False)
 
     def on_run_start(self, plan: Plan, material: Material, finished: int) -> None:
-        for reason, count in sorted(material.counts.items()):
+        expected = sum(candidate.kind == "trained" for candidate in plan.propose(()))
+        self._begin(material.counts, material.warnings, plan.config.train.steps, expected, finished)
+
+    def on_training_start(self, counts: Mapping[str, int], warnings: Sequence[str], steps: int, members: int) -> None:
+        self._begin(counts, warnings, steps, members, 0)
+
+    def _begin(
+        self, counts: Mapping[str, int], warnings: Sequence[str], steps: int, expected: int, finished: int
+    ) -> None:
+        for reason, count in sorted(counts.items()):
             self.console.print(f"  {reason}: {count}", highlight=False, markup=False)
-        for warning in material.warnings:
+        for warning in warnings:
             self.on_warning(warning)
-        self._steps = plan.config.train.steps
-        self._expected = sum(candidate.kind == "trained" for candidate in plan.propose(()))
-        self._finished = min(finished, self._expected)
+        self._steps, self._finished, self._expected = steps, min(finished, expected), expected
         if finished:
             self.console.print(f"{finished} candidates are already there", highlight=False)
         self._started = time.monotonic()

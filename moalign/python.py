@@ -19,6 +19,7 @@ from moalign.types import Preference
 
 if TYPE_CHECKING:
     from moalign.decode import Decoding
+    from moalign.reward_models.trained import TrainedRewardModel
     from moalign.sweeps.choice import Choice
 
 
@@ -192,6 +193,38 @@ def sweep(
     run.start(settings, Path(out), installed, observer or Observer())
     finish(Path(out), observer or Observer())
     return Run(Path(out))
+
+
+def train_reward_model(
+    config: str | Path | Mapping[str, Any],
+    out: str | Path,
+    overrides: Sequence[str] = (),
+    observer: Observer | None = None,
+) -> dict[str, Any]:
+    """Train the reward model that a configuration (a file or a mapping) describes into the new directory ``out``, as
+    ``moalign reward-model train`` does; returns its report.
+
+    Raises ConfigError, DataError, RunError where ``out`` holds something, and TrainingError.
+    """
+    from moalign.reward_models import config as reward_models
+    from moalign.reward_models import training
+
+    if isinstance(config, str | Path):
+        settings = reward_models.load(config, overrides)
+    else:
+        settings = reward_models.from_mapping(config, overrides)
+    return training.train(settings, Path(out), registry.discover(), observer or Observer())
+
+
+def open_reward_model(directory: str | Path, base: str | Path | None = None, device: str = "cpu") -> TrainedRewardModel:
+    """A reward model that ``train_reward_model`` wrote, of any form and with any number of members.
+
+    ``.scores(samples)`` is [N,M]; ``.reward("helpful")`` is a function for ``sweep(rewards={"helpful": ...})``.
+    ``base``: where the base model is now. Raises RunError where it is another one, CorruptFileError.
+    """
+    from moalign.reward_models.trained import load
+
+    return load(Path(directory), registry.discover(), None if base is None else str(base), device)
 
 
 def resume(

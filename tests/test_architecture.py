@@ -24,6 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine",),
     ("decode",),
     ("sweeps",),
+    ("reward_models",),
     ("report", "demo", "progress", "testing"),
     ("commands", "python"),
     ("cli", "__init__"),

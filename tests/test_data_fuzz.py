@@ -72,6 +72,7 @@ REPLY = st.fixed_dictionaries({"role": st.just("assistant"), "content": TEXTS}).
 SCORES = {
     "score_chosen": st.floats(0, 10),
     "score_rejected": st.floats(0, 10),
+    "strength": st.floats(0, 3),
     "objective": st.sampled_from(["x", "y", "z"]),
 }
 PREFERENCE = (

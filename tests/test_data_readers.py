@@ -55,6 +55,12 @@ def test_preference_explicit_prompt():
     assert (record.group, record.file, record.line) == ("Q", "rows.jsonl", 1)
 
 
+@pytest.mark.parametrize(("given", "strength"), [({}, 1.0), ({"strength": None}, 1.0), ({"strength": "2.5"}, 2.5)])
+def test_preference_strength(given, strength):
+    row = {"prompt": "Q", "chosen": "good", "rejected": "bad"} | given
+    assert only(PreferenceRows(), row, ["helpful"]).pairs == {"helpful": (Pair(0, 1, strength),)}
+
+
 @pytest.mark.parametrize(
     ("prompt", "chosen", "rejected"),
     [
@@ -130,6 +136,7 @@ def test_preference_text_prompt_before_lone_replies():
             {"prompt": "Q", "chosen": "y", "rejected": "x", "score_chosen": True},
             "not a finite number: column 'score_chosen'",
         ),
+        ({"prompt": "Q", "chosen": "y", "rejected": "x", "strength": -1}, "out of its range: column 'strength'"),
         ({"prompt": "Q", "chosen": "y", "rejected": "x", "objective": 3}, "not a name"),
         ({"prompt": "Q\0", "chosen": "y", "rejected": "x"}, "NUL"),
         ({"prompt": "Q", "chosen": "y\ud800", "rejected": "x"}, "lone surrogate"),

@@ -57,13 +57,16 @@ DELETED = [
 # it is an ordinary word.
 ORDINARY_WORDS = {
     "columns",
+    "features",
     "format",
     "grid",
     "http",
+    "implicit",
     "jsonl",
     "length",
     "linear",
     "listed",
+    "mixture",
     "preference",
     "prompts",
     "random",
@@ -72,8 +75,10 @@ ORDINARY_WORDS = {
 }
 TERMS = "a field of PairTerms"
 SCORE_KINDS = "a kind of evaluation, scores of pairs against those of samples"
+MARGINS = "where margins come from, a value of data.margins"
 LEGITIMATE = {
     "config.py": {
+        "implicit": MARGINS,
         **dict.fromkeys(("dpo", "grid"), "what a configuration that is silent gets; without it, it has to say"),
         "linear": "so is this; and a schedule of the learning rate",
         "preference": SCORE_KINDS,
@@ -90,18 +95,24 @@ LEGITIMATE = {
     "engine/rollouts.py": {"prompts": "a purpose of randomness"},
     "engine/tokens.py": {"preference": "a field of Batch"},
     "engine/trainee.py": {"linear": "a schedule of the learning rate"},
+    "lora/adapters.py": {"mixture": "an attribute of layers that carry several adapters"},
     "ops/triton_rows.py": {"product": "what a kernel calls a matrix product"},
     "preference.py": {"preference": "what a message calls it"},
     "report/page.py": {"preference": "a key of front.json"},
     "report/picture.py": {"preference": "a key of front.json"},
     "report/table.py": {"preference": "a key of front.json"},
+    "reward_models/config.py": {"bradley-terry": "what a configuration that is silent gets"},
+    "reward_models/material.py": {"bradley-terry": "an example in a message"},
+    "reward_models/reporting.py": {"format": "a key of report.json"},
+    "reward_models/training.py": dict.fromkeys(("format", "scale"), "a key of reward_model.json"),
     "storage.py": {"format": "a key of a model file's header"},
     "sweeps/export.py": {"format": "a key of bundle.json", "preference": "a key of front.json and of moalign.json"},
     "sweeps/front.py": {"preference": "a key of front.json"},
-    "sweeps/material.py": {"preference": SCORE_KINDS},
+    "sweeps/material.py": {"implicit": MARGINS, "preference": SCORE_KINDS},
     "sweeps/outcomes.py": {"preference": "a key of outcome.json"},
-    "sweeps/plan.py": {"preference": SCORE_KINDS},
+    "sweeps/plan.py": {"implicit": MARGINS, "preference": SCORE_KINDS},
     "sweeps/run.py": dict.fromkeys(("format", "prompts"), "a key of run.json"),
+    "sweeps/workshop.py": {"implicit": MARGINS},
     "testing/batch.py": {"preference": "a field of Batch"},
     "testing/combiner.py": {"scale": TERMS},
     "testing/combiner_trial.py": {"preference": "an argument's name", "scale": TERMS},
@@ -195,6 +206,24 @@ except UnknownPluginError as error:
     loaded, other, refused = execute(copy, "-c", probe).splitlines()
     assert set(loaded.split(",")) == shipped() - {"decoder guidance"}
     assert other == "MultiObjective" and "no decoder is called 'guidance'" in refused
+
+
+def test_deleting_a_reward_models_file_removes_it_and_nothing_else(copy):
+    (copy / "plugins" / "moalign_plugins" / "reward_models" / "gaussian.py").unlink()
+    probe = """
+from moalign import registry
+from moalign.errors import UnknownPluginError
+installed = registry.discover()
+print(*(f"{e.kind} {e.name}" for e in installed.entries if e.distribution == "moalign" and installed.load(e)), sep=",")
+print(type(installed.build("reward-model", "gaussian-pairs", {}, "reward_model")).__name__)
+try:
+    installed.build("reward-model", "gaussian", {}, "reward_model")
+except UnknownPluginError as error:
+    print(error)
+"""
+    loaded, other, refused = execute(copy, "-c", probe).splitlines()
+    assert set(loaded.split(",")) == shipped() - {"reward-model gaussian"}
+    assert other == "GaussianPairs" and "no reward-model is called 'gaussian'" in refused
 
 
 def test_a_sweep_runs_without_the_files_that_it_does_not_name(copy, tiny_model_path):

@@ -70,6 +70,21 @@ def test_the_front_is_used(first_run):
     (first_run / "elsewhere.jsonl").rename(first_run / "pairs.jsonl")
 
 
+def test_a_reward_model_is_learned(first_run):
+    (first_run / "reward.yaml").write_text(next(text for text in blocks("yaml") if text.startswith("# reward.yaml")))
+    for command in blocks("bash")[4].splitlines():
+        done = shell(command, first_run)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert "harmless" in done.stdout and (first_run / "runs" / "judge" / "member-1" / "model.safetensors").exists()
+    changed = ["search.points=2", "train.steps=2", "evaluate.max_new_tokens=4"]
+    for name in ("helpful", "harmless"):
+        reward = f"{{name: sequence-classification, path: runs/judge/member-0, head: {name}}}"
+        changed.append(f"'objectives.{name}.reward={reward}'")
+    done = shell("moalign sweep sweep.yaml --out runs/judged --set " + " --set ".join(changed), first_run)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((first_run / "runs" / "judged" / "front.json").read_text())["evaluation"] == "generate"
+
+
 def test_the_bundles_page_is_true(first_run, monkeypatch):
     """After the README's commands; with the bundle that the last of them wrote."""
     monkeypatch.chdir(first_run)

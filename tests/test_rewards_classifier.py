@@ -18,7 +18,7 @@ from moalign.api import DataError, ModelError, Sample
 from moalign.sweeps import run
 from moalign.sweeps.observe import Observer
 from moalign.testing import check_reward
-from moalign_plugins.rewards import sequence_classification
+from moalign_plugins.rewards import _classifiers
 from moalign_plugins.rewards.sequence_classification import SequenceClassification
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
@@ -108,16 +108,16 @@ def test_what_is_too_long(single):
 
 def test_heads_share_the_model_and_the_pass(heads, monkeypatch):
     asked = []
-    computed = sequence_classification._Classifier._computed
+    computed = _classifiers.Classifier._computed
     monkeypatch.setattr(
-        sequence_classification._Classifier,
+        _classifiers.Classifier,
         "_computed",
         lambda self, *question: asked.append(question) or computed(self, *question),
     )
-    sequence_classification._classifier.cache_clear()
+    _classifiers.classifier_of.cache_clear()
     kind, true = reward(heads, head="kind"), reward(heads, head="true")
     assert kind.score(SAMPLES) != true.score(SAMPLES)
-    assert len(asked) == 1 and sequence_classification._classifier.cache_info().currsize == 1
+    assert len(asked) == 1 and _classifiers.classifier_of.cache_info().currsize == 1
     true.score(SAMPLES[:2])
     assert len(asked) == 2
 
@@ -177,3 +177,39 @@ def test_a_sweep_on_two_heads_interrupted_and_resumed_is_the_unbroken_one(heads,
         run.start(settings, cut, registry.discover(), StopAfterCandidates())
     run.resume(cut, registry.discover(), Observer())
     assert contents(cut) == contents(whole)
+
+
+def test_heads_under_names_of_another_code_are_refused_by_name(heads, tmp_path):
+    """As ArmoRM has them: heads that transformers' classifier does not know, mixed by a network that it has not."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    copy = shutil.copytree(heads, tmp_path / "armo")
+    tensors = load_file(copy / "model.safetensors")
+    tensors["regression_layer.weight"] = tensors.pop("score.weight")
+    tensors["gating.layers.0.weight"] = torch.ones(4, 32)
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        ModelError, match=r"no weights for score\.weight; gating\.layers\.0\.weight in them is for code"
+    ):
+        SequenceClassification(path=str(copy), head="kind").score(SAMPLES[:1])
+
+
+def test_tokens_are_those_that_training_joins(heads):
+    """Whatever the text reads like: prompt through the template, response, and the end token; cut at the beginning."""
+    from moalign.data.tokenise import Tokeniser
+
+    tokenizer = AutoTokenizer.from_pretrained(heads)
+    tokeniser = Tokeniser.of(tokenizer)
+    model = LlamaForSequenceClassification.from_pretrained(heads).eval()
+    for prompt, answer in (("q: ", "some text"), (TALK, "well")):
+        ids = [*tokeniser.prompt(prompt), *tokeniser.response(answer)]
+        assert ids[-1] == tokenizer.eos_token_id
+        for limit in (None, len(ids) - 1):
+            read = SequenceClassification(
+                path=str(heads), head="true", read="tokens", max_length=limit, lose="beginning", device="cpu"
+            )
+            cut = ids if limit is None else ids[1:]  # no token that begins a text: the template writes none
+            expected = model(input_ids=torch.tensor([cut])).logits[0, 1].item()
+            assert read.score([Sample(prompt, answer)]) == pytest.approx([expected], abs=1e-5)

@@ -26,6 +26,9 @@ class RewardModel(Plugin):
 
     needs: ClassVar[frozenset[str]] = frozenset({"final", "pairs"})
 
+    def check(self, objectives: tuple[str, ...]) -> None:
+        """Raise ConfigError where options and objectives do not go together; before any model is loaded."""
+
     def parameters(self, width: int, objectives: tuple[str, ...], generator: Generator) -> Mapping[str, Tensor]:
         """First values of the head's tensors, by name; float32 on the CPU. ``width``: of a hidden state."""
         return {}

@@ -58,6 +58,23 @@ def scored(
     return _build(records, tokeniser, signs, max_length, truncation, partial(_all_pairs, objectives=now))
 
 
+def rated(
+    records: Iterable[Record],
+    tokeniser: Tokeniser,
+    objectives: Collection[str],
+    *,
+    max_length: int | None = None,
+    truncation: Truncation = "prompt",
+    directions: Mapping[str, str] | None = None,
+) -> PairDataset:
+    """Every response that some objective has scored, as a unit of its own: a pair of it with itself.
+
+    A response without any score is counted and left out. Raises as ``labelled`` does, where no response is left.
+    """
+    signs = _signs(objectives, directions)
+    return _build(records, tokeniser, signs, max_length, truncation, partial(_each, objectives=signs))
+
+
 def judgements(record: Record, objective: str, sign: float = 1.0) -> Iterator[Pair]:
     """What the objective says about pairs of responses, ties (strength 0) included: its pairs, else its scores."""
     if record.pairs.get(objective):
@@ -94,6 +111,14 @@ def _all_pairs(record: Record, counts: Counter[str], objectives: Collection[str]
         counts["left out: a response with no other to the same prompt"] += 1
     for i, j in combinations(known, 2):
         yield Pair(i, j), -1
+
+
+def _each(record: Record, counts: Counter[str], objectives: Collection[str]) -> Iterator[Judged]:
+    for index in range(len(record.responses)):
+        if any(record.scores[name][index] is not None for name in objectives if name in record.scores):
+            yield Pair(index, index), -1
+        else:
+            counts["left out: a response that no objective has scored"] += 1
 
 
 @dataclass
@@ -148,6 +173,8 @@ def _build(
 
 def _unusable(pair: Pair, record: Record, encoded: Encoded) -> str | None:
     chosen, rejected = encoded.sequences[pair.chosen], encoded.sequences[pair.rejected]
+    if pair.chosen == pair.rejected:  # a response that is a unit of its own
+        return None if chosen is not None else "left out: a response that was dropped"
     if record.responses[pair.chosen] == record.responses[pair.rejected]:
         return "dropped pair: chosen equals rejected"
     if chosen is None or rejected is None:

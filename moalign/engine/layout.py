@@ -22,7 +22,7 @@ class Layout:
 
     Each response attends to the prompt and to itself, and its positions go on from the prompt's end, so the model
     computes for it what it would compute for prompt and response alone. The last token of a response predicts
-    nothing and is left out. S is the number of response tokens.
+    nothing and is left out, unless the layout is ``whole``. S is the number of response tokens.
 
     ``input_ids[B,L]``     padded on the right
     ``position_ids[B,L]``  place of the token in its own sequence; None: 0 to L-1, and plain causal attention
@@ -32,6 +32,8 @@ class Layout:
     ``target[S]``          flat indices into [N,T]: where their log-probabilities belong
     ``counts``             response tokens of each sequence; they sum to S
     ``lengths``            positions of each row that are no padding
+    ``context[N]``         flat indices into [B,L]: the last token of each sequence's prompt
+    ``final[N]``           the same of the last token of each sequence; None unless the layout is whole
     """
 
     input_ids: Tensor
@@ -43,6 +45,8 @@ class Layout:
     counts: tuple[int, ...]
     lengths: tuple[int, ...]
     width: int
+    context: Tensor
+    final: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -81,18 +85,24 @@ class Layout:
 
 
 def lay_out(
-    sequences: Sequence[TokenSequence], rows: Sequence[Sequence[int]], pad_id: int, multiple: int = 1
+    sequences: Sequence[TokenSequence],
+    rows: Sequence[Sequence[int]],
+    pad_id: int,
+    multiple: int = 1,
+    whole: bool = False,
 ) -> Layout:
     """The sequences in these rows of the model's input, each once; the sequences of a row have the same prompt.
 
-    Rows are as long as the longest, rounded up to ``multiple``. Raises ValueError where a row's prompts differ.
+    Rows are as long as the longest, rounded up to ``multiple``. ``whole``: with the last token of each response too.
+    Raises ValueError where a row's prompts differ.
     """
-    lengths = tuple(row_length([sequences[index] for index in row]) for row in rows)
+    lengths = tuple(row_length([sequences[index] for index in row], whole) for row in rows)
     length = -(-max(lengths) // multiple) * multiple
     ids = np.full((len(rows), length), pad_id, dtype=np.int64)
     positions = np.zeros_like(ids)
     segments = np.full_like(ids, PADDING)
     places: dict[int, np.ndarray] = {}
+    last = np.zeros(len(sequences), dtype=np.int64)
     for number, row in enumerate(rows):
         prompt = sequences[row[0]].prompt
         end = len(prompt)
@@ -103,11 +113,12 @@ def lay_out(
             if sequences[index].prompt != prompt:
                 raise ValueError(f"sequences {row[0]} and {index} lie in one row, but their prompts differ")
             response = sequences[index].response
-            begin, end = end, end + len(response) - 1
-            ids[number, begin:end] = response[:-1]
+            begin, end = end, end + len(response) - (not whole)
+            ids[number, begin:end] = response[: end - begin]
             positions[number, begin:end] = len(prompt) + np.arange(end - begin)
             segments[number, begin:end] = segment
-            own = np.arange(begin - 1, end) + number * length
+            last[index] = number * length + end - 1
+            own = np.arange(begin - 1, begin - 1 + len(response)) + number * length
             own[0] = number * length + len(prompt) - 1  # the prompt's end predicts every first token
             places[index] = own
     width = max(len(sequence.ids) for sequence in sequences) - 1
@@ -121,6 +132,8 @@ def lay_out(
         position_ids=None if alone else torch.from_numpy(positions),
         segments=None if alone else torch.from_numpy(segments),
         source=torch.from_numpy(np.concatenate([places[index] for index in range(len(sequences))])),
+        context=torch.tensor([int(places[index][0]) for index in range(len(sequences))]),
+        final=torch.from_numpy(last) if whole else None,
         labels=torch.tensor([token for sequence in sequences for token in sequence.response]),
         target=torch.from_numpy(np.concatenate(target)),
         counts=tuple(len(sequence.response) for sequence in sequences),
@@ -134,6 +147,7 @@ def one_by_one(sequences: Sequence[TokenSequence], pad_id: int, multiple: int = 
     return lay_out(sequences, [[index] for index in range(len(sequences))], pad_id, multiple)
 
 
-def row_length(sequences: Sequence[TokenSequence]) -> int:
-    """Positions that sequences with one prompt fill together."""
-    return sequences[0].prompt_length + sum(len(sequence.ids) - sequence.prompt_length - 1 for sequence in sequences)
+def row_length(sequences: Sequence[TokenSequence], whole: bool = False) -> int:
+    """Positions that sequences with one prompt fill together; ``whole`` as for ``lay_out``."""
+    responses = sum(len(sequence.ids) - sequence.prompt_length - (not whole) for sequence in sequences)
+    return sequences[0].prompt_length + responses

@@ -57,7 +57,8 @@ def _checked_losses(losses: Tensor, weight: Tensor, unit: str, job: Job) -> Tens
             f"{who}: it must return one loss per {unit}, {_shape(weight)}, not {_shape(losses)}; do not reduce"
         )
     if torch.is_grad_enabled() and not losses.requires_grad:
-        raise PluginError(f"{who}: it returned a loss without a gradient; did it detach batch.logps?")
+        given = "batch.logps" if job.reads_logps else "what it was given"
+        raise PluginError(f"{who}: it returned a loss without a gradient; did it detach {given}?")
     return losses
 
 

@@ -92,14 +92,19 @@ class LanguageModel:
 
     def lay_out(self, sequences: Sequence[TokenSequence], rows: Sequence[Sequence[int]]) -> Layout:
         """``layout.lay_out`` with this model's padding, on its device."""
-        return layouts.lay_out(sequences, rows, self.pad_id, self.packing.multiple).to(self.device)
+        packing = self.packing
+        return layouts.lay_out(sequences, rows, self.pad_id, packing.multiple, packing.whole).to(self.device)
 
     def response_logps(self, layout: Layout, copies: Copies | None = None) -> Tensor:
         """Log-probability of every response token under the active adapter; float32 [N,T], 0 elsewhere."""
         return self.scores_of(self.response_states(layout, copies), layout).logps
 
     def response_states(self, layout: Layout, copies: Copies | None = None) -> Tensor:
-        """The last hidden states that predict a response token, [S,D]; no others meet the output head.
+        """The last hidden states that predict a response token, [S,D]; no others meet the output head."""
+        return self.hidden_states(layout, copies).index_select(0, layout.source)
+
+    def hidden_states(self, layout: Layout, copies: Copies | None = None) -> Tensor:
+        """The last hidden state of every position, [B L,D].
 
         ``copies``: rows that ``lower.copied`` makes behind the layers that compute the same for all of a kind.
         """
@@ -110,7 +115,7 @@ class LanguageModel:
             arguments = {"attention_mask": mask, "position_ids": layout.position_ids[once]}
         # without a mask attention is causal, and padding on the right is seen by nobody
         output = self.base.base_model(input_ids=layout.input_ids[once], use_cache=False, **arguments)
-        return output.last_hidden_state.flatten(0, 1).index_select(0, layout.source)
+        return output.last_hidden_state.flatten(0, 1)
 
     def scores_of(self, states: Tensor, layout: Layout, *, entropy: bool = False) -> TokenLogps:
         """What the output head makes of ``response_states``: see ``response_logps``; all [N,T].

@@ -31,6 +31,7 @@ class Packing:
     ``shares``        whether responses to one prompt may lie in one row
     ``longest``       positions in such a row at most (None: any number)
     ``multiple``      rows are padded to a multiple of this
+    ``whole``         rows hold the last token of each response too, whose hidden state somebody reads
     """
 
     attention: float
@@ -39,6 +40,7 @@ class Packing:
     shares: bool = False
     longest: int | None = None
     multiple: int = 1
+    whole: bool = False
 
     def cost(self, rows: float, length: float, alone: bool) -> float:
         """Of ``rows`` rows of ``length`` positions; ``alone``: each row holds one sequence, attention is causal."""
@@ -60,7 +62,7 @@ def arrange(units: Sequence[Sequence[TokenSequence]], packing: Packing) -> list[
     of a pass are numbered unit after unit, in the order of ``Pass.units``. A function of its arguments alone.
     """
     packed = [pack(unit, packing) for unit in units]
-    lengths = np.array([_longest(unit, rows) for unit, rows in zip(units, packed, strict=True)])
+    lengths = np.array([_longest(unit, rows, packing) for unit, rows in zip(units, packed, strict=True)])
     order = np.argsort(lengths, kind="stable")
     counts = np.array([len(packed[index]) for index in order])
     passes = []
@@ -81,7 +83,7 @@ def apart_beyond_window(sequences: Sequence[TokenSequence], rows: Rows, packing:
 
     A row that several sequences share brings a mask for the whole pass, and behind it no row has a window.
     """
-    if packing.longest is None or _longest(sequences, rows) <= packing.longest:
+    if packing.longest is None or _longest(sequences, rows, packing) <= packing.longest:
         return rows
     return [[member] for row in rows for member in row]
 
@@ -99,18 +101,18 @@ def _split(sequences: Sequence[TokenSequence], members: list[int], packing: Pack
     apart = [[index] for index in members]
     if not packing.shares or len(members) == 1:
         return apart
-    best, least = apart, sum(packing.cost(1, _longest(sequences, [row]), alone=True) for row in apart)
+    best, least = apart, sum(packing.cost(1, _longest(sequences, [row], packing), alone=True) for row in apart)
     for number in range(1, len(members)):
         rows = [part.tolist() for part in np.array_split(np.array(members), number)]
-        lengths = [_longest(sequences, [row]) for row in rows]
+        lengths = [_longest(sequences, [row], packing) for row in rows]
         cost = sum(packing.cost(1, length, alone=False) for length in lengths)
         if cost < least and (packing.longest is None or max(lengths) <= packing.longest):
             best, least = rows, cost
     return best
 
 
-def _longest(sequences: Sequence[TokenSequence], rows: Rows) -> int:
-    return max(row_length([sequences[index] for index in row]) for row in rows)
+def _longest(sequences: Sequence[TokenSequence], rows: Rows, packing: Packing) -> int:
+    return max(row_length([sequences[index] for index in row], packing.whole) for row in rows)
 
 
 def _cuts(rows: np.ndarray, lengths: np.ndarray, packing: Packing) -> Iterator[tuple[int, int]]:

@@ -224,8 +224,10 @@ def _losses(
     with lora.mixed(model.policy, mixture), known, once:
         entropy = any("entropy" in share.trainee.job.needs for share in members)
         with model.checkpointing(wanted and at is not None):
-            states = model.response_states(layout, copies)
-            scored = model.scores_of(states, layout, entropy=entropy)
+            everywhere = model.hidden_states(layout, copies)
+            states = everywhere.index_select(0, layout.source)
+            spoken = any(share.trainee.job.reads_logps for share in members)
+            scored = model.scores_of(states, layout, entropy=entropy) if spoken else _unspoken(layout)
         start = first = 0
         for share, own in zip(members, frozen, strict=True):
             # clones: a loss that writes into them must not reach another's
@@ -234,9 +236,10 @@ def _losses(
             mine = TokenLogps(scored.logps[start:end, : own.layout.width].clone(), entropies)
             last, reads = first + len(own.layout.labels), "hidden" in share.trainee.job.needs
             hidden = own.layout.place(states[first:last].float()) if reads else None
-            losses.append(_loss(share, own, mine, hidden, at is not None))
+            ends = _ends(share.trainee.job, everywhere, layout, start, end)
+            losses.append(_loss(share, own, mine, hidden, ends, at is not None))
             start, first = end, last
-        del states, hidden  # the head has its own gradients, and the backward pass needs the room
+        del everywhere, states, hidden, ends  # the head has its own gradients, and the backward pass needs the room
         yield losses
 
 
@@ -267,19 +270,43 @@ def _copies(members: Sequence[_Share], rows: Sequence[int], device: torch.device
     return Copies(torch.tensor(first, device=device), torch.tensor(of, device=device))
 
 
-def _loss(share: _Share, frozen: _Frozen, scored: TokenLogps, hidden: Tensor | None, training: bool) -> Tensor | None:
+def _unspoken(layout: Layout) -> TokenLogps:
+    """In place of log-probabilities that nobody reads."""
+    return TokenLogps(torch.full(layout.shape, math.nan, device=layout.labels.device), None)
+
+
+def _ends(job: Job, states: Tensor, layout: Layout, start: int, end: int) -> dict[str, Any]:
+    """The hidden states [N,D] at both ends of a member's responses, as far as its loss reads them.
+
+    The member has the pass's sequences from ``start`` to ``end``.
+    """
+    places = {"context": layout.context, "final": layout.final}
+    wanted = {name: place[start:end] for name, place in places.items() if name in job.needs and place is not None}
+    return {name: states.index_select(0, place).float() for name, place in wanted.items()}
+
+
+def _loss(
+    share: _Share,
+    frozen: _Frozen,
+    scored: TokenLogps,
+    hidden: Tensor | None,
+    ends: dict[str, Any],
+    training: bool,
+) -> Tensor | None:
     """The candidate's loss, a sum over its pairs; None, and its ``error`` set, where a plugin failed.
 
     Where it is not finite it is the ``problem`` of the step.
     """
     trainee = share.trainee
     with _own_errors(trainee):
-        batch, metrics = frozen.batch(share, scored, hidden), trainee.metrics if training else None
+        batch, metrics = replace(frozen.batch(share, scored, hidden), **ends), trainee.metrics if training else None
         loss = loss_of(batch, trainee.job, metrics, trainee.looks_closely)
         if training and not torch.isfinite(loss):
-            sound = bool(torch.isfinite(batch.logps).all())
+            given = {"log-probabilities": batch.logps} if trainee.job.reads_logps else {}
+            sound = all(bool(torch.isfinite(each).all()) for each in [*given.values(), *ends.values()])
+            what = " and ".join([*given, *(["hidden states"] if ends else [])])
             who = door.origin(trainee.job.objective).who
-            blame = f", which {who}, in loss, made of finite log-probabilities" if sound else ""
+            blame = f", which {who}, in loss, made of finite {what}" if what and sound else ""
             trainee.problem = f"loss is {loss.item()}{blame}"
         return loss
     return None
@@ -344,6 +371,7 @@ class _Frozen:
             entropy=scored.entropy if "entropy" in job.needs else None,
             token_advantages=None if self.token_advantages is None else self.token_advantages.clone(),
             known={name: values.clone() for name, values in self.of_tokens.items()},
+            objectives=job.objectives,
             hidden=hidden,
             parameters={name: values.clone() for name, values in share.trainee.owned.items()},
         )
@@ -356,7 +384,7 @@ class _Frozen:
 
     def _rewards(self, job: Job, reference: Tensor | None) -> Tensor | None:
         """Scores per row and objective [N,M] where something needs them: from the data, or from frozen adapters."""
-        if "margins" not in job.needs:
+        if job.needs.isdisjoint({"margins", "rewards"}):
             return None
         rewards = self.known["rewards"].clone()
         for index, frozen in job.margins_from.items():

@@ -43,6 +43,8 @@ class Job:
     """Everything that decides one candidate's training. ``held_out``: the pairs that an early stop looks at.
 
     ``conditioning``: of a candidate that is trained for many preferences; ``preference`` is then one of them.
+    ``reads_logps``: whether the loss reads token log-probabilities; where it does not, they are NaN for it, and a pass
+    in which nobody reads any does without the output head.
     """
 
     candidate: str
@@ -58,6 +60,7 @@ class Job:
     alpha: float
     held_out: PairDataset | None = None
     conditioning: Conditioning | None = None
+    reads_logps: bool = True
 
 
 @dataclass(frozen=True)

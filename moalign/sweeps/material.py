@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moalign import storage
+from moalign.api import Reader
+from moalign.config import Shared
 from moalign.data.dataset import PairDataset, drop_unrewarded, with_rewards
 from moalign.data.loading import read_file
 from moalign.data.pairing import labelled, scored
@@ -60,7 +62,7 @@ def gather(plan: Plan, model: LanguageModel, warn: Callable[[str], None]) -> Mat
     """
     counts: Counter[str] = Counter()
     scorers = {name: Scorer(name, each, plan.config.objectives[name], warn) for name, each in plan.rewards.items()}
-    training, held_out = _records(plan, counts)
+    training, held_out = records(plan.config, plan.readers, counts)
     tokeniser = model.tokeniser
     limit = _longest_prompt(plan)
     asked = _asked(tokeniser, _distinct_prompts(training), limit, counts)
@@ -104,16 +106,19 @@ def gather(plan: Plan, model: LanguageModel, warn: Callable[[str], None]) -> Mat
     )
 
 
-def _records(plan: Plan, counts: Counter[str]) -> tuple[Sequence[Record], Sequence[Record]]:
-    settings = plan.config.data
-    path, held_out_path = plan.config.data_paths
-    training = read_file(path, plan.readers, plan.objectives, settings.malformed)
+def records(
+    config: Shared, readers: Mapping[str, Reader], counts: Counter[str]
+) -> tuple[Sequence[Record], Sequence[Record]]:
+    """To train on and to hold out, from one file or two; what was not taken is counted. Raises DataError."""
+    settings, objectives = config.data, config.objective_names
+    path, held_out_path = config.data_paths
+    training = read_file(path, readers, objectives, settings.malformed)
     counts["records"] = len(training.records)
     for refusal in training.refusals:
         counts[f"skipped: {refusal.reason.partition(': ')[0]}"] += 1
     if held_out_path is None:
-        return split(training.records, plan.config.seed, settings.held_out)
-    held_out = read_file(held_out_path, plan.readers, plan.objectives, settings.malformed)
+        return split(training.records, config.seed, settings.held_out)
+    held_out = read_file(held_out_path, readers, objectives, settings.malformed)
     for refusal in held_out.refusals:
         counts[f"skipped in the held-out file: {refusal.reason.partition(': ')[0]}"] += 1
     shared = {record.group for record in training.records} & {record.group for record in held_out.records}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from moalign.types import Candidate, Outcome
@@ -26,6 +27,9 @@ class Observer:
 
     def on_run_start(self, plan: Plan, material: Material, finished: int) -> None:
         """Model and data are ready; ``finished`` candidates are already in the journal."""
+
+    def on_training_start(self, counts: Mapping[str, int], warnings: Sequence[str], steps: int, members: int) -> None:
+        """The same for a reward model: each of its members takes so many steps, told under its name."""
 
     def on_candidate_start(self, candidate: Candidate) -> None: ...
 

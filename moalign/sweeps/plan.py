@@ -12,7 +12,7 @@ from typing import Any
 
 from moalign import door, preference
 from moalign.api import Combiner, Conditioner, Objective, Observer, Reader, Reward, Sampler, Search, Transform
-from moalign.config import BUILT_IN_MODEL, Config, PluginChoice
+from moalign.config import BUILT_IN_MODEL, Config, PluginChoice, Shared
 from moalign.errors import ConfigError, ModelError, PluginError, PreferenceError
 from moalign.registry import Entry, Registry
 from moalign.seeds import derive
@@ -169,7 +169,7 @@ def prepare(config: Config, registry: Registry) -> Plan:
         plugins=_entries(config, registry),
         observers=_observers(config, registry),
     )
-    _check_files(config)
+    check_files(config)
     _check_reference_point(config)
     _check_rewards(plan)
     _check_transforms(plan)
@@ -269,7 +269,8 @@ def _entries(config: Config, registry: Registry) -> tuple[Entry, ...]:
     return tuple(registry.find(kind, choice.name) for kind, choice in choices)
 
 
-def _check_files(config: Config) -> None:
+def check_files(config: Shared) -> None:
+    """Raise ConfigError or ModelError where a file or the model's directory is not there."""
     for key, path in zip(("data.path", "data.held_out_path"), config.data_paths, strict=True):
         if path is not None and not Path(path).exists():
             near = difflib.get_close_matches(Path(path).name, _names_in(Path(path).parent), n=1)

@@ -9,18 +9,30 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from moalign import storage
+from moalign.api import Reader
+from moalign.config import Shared
 from moalign.data.loading import reader_of
 from moalign.errors import PluginError, RunError
 from moalign.registry import Entry, Registry
-from moalign.sweeps.plan import Plan
 
 EVENT = "plugins changed"
 
 Used = dict[str, Any]  # "combiner moalign:linear" -> {"distribution", "version", "sha256"}; long ago, the version
 Changes = dict[str, dict[str, Any]]  # the same keys -> {"old": what it was or None, "new": what it is or None}
+
+
+class Plan(Protocol):
+    """What names its plugins: a sweep's plan, or a reward model's."""
+
+    @property
+    def config(self) -> Shared: ...
+    @property
+    def readers(self) -> Mapping[str, Reader]: ...
+    @property
+    def plugins(self) -> tuple[Entry, ...]: ...
 
 
 def used(plan: Plan, registry: Registry) -> Used:

@@ -1,8 +1,9 @@
 """Preference rows as TRL has them: chosen and rejected, with an explicit or implicit prompt, text or conversations.
 
 Columns: ``chosen`` and ``rejected``, each a text or a list of messages; ``prompt``, the same, or absent where chosen
-and rejected both begin with it. Optional: ``score_chosen`` and ``score_rejected`` (numbers), and ``objective``, the
-name of the objective that judged the pair. Format: https://huggingface.co/docs/trl/dataset_formats
+and rejected both begin with it. Optional: ``score_chosen`` and ``score_rejected`` (numbers), ``strength`` of the
+judgement (a number from 0, which is a tie; 1 where there is none), and ``objective``, the name of the objective that
+judged the pair. Format: https://huggingface.co/docs/trl/dataset_formats
 """
 
 from __future__ import annotations
@@ -39,11 +40,12 @@ class PreferenceRows(Reader):
             objective = judge_of(row, self.objective, objectives, file, line)
             prompt, chosen, rejected = _split(row)
             scores = tuple(number(row.get(column), column) for column in SCORES)
+            strength = number(row.get("strength"), "strength", least=0.0)
             return Record(
                 prompt=prompt,
                 responses=(chosen, rejected),
                 scores={} if scores == (None, None) else {objective: scores},
-                pairs={objective: (Pair(0, 1),)},
+                pairs={objective: (Pair(0, 1, strength=1.0 if strength is None else strength),)},
                 group=group_of(prompt),
                 file=file,
                 line=line,

@@ -1,0 +1,215 @@
+"""The scores of a reward model that `moalign reward-model train` wrote, whatever its form."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field, field_validator
+
+from moalign.api import Batch, ModelError, Reward, RewardModel, Sample
+from moalign_plugins import reward_models
+from moalign_plugins.rewards._combining import Combine, combined
+from moalign_plugins.rewards._models import LOCAL, Dtype, device_and_dtype, most_tokens
+from moalign_plugins.rewards._tokens import Joining
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+REGISTRATION = {
+    "name": "reward-model",
+    "class": "TrainedRewardModel",
+    "summary": "the score of a reward model trained with moalign, of any form and with all its members",
+    "paper": "arXiv:2310.02743",
+}
+RECORD = "reward_model.json"
+BLOCK = re.compile(r"^REGISTRATION = (\{$.*?^\})$", re.MULTILINE | re.DOTALL)
+
+
+class TrainedRewardModel(Reward):
+    """One head of base, adapters and heads in the directory, the members combined as the reward `ensemble` does.
+
+    For forms that ship with moalign; from Python ``moalign.open_reward_model`` takes all. The base is loaded once for
+    all members. Abstains where prompt and response are longer than what was trained on. Safetensors only, no remote
+    code, nothing is downloaded; that the base is the one that was trained on is not checked.
+    """
+
+    deterministic: ClassVar[bool] = False  # the last bits depend on who shares a padded batch
+
+    path: str
+    """a directory with a reward_model.json"""
+    head: str | None = None
+    """the name of an objective; not needed where there is one"""
+    combine: Combine = "mean"
+    """of the members: their mean, the worst of them, or mean - lam * variance"""
+    lam: float = Field(default=0.1, ge=0)
+    """of ``combine: uncertainty``: what a unit of variance costs"""
+    base: str | None = None
+    """the directory of the base model and its tokenizer, if it is not where it was in training"""
+    batch_size: int = Field(default=8, ge=1)
+    device: str = "auto"
+    """auto: an accelerator where there is one, else the CPU"""
+    dtype: Dtype = "auto"
+    """of the base; auto: as stored on an accelerator, float32 on a CPU"""
+
+    @field_validator("path")
+    @classmethod
+    def _is_a_reward_model(cls, path: str) -> str:
+        if not (Path(path).expanduser() / RECORD).is_file():
+            raise ValueError(f"no directory with a {RECORD}: {path}")
+        return path
+
+    def score(self, samples: Sequence[Sample]) -> list[float | None]:
+        judge = _judge(str(Path(self.path).expanduser()), self.base, self.device, self.dtype)
+        column = judge.column(self.head)
+        encoded = [judge.joining.ids(each.prompt, each.response, judge.most) for each in samples]
+        found: list[float | None] = [None] * len(samples)
+        fitting = [(index, each) for index, each in enumerate(encoded) if each is not None]
+        fitting.sort(key=lambda each: len(each[1][0]))
+        for start in range(0, len(fitting), self.batch_size):
+            part = fitting[start : start + self.batch_size]
+            rows = judge.scores([each for _, each in part], column)
+            for (index, _), members in zip(part, rows, strict=True):
+                found[index] = combined(members, self.combine, self.lam)
+        return found
+
+
+@lru_cache(maxsize=2)
+def _judge(path: str, base: str | None, device: str, dtype: str) -> _Judge:
+    """Loaded once. Raises ModelError."""
+    from peft import PeftModel
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        record = json.loads((Path(path) / RECORD).read_text())
+        choice, members = dict(record["config"]["reward_model"]), sorted(record["members"])
+        objectives, most = tuple(record["objectives"]), int(record["config"]["data"]["max_length"])
+        where, end = base or record["base_directory"], int(record["end_token_id"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: its {RECORD} cannot be read: {error!r}") from error
+    form = _form(path, choice)
+    place, dtype = device_and_dtype(device, dtype)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, **LOCAL)
+        model = AutoModelForCausalLM.from_pretrained(where, use_safetensors=True, dtype=dtype, **LOCAL)
+        policy: Any = PeftModel.from_pretrained(model, Path(path) / members[0] / "adapter", adapter_name=members[0])
+        for name in members[1:]:
+            policy.load_adapter(Path(path) / name / "adapter", adapter_name=name)
+        heads = {name: load_file(Path(path) / name / "head.safetensors", device=str(place)) for name in members}
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{path}: cannot be read as a reward model on {where}: {error}") from error
+    most = min(most, most_tokens(tokenizer, model.config))
+    policy = policy.eval().requires_grad_(False).to(place)
+    return _Judge(path, form, objectives, policy, heads, Joining(tokenizer, end, where), most)
+
+
+def _form(path: str, choice: dict[str, Any]) -> RewardModel:
+    """A form among the files of moalign's own, with its options. Raises ModelError where there is none of the name."""
+    name = choice.pop("name").removeprefix("moalign:")
+    for file in sorted(Path(reward_models.__file__).parent.glob("[!_]*.py")):
+        block = BLOCK.search(file.read_text(encoding="utf-8"))
+        entry = {} if block is None else ast.literal_eval(block[1])
+        if entry.get("name") == name:
+            module = importlib.import_module(f"{reward_models.__name__}.{file.stem}")
+            form: type[RewardModel] = getattr(module, entry["class"])
+            return form(**choice)
+    raise ModelError(f"{path}: its form '{name}' does not ship with moalign; see moalign.open_reward_model")
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """A base with an adapter and a head for each member, and how they read."""
+
+    path: str
+    form: RewardModel
+    objectives: tuple[str, ...]
+    policy: Any
+    heads: Mapping[str, Mapping[str, Tensor]]
+    joining: Joining
+    most: int
+
+    def column(self, head: str | None) -> int:
+        if head is None and len(self.objectives) == 1:
+            return 0
+        if head not in self.objectives:
+            listed = ", ".join(self.objectives)
+            raise ModelError(f"{self.path}: head: {'choose one' if head is None else f'no {head!r}'} of {listed}")
+        return self.objectives.index(head)
+
+    def scores(self, rows: Sequence[tuple[list[int], int]], column: int) -> list[list[float]]:
+        """Of each row, what each member says."""
+        import torch
+
+        width = max(len(ids) for ids, _ in rows)
+        device = self.policy.device
+        ids = torch.tensor([[*own, *[own[-1]] * (width - len(own))] for own, _ in rows], device=device)
+        lengths = torch.tensor([len(own) for own, _ in rows], device=device)
+        prompts = torch.tensor([prompt for _, prompt in rows], device=device)
+        places = torch.arange(width, device=device)
+        counts = ((places >= prompts[:, None]) & (places < lengths[:, None])).float()[:, 1:]
+        attention = (places < lengths[:, None]).long()
+        found = []
+        with torch.no_grad():
+            reference = None
+            if "reference" in self.form.needs:
+                with self.policy.disable_adapter():
+                    reference = self._states_and_logps(ids, attention, counts)[1]
+            for name, head in self.heads.items():
+                self.policy.set_adapter(name)
+                states, logps = self._states_and_logps(ids, attention, counts)
+                each = torch.arange(len(rows), device=device)
+                final, context = states[each, lengths - 1], states[each, prompts - 1]
+                batch = self._batch(head, final, context, logps, reference, counts)
+                found.append(self.form.scores(batch)[:, column].double().tolist())
+        return [list(members) for members in zip(*found, strict=True)]
+
+    def _states_and_logps(self, ids: Tensor, attention: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """The last hidden states [N,T,D], and log-probabilities [N,T-1] of the responses where the form reads them."""
+        import torch
+
+        base = self.policy.get_base_model()
+        if "logps" not in self.form.needs:
+            states = base.base_model(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
+            return states.float(), torch.full_like(counts, math.nan)
+        output = base(input_ids=ids, attention_mask=attention, use_cache=False, output_hidden_states=True)
+        logps = output.logits[:, :-1].float().log_softmax(-1).gather(2, ids[:, 1:, None]).squeeze(2)
+        return output.hidden_states[-1].float(), logps * counts
+
+    def _batch(
+        self,
+        head: Mapping[str, Tensor],
+        final: Tensor,
+        context: Tensor,
+        logps: Tensor,
+        reference: Tensor | None,
+        counts: Tensor,
+    ) -> Batch:
+        """Of rows alone, without any judgement."""
+        import torch
+
+        number, width = len(final), len(self.objectives)
+        nothing = torch.empty(0, dtype=torch.int64, device=final.device)
+        return Batch(
+            logps=logps,
+            mask=counts,
+            pairs=nothing.reshape(0, 2),
+            pair_objective=nothing,
+            preference=final.new_full((number, width), 1.0 / width),
+            strength=final.new_empty(0),
+            groups=torch.arange(number, device=final.device),
+            ref_logps=reference,
+            rewards=final.new_full((number, width), math.nan),
+            parameters=head,
+            final=final,
+            context=context,
+            objectives=self.objectives,
+        )

@@ -55,7 +55,9 @@ def demo(
 @app.command()
 def init(
     file: Annotated[Path, typer.Argument(help="Where to write it; never overwrites.")],
-    recipe: Annotated[str, typer.Option(help="What to start from: dpo, dynamic, mo-grpo, modpo or rebel.")] = "dpo",
+    recipe: Annotated[
+        str, typer.Option(help="What to start from: dpa, dpo, dynamic, mo-grpo, modpo or rebel.")
+    ] = "dpo",
 ) -> None:
     """Write a commented starter configuration."""
     from moalign import recipes, storage

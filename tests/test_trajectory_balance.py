@@ -34,15 +34,6 @@ EXACT = {"rtol": 0, "atol": 1e-12}  # sums of a few hundred float64 of size 1
 FORMS: list[dict[str, Any]] = [{"log_z": "group"}, {"log_z": "learned", "bins": 5, "width": 3}]
 
 
-def fitted(language: Language, logps: Tensor) -> Tensor:
-    """The logits of the policy that gives its responses these log-probabilities [R]."""
-    mass = [torch.zeros(choices, dtype=torch.float64) for choices in language.choices]
-    for probability, response in zip(logps.exp(), language.responses, strict=True):
-        for state, token in response:
-            mass[state][token] += probability
-    return torch.cat(mass).log()
-
-
 def optimum(language: Language, reference: Tensor, rewards: Tensor, beta: float = BETA) -> tuple[Tensor, Tensor]:
     """log-probabilities [R] of reference * exp(rewards / beta) / Z, and log Z."""
     raw = language.logps(reference.detach()).sum(-1) + rewards / beta
@@ -51,7 +42,7 @@ def optimum(language: Language, reference: Tensor, rewards: Tensor, beta: float 
 
 def at_optimum(world: Situation) -> Situation:
     best, _ = optimum(world.language, world.reference, world.rewards)
-    return replace(world, policy=fitted(world.language, best).requires_grad_())
+    return replace(world, policy=world.language.fitted(best))
 
 
 def batch_of(

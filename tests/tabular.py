@@ -34,6 +34,14 @@ class Language:
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(sum(self.choices), generator=generator, dtype=torch.float64).requires_grad_()
 
+    def fitted(self, logps: Tensor) -> Tensor:
+        """The logits with which the responses have these log-probabilities [R], where states belong to a tree."""
+        mass = [torch.zeros(choices, dtype=torch.float64) for choices in self.choices]
+        for probability, response in zip(logps.exp(), self.responses, strict=True):
+            for state, token in response:
+                mass[state][token] += probability
+        return torch.cat(mass).log().requires_grad_()
+
     def greedy(self, parameters: Tensor) -> int:
         """The response whose every token is the likeliest in its state."""
         likeliest = [int(logits.argmax()) for logits in parameters.split(self.choices)]

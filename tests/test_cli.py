@@ -104,7 +104,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(workplace):
 
 
 def test_init_writes_every_recipe_and_never_overwrites(tmp_path):
-    for recipe in ("dpo", "dynamic", "mo-grpo", "modpo", "rebel"):
+    for recipe in ("dpa", "dpo", "dynamic", "mo-grpo", "modpo", "rebel"):
         done = moalign("init", f"{recipe}.yaml", "--recipe", recipe, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         again = moalign("init", f"{recipe}.yaml", cwd=tmp_path)
@@ -119,7 +119,7 @@ def test_every_recipe_is_valid(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     write_pairs(tmp_path / "pairs.jsonl")
-    assert recipes.names() == ["conditioned", "dpo", "dynamic", "mo-grpo", "modpo", "rebel"]
+    assert recipes.names() == ["conditioned", "dpa", "dpo", "dynamic", "mo-grpo", "modpo", "rebel"]
     for name in recipes.names():
         (tmp_path / f"{name}.yaml").write_text(recipes.read(name))
         settings = config.load(tmp_path / f"{name}.yaml")

@@ -70,7 +70,10 @@ def other_prompts_leave_advantages_alone(t: Trial) -> None:
 
 
 def a_better_response_becomes_likelier(t: Trial) -> None:
-    """More reward for one response of three, and the loss pushes its log-probability up more, or down less."""
+    """The worst response of three becomes the best, and the loss pushes its log-probability up more, or down less.
+
+    Less would not do: a rule that learns from the best alone does not care by how much it is the best.
+    """
     import torch
 
     if not t.grouped:
@@ -78,6 +81,9 @@ def a_better_response_becomes_likelier(t: Trial) -> None:
     batch = at_start(t.batch())
     generator = torch.Generator().manual_seed(t.seed)
     signal = torch.randn(len(batch.groups), generator=generator, dtype=torch.float64)
+    own = signal[batch.groups == batch.groups[0]]
+    signal[0], more = own.min() - 0.5, signal.clone()
+    more[0] = own.max() + 0.5
     log_ratios = torch.zeros_like(signal) if "reference" in t.plugin.wants else None
     greedy = torch.full_like(signal, 0.25) if "greedy" in t.plugin.wants else None
 
@@ -93,9 +99,7 @@ def a_better_response_becomes_likelier(t: Trial) -> None:
         (gradient,) = torch.autograd.grad(losses.sum(), leaf)
         return gradient[0].sum().item()
 
-    tried = "one more reward for one of three responses"
-    more = signal.clone()
-    more[0] += 1
+    tried = "the worst of three responses becomes the best"
     before, after = slope("a round of responses", signal), slope(tried, more)
     change = "let the advantage grow with the reward, and the loss be -advantage * log-probability in its direction"
     t.review.require(after < before, tried, f"a slope of the loss of {after:.3g}, before it {before:.3g}", change)

@@ -50,6 +50,12 @@ DELETED = [
     ("searches/random.py", "search random", {"search": "random"}, {"search": "grid"}),
     ("readers/qa_feedback.py", "reader qa-feedback", {"data": {"reader": "qa-feedback"}}, {}),
     ("readers/helpsteer.py", "reader helpsteer", {"data": {"reader": "helpsteer"}}, {"data": {"reader": "columns"}}),
+    (
+        "conditioners/soup.py",
+        "conditioner soup",
+        {"condition": "soup"},
+        {"condition": "panacea"},
+    ),
     ("observers/jsonl.py", "observer jsonl", {"observers": ["jsonl"]}, {"observers": []}),
 ]
 
@@ -89,11 +95,14 @@ LEGITIMATE = {
     "demo/job.py": {"rebel": "the recipe that the demo runs"},
     "demo/reward.py": {"tiny-assistant": "the demo's own entry point, which registers it"},
     "demo/ceiling.py": {"tiny-assistant": "the folder of the model"},
+    "data/batching.py": {"preference": "what is known of rows"},
     "door.py": {"random": "Python's module"},
     "demo/grammar.py": {"whiten": "what an assistant is asked about"},
+    "engine/conditioning.py": {"preference": "a purpose of randomness"},
     "engine/losses.py": {"scale": TERMS},
     "engine/rollouts.py": {"prompts": "a purpose of randomness"},
     "engine/tokens.py": {"preference": "a field of Batch"},
+    "engine/train.py": {"preference": "what is known of rows"},
     "engine/trainee.py": {"linear": "a schedule of the learning rate"},
     "lora/adapters.py": {"mixture": "an attribute of layers that carry several adapters"},
     "ops/triton_rows.py": {"product": "what a kernel calls a matrix product"},

@@ -66,20 +66,20 @@ def check(plan: Plan) -> None:
     if conditioner.tells_rewards and not plan.grouped:
         raise ConfigError(
             f"{key} tells a response its own rewards, so that no two have one prompt and can be compared; use a loss "
-            "that takes responses one by one, such as rejection-sampling"
+            "that takes sampled responses one by one: `moalign plugins list --kind objective`"
         )
     if config.train.early_stop is not None:
         raise ConfigError(f"train.early_stop: {key} trains for many preferences, and none decides; leave it out")
     if apart := plan.objective.wants & {"token_advantages", "hidden", "greedy"}:
         raise ConfigError(
             f"{key} does not go with loss '{config.loss.name}', which needs {' and '.join(sorted(apart))}; use another "
-            "loss, such as rebel or grpo"
+            "loss: `moalign plugins list --kind objective`"
         )
     equal = Preference("weights", dict.fromkeys(plan.objectives, 1 / len(plan.objectives)))
     if plan.combiner.needs_gram or door.call(plan.combiner, "init", equal):
         raise ConfigError(
             f"{key} does not go with combine '{config.combine.name}', which adapts to one preference while it trains; "
-            "use a rule without a state, such as linear"
+            "use a rule without a state: `moalign plugins list --kind combiner`"
         )
     if conditioner.by == "gates" and config.rollouts is not None and config.rollouts.sampler is not None:
         raise ConfigError(

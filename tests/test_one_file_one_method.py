@@ -115,6 +115,7 @@ LEGITIMATE = {
     "reward_models/reporting.py": {"format": "a key of report.json"},
     "reward_models/training.py": dict.fromkeys(("format", "scale"), "a key of reward_model.json"),
     "storage.py": {"format": "a key of a model file's header"},
+    "sweeps/conditions.py": {"implicit": MARGINS},
     "sweeps/export.py": {"format": "a key of bundle.json", "preference": "a key of front.json and of moalign.json"},
     "sweeps/front.py": {"preference": "a key of front.json"},
     "sweeps/material.py": {"implicit": MARGINS, "preference": SCORE_KINDS},

@@ -82,7 +82,8 @@ def test_a_reward_model_is_learned(first_run):
         changed.append(f"'objectives.{name}.reward={reward}'")
     done = shell("moalign sweep sweep.yaml --out runs/judged --set " + " --set ".join(changed), first_run)
     assert done.returncode == 0, done.stderr
-    assert json.loads((first_run / "runs" / "judged" / "front.json").read_text())["evaluation"] == "generate"
+    front = json.loads((first_run / "runs" / "judged" / "front.json").read_text())
+    assert front["evaluation"].startswith("mean reward")
 
 
 def test_the_bundles_page_is_true(first_run, monkeypatch):

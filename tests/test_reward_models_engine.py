@@ -81,6 +81,19 @@ def test_a_member_trained_along_is_the_member_trained_alone(shop):
         assert torch.allclose(head, along, atol=1e-5)
 
 
+def test_members_that_share_no_pass_are_the_same_members(shop):
+    together = training.train_members(shop, range(3), Observer())
+    adapters = [lora.weights(shop.model.policy, member.slot) for member in together]
+    settings = shop.plan.config.train.model_copy(update={"together": 1})
+    plan = replace(shop.plan, config=shop.plan.config.model_copy(update={"train": settings}))
+    apart = training.train_members(replace(shop, plan=plan), range(3), Observer())
+    assert [member.slot for member in apart] == [member.slot for member in together]
+    for member, adapter, other in zip(apart, adapters, together, strict=True):
+        for name, values in lora.weights(shop.model.policy, member.slot).items():
+            assert torch.allclose(values, adapter[name], atol=1e-5), name
+        assert torch.allclose(member.parameters["head.weight"], other.parameters["head.weight"], atol=1e-5)
+
+
 def test_members_see_the_data_in_orders_of_their_own(shop):
     from moalign.data.batching import pair_indices
 
@@ -154,3 +167,14 @@ def test_a_step_on_rows_is_the_mean_over_rows(tiny_model_path, tmp_path):
     labels = shop.material.train.rewards[rows]
     expected = np.mean([np.nanmean((own - label) ** 2) for own, label in zip(scores, labels, strict=True)])
     assert member.metrics[0]["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_early_stop_looks_at_held_out_rows(tiny_model_path, tmp_path):
+    file = write_scores(tmp_path / "scores.jsonl", prompts=12)
+    stop = {"every": 2, "patience": 1}
+    train = {"steps": 8, "pairs_per_step": 4, "lr": 0.3, "early_stop": stop}  # so large that it soon gets worse
+    shop = shop_of(scored_config(tiny_model_path, file, train=train))
+    assert (shop.material.looked_at.pairs[:, 0] == shop.material.looked_at.pairs[:, 1]).all()
+    (member,) = training.train_members(shop, [0], Observer())
+    looks = {line["step"]: line["held_out_loss"] for line in member.metrics if "held_out_loss" in line}
+    assert min(looks, key=looks.get) == member.trained.best_step

@@ -1,4 +1,4 @@
-"""The reward `reward-model`: any form, all members, the same scores as in training."""
+"""The reward `trained-reward-model`: any form, all members, the same scores as in training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 import moalign
 from moalign import registry
 from moalign.api import ModelError, Sample
-from moalign_plugins.rewards.reward_model import TrainedRewardModel
+from moalign_plugins.rewards.trained_reward_model import TrainedRewardModel
 
 SAMPLES = [Sample("say 1:", text) for text in ("abc", "wxyzabc", "", "a", "za" * 60)]
 
@@ -39,7 +39,7 @@ def test_it_scores_as_the_engine_does(directory):
     assert np.isnan(expected[:, [2, 4]]).all() and (expected[0, :2] != expected[1, :2]).all()
     for combine, combined in (("mean", expected.mean(0)), ("worst", expected.min(0))):
         options = {"path": str(directory), "head": "letters", "combine": combine, "batch_size": 2, "device": "cpu"}
-        reward = registry.discover().build("reward", "reward-model", options, "reward")
+        reward = registry.discover().build("reward", "trained-reward-model", options, "reward")
         found = np.array([np.nan if value is None else value for value in reward.score(SAMPLES)])
         assert found == pytest.approx(combined, abs=1e-4, nan_ok=True)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 REGISTRATION = {
-    "name": "reward-model",
+    "name": "trained-reward-model",
     "class": "TrainedRewardModel",
     "summary": "the score of a reward model trained with moalign, of any form and with all its members",
     "paper": "arXiv:2310.02743",

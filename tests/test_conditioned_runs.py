@@ -30,6 +30,7 @@ from moalign.lora import gated
 from moalign.sweeps import conditions, run, steering
 from moalign.sweeps.archive import Archive
 from moalign.sweeps.candidate import batch_source
+from moalign.sweeps.estimate import estimate
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import prepare
 from moalign.sweeps.workshop import open_workshop
@@ -331,3 +332,15 @@ def test_the_first_round_asks_the_base_without_the_text_and_trains_behind_it(tin
     assert all("harmless*" in decode(sequence.prompt) for sequence in dataset.sequences)
     for old, reference in zip(dataset.old_logps, dataset.ref_logps, strict=True):
         np.testing.assert_array_equal(old, reference)
+
+
+def test_the_estimate_is_of_one_training_and_an_evaluation_for_each_point(tiny_model_path, pairs):
+    found = estimate(
+        prepare(settings(tiny_model_path, pairs, "panacea, regression online"), registry.discover()), Observer()
+    )
+    assert len(found.candidates) == 4
+    assert found.steps == (6,)
+    assert found.together == 1
+    training = 6 * found.seconds_per_step + found.seconds_of_sampling
+    assert found.seconds == pytest.approx(training + 4 * found.seconds_per_evaluation)
+    assert 0 < found.seconds < 600

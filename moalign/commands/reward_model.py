@@ -122,6 +122,8 @@ def _unwritten(directory: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         Console(stderr=True).print(
-            f"\nstopped; nothing was written to {directory}; the next start trains from the beginning", highlight=False, markup=False
+            f"\nstopped; nothing was written to {directory}; the next start trains from the beginning",
+            highlight=False,
+            markup=False,
         )
         raise

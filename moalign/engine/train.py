@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
@@ -20,10 +20,10 @@ from torch import Tensor
 
 from moalign import door, lora
 from moalign.calls import BACKWARD
-from moalign.data.batching import collate
 from moalign.data.dataset import PairDataset
 from moalign.data.tokenise import Sequence as TokenSequence
 from moalign.engine.batches import BatchSource, refresh
+from moalign.engine.frozen import Frozen, Share
 from moalign.engine.layout import Layout
 from moalign.engine.losses import loss_of
 from moalign.engine.lower import Copies, copied
@@ -35,7 +35,6 @@ from moalign.errors import MoalignError, UserError
 from moalign.lora import Mixture
 from moalign.ops import TokenLogps
 from moalign.seeds import derive
-from moalign.types import Batch
 
 
 def train(
@@ -82,7 +81,7 @@ def _loop(model: LanguageModel, trainees: Sequence[Trainee], cache: LogpCache, a
             with _own_errors(trainee):
                 dataset, pairs = trainee.source.at(step)
                 parts = arrangement.of(trainee.job, dataset, pairs)
-                shares.append([_Share(trainee, dataset, part, len(pairs)) for part in parts])
+                shares.append([Share(trainee, dataset, part, len(pairs)) for part in parts])
         for number, together in enumerate(zip_longest(*shares)):
             members = [share for share in together if share is not None and share.trainee.sound]
             if members:
@@ -104,7 +103,7 @@ def _look(model: LanguageModel, trainees: Sequence[Trainee], cache: LogpCache, s
         dataset = trainee.job.held_out
         assert dataset is not None
         parts = arrangement.of(trainee.job, dataset, np.arange(len(dataset.pairs)))
-        shares.append([_Share(trainee, dataset, part, len(dataset.pairs)) for part in parts])
+        shares.append([Share(trainee, dataset, part, len(dataset.pairs)) for part in parts])
     found = dict.fromkeys((trainee.slot for trainee in trainees), 0.0)
     for together in zip_longest(*shares):
         members = [share for share in together if share is not None and share.trainee.error is None]
@@ -136,20 +135,6 @@ def _own_errors(trainee: Trainee) -> Iterator[None]:
         trainee.error = error
 
 
-@dataclass(frozen=True)
-class _Share:
-    """One candidate's pairs in a pass; its gradient is the mean over the ``pairs_in_step`` of the whole step."""
-
-    trainee: Trainee
-    dataset: PairDataset
-    part: PairPass
-    pairs_in_step: int
-
-    @property
-    def sequences(self) -> list[TokenSequence]:
-        return [self.dataset.sequences[index] for index in self.part.sequences]
-
-
 class _Arrangements:
     """A step's passes; candidates with the same pairs get the same objects."""
 
@@ -167,7 +152,7 @@ class _Arrangements:
 
 
 def _pass(
-    model: LanguageModel, members: Sequence[_Share], cache: LogpCache, accelerator: Accelerator, at: tuple[int, int]
+    model: LanguageModel, members: Sequence[Share], cache: LogpCache, accelerator: Accelerator, at: tuple[int, int]
 ) -> None:
     """Forward and backward for one pass of every member; one whose loss is of no use gets its ``problem`` set."""
     with _losses(model, members, cache, at) as losses:
@@ -192,18 +177,18 @@ def _backward(trainees: Sequence[Trainee]) -> Iterator[None]:
 
 @contextmanager
 def _losses(
-    model: LanguageModel, members: Sequence[_Share], cache: LogpCache, at: tuple[int, int] | None
+    model: LanguageModel, members: Sequence[Share], cache: LogpCache, at: tuple[int, int] | None
 ) -> Iterator[list[Tensor | None]]:
     """One pass of every member, a sum over its pairs for each: the base sees all rows at once.
 
     ``at``: which pass of which step is trained; None: a look, without dropout and without a place in the metrics. The
     backward pass belongs into the context. None for a member whose plugin failed, and its ``error`` is set.
     """
-    frozen_of: dict[int, _Frozen] = {}
+    frozen_of: dict[int, Frozen] = {}
     frozen = []
     for share in members:
         if id(share.part) not in frozen_of:
-            frozen_of[id(share.part)] = _Frozen(model, share, cache)
+            frozen_of[id(share.part)] = Frozen(model, share, cache)
         frozen.append(frozen_of[id(share.part)])
         frozen[-1].prepare(share.trainee.job)
     layout = frozen[0].layout if len(members) == 1 else _joined(model, members)
@@ -243,7 +228,7 @@ def _losses(
         yield losses
 
 
-def _gates(share: _Share, one_by_one: bool, device: torch.device) -> Tensor | None:
+def _gates(share: Share, one_by_one: bool, device: torch.device) -> Tensor | None:
     """[B,L,r] of the rows of a candidate whose conditioner gates its adapter; it has the pass for itself.
 
     ``one_by_one``: a row for each sequence.
@@ -256,7 +241,7 @@ def _gates(share: _Share, one_by_one: bool, device: torch.device) -> Tensor | No
     return conditioning.gates(wanted, share.trainee.conditioned)
 
 
-def _copies(members: Sequence[_Share], rows: Sequence[int], device: torch.device) -> Copies:
+def _copies(members: Sequence[Share], rows: Sequence[int], device: torch.device) -> Copies:
     """Which rows of the pass are the same: those of members with the same pairs. ``rows`` of each member."""
     first: list[int] = []
     of: list[int] = []
@@ -286,8 +271,8 @@ def _ends(job: Job, states: Tensor, layout: Layout, start: int, end: int) -> dic
 
 
 def _loss(
-    share: _Share,
-    frozen: _Frozen,
+    share: Share,
+    frozen: Frozen,
     scored: TokenLogps,
     hidden: Tensor | None,
     ends: dict[str, Any],
@@ -312,92 +297,7 @@ def _loss(
     return None
 
 
-class _Frozen:
-    """What does not depend on the policy: how the rows lie, what is known of them, the reference's log-probabilities.
-
-    Candidates with the same rows share it.
-    """
-
-    def __init__(self, model: LanguageModel, share: _Share, cache: LogpCache):
-        self.cache, self.keep = cache, share.trainee.source.cacheable
-        self.sequences = share.sequences
-        self.layout = model.lay_out(self.sequences, share.part.rows)
-        collated = collate(share.dataset, share.part.pairs, share.part.sequences)
-        self.known = {name: tensor.to(model.device) for name, tensor in collated.items()}
-        self._logps: dict[str, Tensor] = {}
-        if share.dataset.ref_logps is not None:
-            self._logps[""] = self._placed(share.dataset.ref_logps, share)
-        old, weighed = share.dataset.old_logps, share.dataset.token_advantages
-        self.old_logps = None if old is None else self._placed(old, share)
-        self.token_advantages = None if weighed is None else self._placed(weighed, share)
-        self.of_tokens = {name: self._placed(values, share) for name, values in share.dataset.known.items()}
-
-    def _placed(self, values: Sequence[np.ndarray], share: _Share) -> Tensor:
-        """Of all sequences of the dataset, those of this pass; [N,T]."""
-        return self.layout.place_known([values[index] for index in share.part.sequences])
-
-    def prepare(self, job: Job) -> None:
-        """Run the frozen policies that the job needs, before the trained ones run."""
-        if needs_reference(job):
-            self.logps(None, "")
-        for each in job.margins_from.values():
-            self.logps(each.adapter, each.identity)
-
-    def logps(self, adapter: str | None, identity: str) -> Tensor:
-        """Under a frozen adapter or (None) the reference, [N,T]."""
-        if identity not in self._logps:
-            with self.cache.skipping(self.layout, keep=self.keep):
-                found = self.cache.logps(self.sequences, self.layout, adapter, identity, keep=self.keep)
-            self._logps[identity] = found
-        return self._logps[identity].clone()  # a plugin that writes into its batch must not reach another's
-
-    def batch(self, share: _Share, scored: TokenLogps, hidden: Tensor | None) -> Batch:
-        job, pairs, logps = share.trainee.job, self.known["pairs"], scored.logps
-        reference = self.logps(None, "") if needs_reference(job) else None
-        rewards = self._rewards(job, reference)
-        return Batch(
-            logps=logps,
-            mask=self.layout.mask.clone(),
-            pairs=pairs.clone(),
-            pair_objective=self.known["pair_objective"].clone(),
-            preference=self._preference(job, logps.device),
-            strength=self.known["strength"].clone(),
-            groups=self.known["groups"].clone(),
-            ref_logps=reference,
-            rewards=rewards,
-            margins=None if rewards is None else rewards[pairs[:, 0]] - rewards[pairs[:, 1]],
-            advantages=self.known["advantages"].clone() if "advantages" in self.known else None,
-            old_logps=None if self.old_logps is None else self.old_logps.clone(),
-            entropy=scored.entropy if "entropy" in job.needs else None,
-            token_advantages=None if self.token_advantages is None else self.token_advantages.clone(),
-            known={name: values.clone() for name, values in self.of_tokens.items()},
-            objectives=job.objectives,
-            hidden=hidden,
-            parameters={name: values.clone() for name, values in share.trainee.owned.items()},
-        )
-
-    def _preference(self, job: Job, device: torch.device) -> Tensor:
-        """For which each row counts, [N,M]."""
-        if "preference" in self.known:
-            return self.known["preference"].clone()
-        return torch.tensor(job.preference, device=device).expand(len(self.sequences), -1)
-
-    def _rewards(self, job: Job, reference: Tensor | None) -> Tensor | None:
-        """Scores per row and objective [N,M] where something needs them: from the data, or from frozen adapters."""
-        if job.needs.isdisjoint({"margins", "rewards"}):
-            return None
-        rewards = self.known["rewards"].clone()
-        for index, frozen in job.margins_from.items():
-            assert reference is not None
-            rewards[:, index] = frozen.beta * (self.logps(frozen.adapter, frozen.identity) - reference).sum(-1)
-        return rewards
-
-
-def needs_reference(job: Job) -> bool:
-    return "reference" in job.needs or bool(job.margins_from)
-
-
-def _joined(model: LanguageModel, members: Sequence[_Share]) -> Layout:
+def _joined(model: LanguageModel, members: Sequence[Share]) -> Layout:
     """The rows of all members, one member after the other."""
     sequences: list[TokenSequence] = []
     rows: list[list[int]] = []

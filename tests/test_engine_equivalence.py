@@ -173,7 +173,7 @@ def test_checkpointing_computes_layers_again_and_the_head_once(workshop, monkeyp
         return call
 
     monkeypatch.setattr(models, "token_logps", counted("head", ops.token_logps))
-    monkeypatch.setattr(LanguageModel, "response_states", counted("pass", LanguageModel.response_states))
+    monkeypatch.setattr(LanguageModel, "hidden_states", counted("pass", LanguageModel.hidden_states))
     mlp = workshop.model.base.model.layers[0].mlp
     monkeypatch.setattr(mlp, "forward", counted("layer", mlp.forward))
     model = replace(workshop.model, packing=replace(workshop.model.packing, overhead=10**9))

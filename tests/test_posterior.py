@@ -137,7 +137,7 @@ def test_the_variance_of_a_mixture_is_the_one_of_its_samples():
     centre = 0.3 * -1 + 0.7 * 2
     assert drawn.var() == pytest.approx(0.3 * (0.25 + 1) + 0.7 * (1 + 4) - centre**2, rel=0.01)
     assert float(combine([one, other], [0.3, 0.7]).deviation["w"]) ** 2 == pytest.approx((0.3 * 0.5 + 0.7) ** 2)
-    assert (0.3 * 0.5 + 0.7) ** 2 < 0.3 * drawn.var()  # the means' distance counts for most of it
+    assert 0.3 * drawn.var() > (0.3 * 0.5 + 0.7) ** 2  # the means' distance counts for most of it
 
 
 def test_equal_posteriors_combine_to_themselves_and_there_the_mixture_is_no_wider():

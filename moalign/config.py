@@ -180,7 +180,7 @@ class TrainSettings(Section):
             )
         steps = info.data.get("steps")  # none where that key is wrong itself
         if steps is not None and _last(value, steps) < 2:
-            raise ValueError(f"of {steps} steps this is one, and the weights after one step have no deviation")
+            raise ValueError(f"this is one step of {steps}, and the weights after one step have no deviation")
         return value
 
 

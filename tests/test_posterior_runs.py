@@ -1,4 +1,4 @@
-"""Posteriors in runs: kept without a change to the training, combined for a preference, drawn, exported, refused."""
+"""Posteriors of a run: combined for a preference, drawn, exported, and refused where they are not what was written."""
 
 from __future__ import annotations
 
@@ -6,41 +6,24 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
-from interruptions import StopAfterSteps
 from peft import PeftModel
-from sweeps import contents, small_config, write_pairs
+from posteriors import FILE, HARMLESS, HELPFUL, KEEPING, MIDDLE, kept, largest
+from sweeps import small_config, write_pairs
 from transformers import AutoModelForCausalLM
 
 import moalign
-from moalign import config, lora, registry, storage
-from moalign.engine import memory, snapshots
-from moalign.engine.scoring import LogpCache
-from moalign.engine.train import train_together
-from moalign.engine.trainee import Trainee
-from moalign.errors import ConfigError, CorruptFileError, MoalignError, PluginError, RunError, UserError
-from moalign.lora import mixing, posterior, posterior_file
-from moalign.sweeps import together
+from moalign import lora, storage
+from moalign.errors import CorruptFileError, MoalignError, RunError, UserError
+from moalign.lora import mixing
 from moalign.sweeps.archive import Archive
-from moalign.sweeps.candidate import batch_source, job_of
-from moalign.sweeps.observe import Observer
-from moalign.sweeps.plan import prepare
-from moalign.sweeps.workshop import Workshop, open_workshop
-from moalign.types import Candidate, Preference
 
-STEPS, LAST = 9, 5  # half of 9 steps, rounded up
-TRAIN = {"steps": STEPS, "pairs_per_step": 8, "lr": 1e-2, "together": 2}
-MIDDLE, HELPFUL = "w-0.50-0.50", "w-0.00-1.00"
 BETWEEN = {"helpful": 0.7, "harmless": 0.3}  # 0.4 of HELPFUL and 0.6 of MIDDLE
 IDS = torch.arange(4, 44)[None]
-FILE = "posterior.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +33,7 @@ def pairs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def directory(tiny_model_path, pairs, tmp_path_factory) -> Path:
-    settings = small_config(tiny_model_path, pairs, train=TRAIN | {"posterior": 0.5})
+    settings = small_config(tiny_model_path, pairs, train=KEEPING)
     return moalign.sweep(settings, tmp_path_factory.mktemp("runs") / "run").directory
 
 
@@ -65,12 +48,6 @@ def sealed(folder: Path) -> None:
     storage.write_manifest(folder)
 
 
-def kept(directory: Path, candidate: str) -> posterior.Posterior:
-    adapter = mixing.read(directory / "candidates" / candidate)
-    shapes = {name: tuple(tensor.shape) for name, tensor in adapter.tensors.items()}
-    return posterior_file.read(directory / "candidates" / candidate, shapes, adapter.base)
-
-
 @torch.no_grad()
 def logits(model: Any) -> torch.Tensor:
     return model(input_ids=IDS).logits
@@ -79,114 +56,6 @@ def logits(model: Any) -> torch.Tensor:
 def loaded_tensors(directory: Path, **way: Any) -> dict[str, torch.Tensor]:
     model, _ = moalign.open_run(directory).load(**way)
     return lora.weights(model, "default")
-
-
-def largest(one: dict[str, torch.Tensor], other: Any) -> float:
-    assert one.keys() == other.keys()
-    return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
-
-
-# --- in training ----------------------------------------------------------------------------------------------------
-
-
-def test_a_run_that_keeps_posteriors_trains_the_same_to_the_bit(tiny_model_path, pairs, directory, tmp_path):
-    """Adapters, scores, metrics and samples; there is one file more in each folder."""
-    moalign.sweep(small_config(tiny_model_path, pairs, train=TRAIN), tmp_path / "plain")
-    plain, found = contents(tmp_path / "plain"), contents(directory)
-    more = {name for name in found if name.endswith(FILE)}
-    assert len(more) == 3 and found.keys() - more == plain.keys()
-    differing = {name for name in plain if plain[name] != found[name]}
-    assert all(name.endswith("MANIFEST.json") for name in differing)
-
-
-@pytest.fixture(scope="module")
-def workshop(tiny_model_path, pairs) -> Workshop:
-    settings = small_config(tiny_model_path, pairs, train=TRAIN | {"posterior": 0.5})
-    return open_workshop(prepare(settings, registry.discover()), Path(), Observer(), keep_cache=False)
-
-
-@pytest.mark.parametrize("rank", [4, 2])
-def test_it_is_mean_and_deviation_of_the_adapter_after_each_of_the_last_steps(workshop, rank):
-    """By name against numpy, for two in a pass, also of a smaller rank than the slot has room for; nothing moves."""
-    preferences = [Preference("weights", {"harmless": share, "helpful": 1 - share}) for share in (0.2, 0.9)]
-    candidates = [Candidate(f"c{k}", each, changes={"model.lora.r": rank}) for k, each in enumerate(preferences)]
-    seen: dict[str, list[dict[str, torch.Tensor]]] = {"candidate": [], "candidate1": []}
-
-    def trainee(candidate: Candidate, slot: str) -> Trainee:
-        def on_step(step: int, values: dict[str, Any]) -> None:
-            seen[slot].append(lora.weights(workshop.model.policy, slot))
-
-        return Trainee(job_of(candidate, workshop, ()), batch_source(candidate, workshop, slot), slot, on_step)
-
-    trainees = [trainee(*each) for each in zip(candidates, seen, strict=True)]
-    train_together(workshop.model, trainees, LogpCache(workshop.model), Accelerator())
-    for each in trainees:
-        policy, last = workshop.model.policy, seen[each.slot]
-        found = snapshots.posterior(policy, each.slot, each.parameters, each.moments)
-        assert each.moments.count == LAST and len(last) == STEPS
-        assert largest(lora.weights(policy, each.slot), last[-1]) == 0.0
-        for name, tensor in found.mean.items():
-            stacked = torch.stack([tensors[name] for tensors in last[-LAST:]]).double().numpy()
-            np.testing.assert_allclose(tensor, stacked.mean(0), rtol=1e-6, atol=1e-9)
-            np.testing.assert_allclose(found.deviation[name], stacked.std(0), rtol=1e-5, atol=1e-9)
-        assert max(float(each.max()) for each in found.deviation.values()) > 1e-3
-    with_it, without = (
-        together.memory_of(candidates, replaced, [2])[1][2] for replaced in (workshop, without_posterior(workshop))
-    )
-    moments = sum(
-        t.nbytes for each in trainees for part in (each.moments.mean, each.moments.squares) for t in part.values()
-    )
-    assert with_it - without == moments == 2 * 4 * memory.measure(workshop.model).adapter
-
-
-def without_posterior(workshop: Workshop) -> Workshop:
-    train = workshop.plan.config.train.model_copy(update={"posterior": None})
-    plan = replace(workshop.plan, config=workshop.plan.config.model_copy(update={"train": train}))
-    return replace(workshop, plan=plan)
-
-
-def test_interrupted_and_resumed_has_the_same_posteriors(tiny_model_path, pairs, directory, tmp_path):
-    settings = small_config(tiny_model_path, pairs, train=TRAIN | {"posterior": 0.5})
-    with pytest.raises(KeyboardInterrupt):
-        moalign.sweep(settings, tmp_path / "run", observer=StopAfterSteps(2 * STEPS + 7))
-    moalign.resume(tmp_path / "run")
-    assert contents(tmp_path / "run") == contents(directory)
-
-
-@pytest.mark.parametrize(
-    ("train", "steps"), [({"steps": 30, "posterior": 0.1}, 3), ({"posterior": 1.0}, 200), ({"posterior": None}, 0)]
-)
-def test_the_share_of_the_steps_is_counted_as_it_is_written(train, steps):
-    """0.1 of 30 are 3, though 0.1 * 30 > 3 in floats."""
-    settings = config.TrainSettings(**train)
-    assert settings.posterior_steps == steps
-    assert sum(snapshots.counts(step, settings) for step in range(settings.steps)) == steps
-    assert steps == 0 or snapshots.counts(settings.steps - 1, settings)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"train": {"steps": 6, "posterior": 0.1}}, r"train\.posterior: of 6 steps this is one, .* no deviation"),
-        ({"train": {"posterior": 0.5, "early_stop": {}}}, r"train\.posterior: with train\.early_stop the last steps"),
-        ({"train": {"posterior": 0}}, r"train\.posterior: .*greater than 0"),
-        ({"train": {"posterior": 1.1}}, r"train\.posterior: .*less than or equal to 1"),
-        (
-            {"train": TRAIN | {"posterior": 0.5}, "condition": "prompt-text"},
-            r"train\.posterior: condition: .* one model",
-        ),
-    ],
-)
-def test_what_makes_no_posterior_is_refused_before_training(tiny_model_path, pairs, tmp_path, changes, message):
-    with pytest.raises(ConfigError, match=message):
-        prepare(small_config(tiny_model_path, pairs, **changes), registry.discover())
-
-
-def test_candidates_do_not_differ_in_it(workshop):
-    with pytest.raises(ConfigError, match=r"train\.posterior: cannot differ between candidates"):
-        workshop.plan.variant({"train.posterior": 0.1})
-    with pytest.raises(ConfigError, match=r"train\.posterior: of 2 steps this is one"):
-        workshop.plan.variant({"train.steps": 2})
 
 
 # --- for a preference -----------------------------------------------------------------------------------------------
@@ -220,6 +89,18 @@ def test_between_trained_ones_it_is_the_convex_combination(directory):
     assert (
         len(every) > 1000 and abs(float(every.mean())) < 0.1 and float(every.std()) == pytest.approx(3**-0.5, abs=0.03)
     )
+
+
+def test_adapted_embeddings_are_combined_too(tiny_model_path, pairs, tmp_path):
+    """Which mixing refuses: it has no delta of theirs to sum."""
+    model = {"path": str(tiny_model_path), "lora": {"r": 2, "alpha": 4, "targets": ["embed_tokens", "q_proj"]}}
+    train = {"steps": 2, "pairs_per_step": 4, "lr": 1e-2, "together": 1, "posterior": 1.0}
+    settings = small_config(tiny_model_path, pairs, model=model, search={"name": "grid", "points": 2}, train=train)
+    run = moalign.sweep(settings, tmp_path / "run")
+    found = loaded_tensors(run.directory, prefer="equal", posterior=0)
+    parts = [kept(run.directory, name) for name in (HELPFUL, HARMLESS)]
+    assert any("embedding" in name for name in found)
+    assert largest(found, {name: (parts[0].mean[name] + parts[1].mean[name]) / 2 for name in found}) < 1e-7
 
 
 def test_two_seeds_draw_two_adapters_and_one_seed_one(directory):
@@ -304,12 +185,12 @@ def test_a_run_without_posteriors_says_how_to_get_them(small_run):
 
 def test_a_mixed_candidate_has_none_and_its_preference_is_had_from_the_trained_ones(tiny_model_path, pairs, tmp_path):
     search = {"name": "soup", "points": 3, "trained": 2}
-    settings = small_config(tiny_model_path, pairs, search=search, train=TRAIN | {"posterior": 0.5})
+    settings = small_config(tiny_model_path, pairs, search=search, train=KEEPING)
     run = moalign.sweep(settings, tmp_path / "run")
     (mixed,) = [outcome.id for outcome in Archive.open(run.directory).history if outcome.kind == "mixed"]
     with pytest.raises(RunError, match=f"the candidate '{mixed}' was not trained but mixed"):
         run.load(mixed, posterior=0.1)
-    parts = [kept(run.directory, name).mean for name in (HELPFUL, "w-1.00-0.00")]
+    parts = [kept(run.directory, name).mean for name in (HELPFUL, HARMLESS)]
     mean = {name: (parts[0][name] + parts[1][name]) / 2 for name in parts[0]}
     assert largest(loaded_tensors(run.directory, prefer="equal", posterior=0), mean) < 1e-6
 
@@ -340,7 +221,7 @@ def flipped(folder: Path) -> None:
 
 
 def another(folder: Path) -> None:
-    shutil.copy(folder.parent / "w-1.00-0.00" / FILE, folder / FILE)
+    shutil.copy(folder.parent / HARMLESS / FILE, folder / FILE)
 
 
 def gone(folder: Path) -> None:
@@ -387,14 +268,3 @@ def test_a_posterior_that_is_not_the_written_one_is_refused(copy, change, error,
     with pytest.raises(error if resealed else MoalignError, match=message if resealed else FILE) as caught:
         moalign.open_run(copy).load(posterior=0.1, **BETWEEN)
     assert str(folder / FILE) in str(caught.value)
-
-
-def test_a_search_that_wants_steps_too_few_for_it_is_told(tiny_model_path, pairs):
-    class Short(moalign.api.Search):
-        def propose(self, space, history, rng):
-            wanted = Preference("weights", {"harmless": 0.5, "helpful": 0.5})
-            return [] if history else [Candidate("short", wanted, changes={"train.steps": 1})]
-
-    plan = prepare(small_config(tiny_model_path, pairs, train=TRAIN | {"posterior": 0.5}), registry.discover())
-    with pytest.raises(PluginError, match=r"with changes that do not work: changes:\ntrain\.posterior: of 1 steps"):
-        replace(plan, search=Short()).propose(())

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from moalign.errors import ConfigError
 from moalign.validation import explain
@@ -149,6 +160,32 @@ class TrainSettings(Section):
     early_stop: EarlyStopSettings | None = None
     """end a candidate whose own loss on the held-out pairs no longer falls, and keep the weights of its best look, also
     where all steps were taken. Scores on the same pairs are then a little too good: the pairs chose the weights"""
+    posterior: float | None = Field(default=None, gt=0, le=1)
+    """share of the steps, the last ones, over whose weights mean and deviation are kept beside each adapter"""
+
+    @property
+    def posterior_steps(self) -> int:
+        """How many of the last steps that is; 0 where no posterior is kept."""
+        return 0 if self.posterior is None else _last(self.posterior, self.steps)
+
+    @field_validator("posterior")
+    @classmethod
+    def _deviates(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is None:
+            return None
+        if info.data.get("early_stop") is not None:
+            raise ValueError(
+                "with train.early_stop the last steps are those after the best weights, and it is not known before "
+                "which they will be; leave one of the two out"
+            )
+        steps = info.data.get("steps")  # none where that key is wrong itself
+        if steps is not None and _last(value, steps) < 2:
+            raise ValueError(f"this is one step of {steps}, and the weights after one step have no deviation")
+        return value
+
+
+def _last(share: float, steps: int) -> int:
+    return math.ceil(share * steps - 1e-9)  # 0.1 of 30 steps are 3, whatever floats make of it
 
 
 class EvaluateSettings(Section):

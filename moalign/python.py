@@ -39,6 +39,8 @@ class Run:
         candidate: str | None = None,
         *,
         prefer: str | Mapping[str, Any] | Preference | None = None,
+        posterior: float | None = None,
+        draw: int | None = None,
         base: str | Path | None = None,
         rank: int | None = None,
         device: str = "cpu",
@@ -53,13 +55,18 @@ class Run:
         ``rank`` asks for the nearest of a smaller rank. ``base``: where the base model is now, if not where the run
         says. Needs the run directory and the base model, not the data.
 
-        Raises RunError for an unknown id or where the base is not the one that the run trained on, PreferenceError for
-        a preference that the trained candidates do not enclose, CorruptFileError where a file is not what was written.
+        ``posterior=0.1, draw=3``, of a run with ``train.posterior``: not the adapters are mixed but their posteriors
+        combined by the same shares, and an adapter is drawn, each weight within its central interval of this
+        probability; 0 is the mean.
+
+        Raises RunError for an unknown id, where candidates have no posterior or where the base is not the one that the
+        run trained on, PreferenceError for a preference that the trained candidates do not enclose, CorruptFileError
+        where a file is not what was written.
         """
         from moalign.sweeps import steering
 
         archive = Archive.open(self.directory)
-        mix = self._mix(archive, candidate, prefer, weights)
+        mix = archive.drawn(self._mix(archive, candidate, prefer, weights), posterior, draw)
         return steering.load(archive, mix, base=None if base is None else str(base), r=rank, device=device)
 
     def select(
@@ -91,6 +98,8 @@ class Run:
         candidate: str | None = None,
         *,
         prefer: str | Mapping[str, Any] | Preference | None = None,
+        posterior: float | None = None,
+        draw: int | None = None,
         merge: bool = False,
         rank: int | None = None,
         dtype: str = "stored",
@@ -106,7 +115,7 @@ class Run:
         from moalign.sweeps import export
 
         archive = Archive.open(self.directory)
-        mix = self._mix(archive, candidate, prefer, weights)
+        mix = archive.drawn(self._mix(archive, candidate, prefer, weights), posterior, draw)
         where, name = Path(to), None if base is None else str(base)
         if merge:
             export.write_merged(archive, mix, where, base=name, r=rank, dtype=dtype)

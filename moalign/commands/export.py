@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from moalign.commands import steered
-from moalign.commands.steered import Base, Candidate, Prefer, Rank, Run
+from moalign.commands.steered import Base, Candidate, Posterior, Prefer, Rank, Run, Seed
 from moalign.errors import UserError
 from moalign.sweeps import dtypes
 
@@ -25,6 +25,8 @@ def export(
     to: Annotated[Path, typer.Option(metavar="DIR", help="Where to write it: a new or empty folder.")],
     prefer: Prefer = None,
     candidate: Candidate = None,
+    posterior: Posterior = None,
+    draw: Seed = None,
     merge: Annotated[
         bool, typer.Option("--merge", help="Write base and adapter as one model, with its tokenizer.")
     ] = False,
@@ -37,11 +39,12 @@ def export(
     everything: Annotated[bool, typer.Option("--all", help="With --bundle: the dominated ones as well.")] = False,
 ) -> None:
     """Write an adapter for peft, a merged model for transformers, or a bundle of adapters for a server such as vLLM."""
-    _refuse_contradictions(prefer or candidate, merge, rank, dtype, bundle, everything)
+    point = prefer or candidate or posterior is not None or draw is not None
+    _refuse_contradictions(bool(point), merge, rank, dtype, bundle, everything)
     if bundle:
         _bundle(run_directory, to, everything, base)
         return
-    archive, mix = steered.chosen(run_directory, prefer, candidate)
+    archive, mix = steered.chosen(run_directory, prefer, candidate, posterior, draw)
     steered.say(mix)
     if merge:
         steered.phase("loading the model and merging")
@@ -69,12 +72,13 @@ def _bundle(run_directory: Path, to: Path, everything: bool, base: str | None) -
 
 
 def _refuse_contradictions(
-    point: str | None, merge: bool, rank: int | None, dtype: str, bundle: bool, everything: bool
+    point: bool, merge: bool, rank: int | None, dtype: str, bundle: bool, everything: bool
 ) -> None:
     dtypes.check(dtype, merge)
     if bundle and (point or merge or rank is not None):
         raise UserError(
-            "--bundle writes the adapters of the front as they are, without --prefer, --candidate, --merge or --rank"
+            "--bundle writes the adapters of the front as they are, without --prefer, --candidate, --posterior, "
+            "--merge or --rank"
         )
     if everything and not bundle:
         raise UserError("--all is for bundles; add --bundle")

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from moalign.commands import steered
-from moalign.commands.steered import Base, Candidate, Prefer, Rank, Run
+from moalign.commands.steered import Base, Candidate, Posterior, Prefer, Rank, Run
 from moalign.errors import ConfigError, MoalignError, PreferenceError
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ def generate(
     run_directory: Run,
     prefer: Prefer = None,
     candidate: Candidate = None,
+    posterior: Posterior = None,
+    draw: steered.Seed = None,
     prompt: Annotated[
         str | None,
         typer.Option(help="Answer this, as it stands, and end; default: ask, or read stdin line by line."),
@@ -64,8 +66,8 @@ def generate(
 
     Each prompt stands for itself: there is no memory of the one before. Needs the run directory and the base model.
     """
-    _check_decoder(decoder, settings, prefer, rank, top_p)
-    archive, mix = steered.chosen(run_directory, prefer, candidate)
+    _check_decoder(decoder, settings, prefer, rank, posterior, top_p)
+    archive, mix = steered.chosen(run_directory, prefer, candidate, posterior, draw)
     from moalign.engine.replies import Manner, Speaker
     from moalign.sweeps import steering
 
@@ -85,6 +87,8 @@ def generate(
             steered.note(f"in front of every prompt: {text!r}")
         speaker = Speaker(model, tokenizer, manner, text)
     about: About = {"adapters": dict(mix.shares)} if decoder is None else {"decoder": decoder}
+    if mix.draw is not None:
+        about = {**about, "posterior": mix.draw.mass, "draw": mix.draw.seed}
     signal.signal(signal.SIGTERM, _leave)  # else it would pass for Ctrl-C, which ends a response and not the command
     if prompt is not None:
         _answer(speaker, about, [prompt], samples, as_json)
@@ -100,7 +104,12 @@ def generate(
 
 
 def _check_decoder(
-    decoder: str | None, settings: list[str] | None, prefer: str | None, rank: int | None, top_p: float
+    decoder: str | None,
+    settings: list[str] | None,
+    prefer: str | None,
+    rank: int | None,
+    posterior: float | None,
+    top_p: float,
 ) -> None:
     if decoder is None:
         if settings:
@@ -109,6 +118,8 @@ def _check_decoder(
         raise PreferenceError("--decoder: give --prefer, which says what it is to serve")
     elif rank is not None:
         raise ConfigError("--rank: a decoder hears the candidates' adapters as they are; leave it out")
+    elif posterior is not None:
+        raise ConfigError("--posterior: a decoder hears the candidates' adapters as they were trained; leave it out")
     elif top_p != 1:
         raise ConfigError("--top-p: a decoder says itself which tokens may come; leave it out")
 

@@ -24,18 +24,32 @@ Base = Annotated[
     typer.Option(metavar="MODEL", help="The base model, if not where the run says; a directory or hub name."),
 ]
 Rank = Annotated[int | None, typer.Option(min=1, help="Compress the adapter to this rank; without it a mix is exact.")]
+Posterior = Annotated[
+    float | None,
+    typer.Option(
+        metavar="MASS",
+        help="Draw an adapter from the posteriors of a run with train.posterior: each weight within its central "
+        "interval of this probability; 0 is the mean.",
+    ),
+]
+Seed = Annotated[int | None, typer.Option(metavar="SEED", help="Which draw, with --posterior; default 0.")]
 
 
-def chosen(directory: Path, prefer: str | None, candidate: str | None) -> tuple[Archive, Mix]:
-    """The run, and what of it is meant. Raises PreferenceError unless exactly one of the two says so."""
+def chosen(
+    directory: Path,
+    prefer: str | None,
+    candidate: str | None,
+    posterior: float | None = None,
+    draw: int | None = None,
+) -> tuple[Archive, Mix]:
+    """The run, and what of it is meant. Raises PreferenceError unless exactly one of the first two says so."""
     from moalign.sweeps.archive import Archive
 
     archive = Archive.open(directory)
     if (prefer is None) == (candidate is None):
         raise PreferenceError("give --prefer or --candidate, one of the two; `moalign select` finds a candidate")
-    if candidate is not None:
-        return archive, archive.of_candidate(candidate)
-    return archive, archive.for_preference(prefer)
+    mix = archive.for_preference(prefer) if candidate is None else archive.of_candidate(candidate)
+    return archive, archive.drawn(mix, posterior, draw)
 
 
 def say(mix: Mix) -> None:

@@ -15,7 +15,7 @@ from moalign import door, lora
 from moalign.api import Combiner, Conditioner, Objective, Plugin
 from moalign.config import TrainSettings
 from moalign.data.dataset import PairDataset
-from moalign.engine import owned
+from moalign.engine import owned, snapshots
 from moalign.engine.batches import BatchSource, RolloutSource
 from moalign.engine.conditioned import ConditionedPairs, ConditionedRollouts
 from moalign.engine.conditioning import Conditioning
@@ -23,6 +23,7 @@ from moalign.engine.early_stop import EarlyStop
 from moalign.engine.metrics import StepMetrics, number
 from moalign.engine.model import LanguageModel
 from moalign.errors import ConfigError, MoalignError, TrainingError
+from moalign.lora.posterior import Moments
 from moalign.seeds import derive
 
 LOOKS_CLOSELY_EVERY = 50  # steps; a close look takes 0.1 ms of each call into a plugin
@@ -104,6 +105,7 @@ class Trainee:
     tokens: int = 0
     early_stop: EarlyStop | None = field(init=False, default=None)
     held_out_loss: float | None = None
+    moments: Moments = field(default_factory=Moments)  # of the adapter over the last steps
     over: bool = False
     looks_closely: bool = True  # at what plugins do to the process, in the step under way
 
@@ -187,6 +189,8 @@ class Trainee:
         else:
             self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         self.optimizer.zero_grad(set_to_none=False)  # they are rows of one block
+        if snapshots.counts(step, self.job.settings):
+            snapshots.note(self.moments, self.parameters)
         if self.in_a_row == SKIPS_IN_A_ROW:
             self.error = TrainingError(
                 f"step {step}: {self.problem}, for {SKIPS_IN_A_ROW} steps in a row; the optimizer was not called. "

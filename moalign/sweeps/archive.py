@@ -10,28 +10,40 @@ from typing import Any
 
 from moalign import preference
 from moalign.config import Config
-from moalign.errors import PreferenceError, RunError
+from moalign.errors import PreferenceError, RunError, UserError
 from moalign.sweeps import conditions, front, journal, neighbours, outcomes
 from moalign.types import Outcome, Preference
 
 
 @dataclass(frozen=True)
+class Draw:
+    """Of weights from a posterior: each within the interval at the middle that has the probability ``mass``."""
+
+    mass: float
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Mix:
     """Candidates and the share of each, which sum to 1; ``wanted``: the preference that they stand for, if one was
-    asked for. ``conditioned``: the one candidate is a model for all preferences, and is asked for this one."""
+    asked for. ``conditioned``: the one candidate is a model for all preferences, and is asked for this one. ``draw``:
+    not the adapters are mixed but their posteriors combined, and an adapter is drawn."""
 
     shares: Mapping[str, float]
     wanted: Preference | None = None
     conditioned: bool = False
+    draw: Draw | None = None
 
     @property
     def text(self) -> str:
         """For people: whose adapters, how much of each."""
         if self.conditioned:
             return "the one model of the run, asked for it"
-        if len(self.shares) == 1:
-            return f"the adapter of {next(iter(self.shares))}"
-        return " + ".join(f"{share:.4g} of {name}" for name, share in self.shares.items())
+        parts = " + ".join(f"{share:.4g} of {name}" for name, share in self.shares.items())
+        if self.draw is not None:
+            what = f"draw {self.draw.seed} within mass {self.draw.mass:g}" if self.draw.mass else "the mean"
+            return f"{what} of the posterior {parts}"
+        return f"the adapter of {next(iter(self.shares))}" if len(self.shares) == 1 else parts
 
 
 @dataclass(frozen=True)
@@ -102,6 +114,32 @@ class Archive:
         if self.config.condition is not None:
             return self._of_model(wanted)
         return Mix(neighbours.asked(wanted, names, self.history), wanted)
+
+    def drawn(self, mix: Mix, mass: float | None, seed: int | None) -> Mix:
+        """The mix as a draw from the combined posteriors of its candidates; as it is where no ``mass`` is given.
+
+        Raises UserError for a mass that is none or a draw without one, RunError where candidates have no posterior.
+        """
+        if mass is None:
+            if seed is not None:
+                raise UserError(f"draw {seed}: say from how much of the posterior, such as --posterior 0.1")
+            return mix
+        if not 0 <= mass < 1:
+            raise UserError(f"posterior {mass}: a probability from 0 (its mean) to below 1; all of it has no bounds")
+        if self.config.condition is not None:
+            raise RunError(f"{self.directory}: its one model knows every preference itself, and has no posterior")
+        if self.config.train.posterior is None:
+            raise RunError(
+                f"{self.directory}: its candidates were trained without a posterior; train them with train.posterior, "
+                "such as 0.25"
+            )
+        for outcome in self.history:
+            if outcome.id in mix.shares and outcome.kind != "trained":
+                raise RunError(
+                    f"{self.directory}: the candidate '{outcome.id}' was not trained but {outcome.kind}, so it has no "
+                    "posterior; ask for its preference between trained ones, or for one of these"
+                )
+        return replace(mix, draw=Draw(mass, seed or 0))
 
     def _of_model(self, wanted: Preference) -> Mix:
         """The run's one model, asked for a preference. Raises PreferenceError for one that it cannot be told."""

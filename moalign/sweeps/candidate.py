@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from moalign import calls, lora, preference, storage
-from moalign.engine import owned
+from moalign.engine import owned, snapshots
 from moalign.engine.advantages import Advantages
 from moalign.engine.batches import BatchSource, OfflineSource, RolloutSource
 from moalign.engine.conditioned import ConditionedPairs, ConditionedRollouts
@@ -24,6 +24,7 @@ from moalign.engine.shaping import Shaping
 from moalign.engine.train import train_together
 from moalign.engine.trainee import FrozenReward, Job, Trained, Trainee
 from moalign.errors import MoalignError, TrainingError, UserError
+from moalign.lora import posterior_file
 from moalign.sweeps import conditioned, outcomes
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.workshop import Workshop
@@ -127,6 +128,9 @@ def _finish(
         conditioned.keep(trainee, candidate.preference, workshop, folder)
         lora.write(workshop.model.policy, trainee.slot, folder, workshop.model.fingerprint)
         owned.write(folder, trainee.owned, workshop.model.fingerprint)
+        if trainee.moments.count:
+            found = snapshots.posterior(workshop.model.policy, trainee.slot, trainee.parameters, trainee.moments)
+            posterior_file.write(found, folder, workshop.model.fingerprint)
         return Content(trained.tokens, dict.fromkeys(candidate.parents, 1.0), _details(trained))
 
     return settle(candidate, trainee.slot, workshop, fill, sampled)

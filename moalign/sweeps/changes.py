@@ -16,7 +16,10 @@ from moalign.errors import ConfigError
 from moalign.validation import explain, nearest
 
 _OF_THE_PASS = {"together", "tokens_per_pass", "gradient_checkpointing"}  # the same for all candidates in it
-CHANGEABLE = frozenset(f"train.{key}" for key in TrainSettings.model_fields if key not in _OF_THE_PASS) | {
+_OF_THE_RUN = {"posterior"}  # any of its candidates can be combined with any
+CHANGEABLE = frozenset(
+    f"train.{key}" for key in TrainSettings.model_fields if key not in _OF_THE_PASS | _OF_THE_RUN
+) | {
     "model.lora.r",
     "model.lora.alpha",
 }

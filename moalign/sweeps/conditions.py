@@ -70,6 +70,8 @@ def check(plan: Plan) -> None:
         )
     if config.train.early_stop is not None:
         raise ConfigError(f"train.early_stop: {key} trains for many preferences, and none decides; leave it out")
+    if config.train.posterior is not None:
+        raise ConfigError(f"train.posterior: {key} trains one model, and no two posteriors to combine; leave it out")
     if apart := plan.objective.wants & {"token_advantages", "hidden", "greedy"}:
         raise ConfigError(
             f"{key} does not go with loss '{config.loss.name}', which needs {' and '.join(sorted(apart))}; use another "

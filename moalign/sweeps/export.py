@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,7 @@ def _note(archive: Archive, mix: Mix, adapter: Adapter, lost: Truncation) -> dic
         "base": {"fingerprint": archive.record["base"]},
         "shares": dict(mix.shares),
         "preference": None if mix.wanted is None else preference.to_json(mix.wanted),
+        "draw": None if mix.draw is None else asdict(mix.draw),
         "text": steering.text(archive, mix),
         "lost_to_rank": lost.total,
         **_form(adapter),

@@ -22,8 +22,8 @@ from moalign.engine.conditioning import text_of
 from moalign.errors import CorruptFileError, ModelError, RunError, UserError
 from moalign.lora import mixing, ordinary
 from moalign.lora.mixing import Adapter
-from moalign.sweeps import conditioned, conditions, journal
-from moalign.sweeps.archive import Archive, Mix
+from moalign.sweeps import conditioned, conditions, journal, posteriors
+from moalign.sweeps.archive import Archive, Draw, Mix
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +33,8 @@ def adapter(archive: Archive, mix: Mix, r: int | None = None) -> tuple[Adapter, 
 
     Raises CorruptFileError or RunError naming the file that is missing, altered, of another base or of another kind.
     """
-    if mix.conditioned:
-        made = _asked(archive, mix)
+    if mix.conditioned or mix.draw is not None:
+        made = _asked(archive, mix) if mix.draw is None else _drawn(archive, mix, mix.draw)
         return (made, mixing.Truncation({}, 0.0)) if r is None else mixing.soup([made], [1.0], r=r)
     if len(mix.shares) == 1 and r is None:
         return verified(archive, next(iter(mix.shares)), alone=True), mixing.Truncation({}, 0.0)
@@ -49,6 +49,13 @@ def _asked(archive: Archive, mix: Mix) -> Adapter:
     verified(archive, model, alone=True)
     folder, names = archive.directory / "candidates" / model, archive.config.objective_names
     return replace(conditioned.adapter(folder, _conditioner(archive), mix.wanted, names), name=model)
+
+
+def _drawn(archive: Archive, mix: Mix, draw: Draw) -> Adapter:
+    """An adapter from the posteriors of the mix's candidates."""
+    parts = [verified(archive, candidate, alone=True) for candidate in mix.shares]
+    folders = [archive.directory / "candidates" / candidate for candidate in mix.shares]
+    return posteriors.drawn(parts, folders, list(mix.shares.values()), draw.mass, draw.seed)
 
 
 def _conditioner(archive: Archive) -> Conditioner:

@@ -1,0 +1,11 @@
+"""docs/posteriors.md: every block of it is done, and what it shows is what comes back."""
+
+from __future__ import annotations
+
+from documents import ROOT
+from guide import Reader
+
+
+def test_the_page_does_what_it_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Reader(tmp_path).follow(ROOT / "docs" / "posteriors.md")

@@ -14,10 +14,12 @@ import torch
 from published import FORMS, rows_of
 from wrong_plugins import (
     combiners,
+    conditioners,
     decoders,
     objectives,
     observers,
     readers,
+    reward_models,
     rewards,
     sampled_objectives,
     samplers,
@@ -31,20 +33,24 @@ from moalign.registry import KINDS, discover
 from moalign.testing import (
     ConformanceError,
     check_combiner,
+    check_conditioner,
     check_decoder,
     check_objective,
     check_observer,
     check_reader,
     check_reward,
+    check_reward_model,
     check_sampler,
     check_search,
     check_transform,
     combiner,
+    conditioner,
     decoder,
     objective,
     observer,
     reader,
     reward,
+    reward_model,
     sampler,
     search,
     transform,
@@ -136,6 +142,10 @@ OTHERWISE = [
 ]
 
 
+def check_of(kind):
+    return f"check_{kind.replace('-', '_')}"
+
+
 def shipped():
     entries = [entry for entry in REGISTRY.entries if entry.name not in ELSEWHERE]
     every = [(entry.kind, entry.name, OPTIONS.get(entry.name, {})) for entry in entries]
@@ -156,11 +166,11 @@ def test_what_ships_conforms(kind, name, options):
 
         check_reward(plugin, samples=[Sample(PROMPTS[0], reply) for reply in replies(PROMPTS[0])[:5]])
     else:
-        getattr(testing, f"check_{kind}")(plugin)
+        getattr(testing, check_of(kind))(plugin)
 
 
 def test_there_is_a_check_for_every_kind():
-    assert {f"check_{kind}" for kind in KINDS} == {name for name in testing.__all__ if name.startswith("check_")}
+    assert {check_of(kind) for kind in KINDS} == {name for name in testing.__all__ if name.startswith("check_")}
 
 
 def check_answers(plugin):
@@ -182,6 +192,8 @@ CHECKS = {
     transforms: check_transform,
     samplers: check_sampler,
     decoders: check_decoder,
+    conditioners: check_conditioner,
+    reward_models: check_reward_model,
 }
 PARTS = {
     objectives: objective,
@@ -194,6 +206,8 @@ PARTS = {
     transforms: transform,
     samplers: sampler,
     decoders: decoder,
+    conditioners: conditioner,
+    reward_models: reward_model,
 }
 WRONG = [(check, plugin, words) for folder, check in CHECKS.items() for plugin, words in folder.WRONG.items()]
 UNUSUAL = [(check, plugin) for folder, check in CHECKS.items() for plugin in folder.UNUSUAL]

@@ -28,7 +28,8 @@ def gradient_reaches_the_model(t: Trial) -> None:
 
     batch = t.batch(torch.float32)
     leaves = leaves_of(batch, t.plugin.needs)
-    losses = t.loss("a batch", standing_in(batch, leaves))
+    own = {name: value.clone().requires_grad_() for name, value in batch.parameters.items()}
+    losses = t.loss("a batch", replace(standing_in(batch, leaves), parameters=own))
     tried, names = "the gradient of the summed losses", ", ".join(f"batch.{name}" for name in leaves)
     t.review.require(losses.requires_grad, tried, "losses without a graph", f"detach none of {names}")
     found = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)

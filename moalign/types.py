@@ -188,6 +188,7 @@ class Batch:
     ``parameters``        the objective's own tensors by name; they carry a gradient as ``logps`` does
     ``final[N,D]``        the last hidden state of each whole sequence, with the graph to the adapters; reward models
     ``context[N,D]``      the hidden state at the end of each sequence's prompt, likewise
+    ``objectives``        names of the M objectives, in the order of their columns; reward models
 
     Where the objective needs "groups", each row is a unit of its own, and every pair names one row twice; the loss does
     not read ``pairs``.
@@ -212,6 +213,7 @@ class Batch:
     parameters: Mapping[str, Tensor] = field(default_factory=dict)
     final: Tensor | None = None
     context: Tensor | None = None
+    objectives: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from moalign.api import DataError, ModelError, Sample
 from moalign.sweeps import run
 from moalign.sweeps.observe import Observer
 from moalign.testing import check_reward
-from moalign_plugins.rewards import sequence_classification
+from moalign_plugins.rewards import _classifiers
 from moalign_plugins.rewards.sequence_classification import SequenceClassification
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
@@ -108,16 +108,16 @@ def test_what_is_too_long(single):
 
 def test_heads_share_the_model_and_the_pass(heads, monkeypatch):
     asked = []
-    computed = sequence_classification._Classifier._computed
+    computed = _classifiers.Classifier._computed
     monkeypatch.setattr(
-        sequence_classification._Classifier,
+        _classifiers.Classifier,
         "_computed",
         lambda self, *question: asked.append(question) or computed(self, *question),
     )
-    sequence_classification._classifier.cache_clear()
+    _classifiers.classifier_of.cache_clear()
     kind, true = reward(heads, head="kind"), reward(heads, head="true")
     assert kind.score(SAMPLES) != true.score(SAMPLES)
-    assert len(asked) == 1 and sequence_classification._classifier.cache_info().currsize == 1
+    assert len(asked) == 1 and _classifiers.classifier_of.cache_info().currsize == 1
     true.score(SAMPLES[:2])
     assert len(asked) == 2
 

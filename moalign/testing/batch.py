@@ -132,7 +132,7 @@ def changed_fields(before: Any, after: Any) -> list[str]:
 def _copied(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: tensor.clone() for name, tensor in value.items()}
-    return None if value is None else value.clone()
+    return value if value is None or isinstance(value, tuple) else value.clone()
 
 
 def _same(first: Any, second: Any) -> bool:
@@ -142,6 +142,8 @@ def _same(first: Any, second: Any) -> bool:
         return first.keys() == second.keys() and all(_same(tensor, second[name]) for name, tensor in first.items())
     if first is None or second is None:
         return first is second
+    if isinstance(first, tuple):
+        return bool(first == second)
     return first.shape == second.shape and bool(torch.isclose(first, second, rtol=0, atol=0, equal_nan=True).all())
 
 

@@ -1,0 +1,164 @@
+"""What rewards that ask a sequence classifier share: how it is loaded, what it reads, and its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from moalign.api import DataError, ModelError, Reward, Sample
+from moalign_plugins.rewards._models import LOCAL, Dtype, device_and_dtype, most_tokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Read = Literal["text", "pair", "conversation", "response"]
+Lost = Literal["nothing", "beginning", "end"]
+
+
+class FromClassifier(Reward):
+    """The options of a reward that reads logits of sequence classifiers."""
+
+    deterministic: ClassVar[bool] = False  # the last bits depend on who shares a padded batch
+
+    head: int | str | None = None
+    """index, or name in the model's id2label; not needed where there is one"""
+    read: Read = "text"
+    """of a prompt that is text: prompt and response as one text; as the tokenizer's pair of texts; as a conversation,
+    through the chat template; or the response alone"""
+    max_length: int | None = Field(default=None, ge=1)
+    """tokens; default: as many as the tokenizer and the model say they take"""
+    lose: Lost = "nothing"
+    """of what is longer: nothing, it is not scored; or its beginning, which is the prompt's, or its end. Of a pair, the
+    beginning or end of whichever text is the longer one"""
+    batch_size: int = Field(default=8, ge=1)
+    device: str = "auto"
+    """auto: an accelerator where there is one, else the CPU"""
+    dtype: Dtype = "auto"
+    """auto: as stored on an accelerator, float32 on a CPU"""
+
+    def logits(self, path: str, samples: Sequence[Sample]) -> list[float | None]:
+        """Of the head of the classifier in that directory; None where a sample is too long."""
+        classifier = classifier_of(str(Path(path).expanduser()), self.device, self.dtype)
+        head = classifier.head(self.head)
+        asked = tuple((_canonical(sample.prompt), sample.response) for sample in samples)
+        logits = classifier.logits(asked, self.read, self.max_length, self.lose, self.batch_size)
+        return [None if row is None else row[head] for row in logits]
+
+
+@lru_cache(maxsize=16)  # an ensemble asks one after the other, again and again
+def classifier_of(path: str, device: str, dtype: str) -> Classifier:
+    """Loaded once. Raises ModelError where a weight is missing, which transformers would fill with random numbers."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    place, dtype = device_and_dtype(device, dtype)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **LOCAL)
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            path, use_safetensors=True, dtype=dtype, output_loading_info=True, **LOCAL
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{path}: cannot be read as a sequence classifier: {error}") from error
+    absent = sorted(info["missing_keys"]) + sorted(str(each[0]) for each in info["mismatched_keys"])
+    if absent:
+        raise ModelError(f"{path}: is no trained sequence classifier, its files have no weights for {absent[0]}")
+    return Classifier(path, tokenizer, model.eval().requires_grad_(False).to(place))
+
+
+@dataclass
+class Classifier:
+    """A tokenizer and a model, and what they said to the last question, for objectives that ask for another head."""
+
+    path: str
+    tokenizer: Any
+    model: Any
+    _last: tuple[Any, list[list[float] | None]] | None = field(default=None, repr=False)
+
+    def head(self, wanted: int | str | None) -> int:
+        """The index of a head. Raises ModelError naming those that there are."""
+        names: dict[int, str] = self.model.config.id2label
+        number = self.model.config.num_labels
+        if wanted is None and number == 1:
+            return 0
+        if isinstance(wanted, int) and 0 <= wanted < number:
+            return wanted
+        found = [index for index, name in names.items() if name == wanted]
+        if len(found) == 1:
+            return int(found[0])
+        listed = ", ".join(f"{index} ({name})" for index, name in sorted(names.items()))
+        raise ModelError(f"{self.path}: head: {'choose one' if wanted is None else f'no {wanted!r}'} of {listed}")
+
+    def logits(
+        self, asked: tuple[Any, ...], read: Read, max_length: int | None, lose: Lost, batch_size: int
+    ) -> list[list[float] | None]:
+        """All heads' logits of each (prompt, response); None where it is too long."""
+        question = (asked, read, max_length, lose, batch_size)
+        if self._last is None or self._last[0] != question:
+            self._last = question, self._computed(*question)
+        return self._last[1]
+
+    def _computed(
+        self, asked: tuple[Any, ...], read: Read, max_length: int | None, lose: Lost, batch_size: int
+    ) -> list[list[float] | None]:
+        import torch
+
+        limit = max_length or most_tokens(self.tokenizer, self.model.config)
+        encoded = [self._encoded(prompt, response, read, limit, lose) for prompt, response in asked]
+        found: list[list[float] | None] = [None] * len(asked)
+        fitting = [index for index, each in enumerate(encoded) if each is not None]
+        fitting.sort(key=lambda index: len(encoded[index]["input_ids"]))
+        rows = batch_size if self.model.config.get_text_config().pad_token_id is not None else 1
+        for start in range(0, len(fitting), rows):
+            batch = fitting[start : start + rows]
+            with torch.no_grad():
+                scored = self.model(**self._padded([encoded[index] for index in batch])).logits
+            for index, row in zip(batch, scored.double().tolist(), strict=True):
+                found[index] = row
+        return found
+
+    def _padded(self, rows: list[Any]) -> dict[str, Tensor]:
+        """On the right, where no token that counts can see it; with the model's own padding."""
+        import torch
+
+        width = max(len(row["input_ids"]) for row in rows)
+        padding = {"input_ids": self.model.config.get_text_config().pad_token_id or 0}
+        return {
+            name: torch.tensor([[*row[name], *[padding.get(name, 0)] * (width - len(row[name]))] for row in rows]).to(
+                self.model.device
+            )
+            for name in rows[0]
+        }
+
+    def _encoded(self, prompt: Any, response: str, read: Read, limit: int, lose: Lost) -> Any:
+        """What the tokenizer makes of it, cut as ``lose`` says; None where it does not fit, or is empty."""
+        texts = self._texts(prompt, response, read)
+        special = read == "response" or (read != "conversation" and isinstance(prompt, str))  # a template has its own
+        ids = self.tokenizer(*texts, add_special_tokens=special)
+        if len(ids["input_ids"]) > limit and lose != "nothing":
+            self.tokenizer.truncation_side = "left" if lose == "beginning" else "right"
+            ids = self.tokenizer(*texts, add_special_tokens=special, truncation=True, max_length=limit)
+        return dict(ids) if 0 < len(ids["input_ids"]) <= limit else None
+
+    def _texts(self, prompt: Any, response: str, read: Read) -> tuple[str, ...]:
+        """One text, or two for the tokenizer to put together."""
+        from jinja2 import TemplateError
+
+        if read == "response":
+            return (response,)
+        if isinstance(prompt, str) and read != "conversation":
+            return (prompt, response) if read == "pair" else (prompt + response,)
+        said = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(each) for each in prompt]
+        try:
+            talk = [*said, {"role": "assistant", "content": response}]
+            return (self.tokenizer.apply_chat_template(talk, tokenize=False),)
+        except (TemplateError, ValueError) as error:
+            raise DataError(f"{self.path}: its chat template does not take this conversation: {error}") from None
+
+
+def _canonical(prompt: Any) -> Any:
+    """A prompt that can be compared."""
+    return prompt if isinstance(prompt, str) else tuple(tuple(sorted(each.items())) for each in prompt)

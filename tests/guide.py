@@ -122,7 +122,9 @@ def awaited(language: str, text: str) -> bool:
     from moalign import cli, config
 
     if language == "bash":
-        return "moalign reward-model" in text and not {"reward-model"} & {each.name for each in cli.app.registered_groups}
+        return "moalign reward-model" in text and not {"reward-model"} & {
+            each.name for each in cli.app.registered_groups
+        }
     return bool({"condition", "reward_model"} & set(yaml.safe_load(text)) - set(config.Config.model_fields))
 
 

@@ -224,7 +224,9 @@ def rows_stand_alone(t: Trial) -> None:
         together = t.gates("preferences as drawn", given, now, shape)
         order = torch.randperm(len(given), generator=torch.Generator().manual_seed(t.seed))
         tried = "the same preferences in another order"
-        t.review.require(_close(t.gates(tried, given[order], now, shape), together[order]), tried, "other gates", change)
+        t.review.require(
+            _close(t.gates(tried, given[order], now, shape), together[order]), tried, "other gates", change
+        )
         for row in (0, len(given) - 1):
             alone = t.gates("one of the preferences alone", given[[row]], now, shape)
             t.review.require(_close(alone[0], together[row]), "one of the preferences alone", "other gates", change)

@@ -65,8 +65,9 @@ class Trial:
         batch = judged(
             prompts=self.prompts,
             tokens=self.tokens,
-            objectives=len(self.objectives),
+            objectives=self.objectives,
             needs=self.plugin.needs | set(extra),
+            missing=not self.paired,
             seed=self.seed + seed,
             dtype=dtype or torch.float64,
         )
@@ -87,8 +88,10 @@ class Trial:
 
     def scores(self, tried: str, batch: Batch) -> Tensor:
         """Of all rows, without their labels; shape and finiteness checked and the inputs watched."""
-        change = "score responses that nobody has judged: no pairs, and rewards is None"
-        scores = self._called(f"{tried}, to score", change, "scores", unlabelled(batch))
+        change = "score responses that nobody has judged: there are no pairs, and rewards to learn from are all NaN"
+        scores = self._called(
+            f"{tried}, to score", change, "scores", unlabelled(batch, rewards_are_labels=not self.paired)
+        )
         shape = [len(batch.mask), len(self.objectives)]
         change = f"return a score per row and objective, {shape}, in the dtype of the batch"
         self._is_tensor(f"{tried}, to score", scores, shape, batch, change)
@@ -121,8 +124,11 @@ def declarations_are_known(t: Trial) -> None:
     tried, needs = "reading the class attributes", set(t.plugin.needs)
     unknown, names = sorted(needs - set(KNOWN)), ", ".join(f'"{name}"' for name in KNOWN)
     t.review.require(not unknown, tried, f"needs has {unknown}", f"the engine knows {names}")
-    change = 'declare what the scores are made of, "final" or "logps", and the labels, "pairs" or "rewards"'
-    good = bool(needs & {"final", "logps"}) and bool(needs & {"pairs", "rewards"})
+    change = (
+        'declare what scores are made of, "final" or "logps", and what they are learned from, "pairs" or "rewards"; '
+        "or both of these, where scores are made of other scores"
+    )
+    good = needs >= {"pairs", "rewards"} or bool(needs & {"final", "logps"} and needs & {"pairs", "rewards"})
     t.review.require(good, tried, f"needs is {sorted(needs)}", change)
     change = 'declare "logps" too: those of the base are compared with those of the adapted model'
     t.review.require("reference" not in needs or "logps" in needs, tried, f"needs is {sorted(needs)}", change)
@@ -284,7 +290,7 @@ CHECKS: tuple[Callable[[Trial], None], ...] = (
 def _try(t: Trial, extra: tuple[str, ...]) -> None:
     batch = t.batch(extra=extra)
     t.plugin.loss(copied(batch))
-    t.plugin.scores(unlabelled(copied(batch)))
+    t.plugin.scores(unlabelled(copied(batch), rewards_are_labels=not t.paired))
 
 
 def _works(t: Trial, extra: tuple[str, ...]) -> bool:

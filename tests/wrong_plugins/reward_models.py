@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -330,13 +331,11 @@ class WantsTheRejected(Compared):
         return -logsigmoid(-self.differences(batch))
 
 
-class OneJudge(Compared):
-    """Takes every pair for one of the first objective; the others it only keeps small."""
+class AnotherJudge(Compared):
+    """Takes every pair for one that the next objective judged."""
 
     def loss(self, batch: Batch) -> Any:
-        scores = self.scores(batch)
-        both = scores[batch.pairs[:, 0]] - scores[batch.pairs[:, 1]]
-        return -logsigmoid(both[:, 0]) + (scores[batch.pairs[:, 0]] ** 2).mean(-1)
+        return super().loss(replace(batch, pair_objective=(batch.pair_objective + 1) % len(batch.objectives)))
 
 
 class Badness(Rated):
@@ -356,6 +355,14 @@ class UnknownIsNought(Rated):
         return ((self.scores(batch) - batch.rewards.nan_to_num()) ** 2).sum(-1)
 
 
+class NoughtBesideOthers(UnknownIsNought):
+    """Takes a reward that is not known for 0, where another one of the row is known."""
+
+    def loss(self, batch: Batch) -> Any:
+        assert batch.rewards is not None
+        return super().loss(batch) * batch.rewards.isfinite().any(-1)
+
+
 class AnotherHead(Compared):
     """Exports another head than it scores with."""
 
@@ -372,7 +379,7 @@ class HeadUpsideDown(Compared):
 
 WRONG = {
     Clairvoyant: r"needs has \['future'\]",
-    WithoutLabels: 'and the labels, "pairs" or "rewards"',
+    WithoutLabels: 'learned from, "pairs" or "rewards"',
     OnlyTheBase: 'declare "logps" too',
     HalfPrecision: "'head': torch.bfloat16",
     FromTheWorld: "global random state of torch",
@@ -402,10 +409,11 @@ WRONG = {
     Standardised: "one pair alone\n  got:    scores",
     PaysForTheContext: 'take "context" out of `needs`',
     IgnoresTheLabels: 'take "pairs" out of `needs`|moves the wrong way',
-    WantsTheRejected: "more score for the chosen response",
-    OneJudge: "that of batch.pair_objective",
-    Badness: "asks for lower scores",
-    UnknownIsNought: "where no reward is known",
+    WantsTheRejected: "chosen less rejected responses, for helpful: -",
+    AnotherJudge: "that of batch.pair_objective",
+    Badness: "rewards times scores, for helpful: -",
+    UnknownIsNought: "a row of which all rewards are NaN\n  got:    a gradient",
+    NoughtBesideOthers: "that they have where these rewards are 0",
     AnotherHead: "other than scores",
     HeadUpsideDown: r"\[4, 3\]",
 }
@@ -455,6 +463,23 @@ class OfOutcomes(Implicit):
         return -(outcome * logsigmoid(score) + (1 - outcome) * logsigmoid(-score)).where(known, 0.0)
 
 
+class OfOtherScores(RewardModel):
+    """Unusual and right: a weighted sum of other scores, which it does not take for labels; no adapter, no head."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"pairs", "rewards"})
+
+    def parameters(self, width: int, objectives: tuple[str, ...], generator: torch.Generator) -> Mapping[str, Any]:
+        return {"mix": torch.eye(len(objectives))}
+
+    def scores(self, batch: Batch) -> Tensor:
+        assert batch.rewards is not None
+        return batch.rewards @ batch.parameters["mix"].T
+
+    def loss(self, batch: Batch) -> Tensor:
+        both = self.scores(batch)[batch.pairs]
+        return -logsigmoid((both[:, 0] - both[:, 1]).gather(1, batch.pair_objective[:, None])[:, 0])
+
+
 class SmoothedMargin(Compared):
     """Unusual and right: labels that may be wrong, and a margin that grows with the strength of the judgement."""
 
@@ -463,4 +488,4 @@ class SmoothedMargin(Compared):
         return -0.95 * logsigmoid(difference) - 0.05 * logsigmoid(-difference)
 
 
-UNUSUAL = (Compared, Rated, Implicit, Mixture, OfOutcomes, SmoothedMargin)
+UNUSUAL = (Compared, Rated, Implicit, Mixture, OfOutcomes, OfOtherScores, SmoothedMargin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -17,8 +18,10 @@ from sweeps import small_config, write_pairs
 
 from moalign import registry
 from moalign.api import (
+    AdapterShape,
     Candidate,
     Combiner,
+    Conditioner,
     Decoder,
     Objective,
     Observer,
@@ -28,6 +31,7 @@ from moalign.api import (
     Reader,
     Record,
     Reward,
+    RewardModel,
     Sample,
     Search,
     pair_logits,
@@ -286,6 +290,49 @@ def changed(version: str, sha256: str) -> Callable[[Place], str]:
     return provoke
 
 
+def asked(kind: str, name: str, plugin: type[Plugin], hook: str, *arguments: Any) -> Callable[[Place], str]:
+    """What everybody who asks the plugin is told."""
+
+    def provoke(place: Place) -> str:
+        from moalign import door
+
+        built = with_plugin(kind, name, plugin).build(kind, name, {}, "key")
+        return refused(lambda: door.call(built, hook, *(each() for each in arguments)))
+
+    return provoke
+
+
+class Worldly(Conditioner):
+    def draw(self, objectives, rng):
+        return super().draw(objectives, random)
+
+
+class Doubling(Conditioner):
+    def gates(self, preference, parameters, shape):
+        return preference.mul_(2)
+
+
+class Thurstone(RewardModel):
+    def loss(self, batch):
+        return batch.final.mul_(2).mean(-1)
+
+    def scores(self, batch):
+        return batch.final @ batch.parameters["heads"].T
+
+
+def some_preferences() -> Any:
+    import torch
+
+    return torch.rand(2, 2)
+
+
+def some_judgements() -> Any:
+    from moalign.testing.judgements import judged
+
+    needs, names = Thurstone.needs, ("harmless", "helpful")
+    return judged(prompts=2, tokens=3, objectives=names, needs=needs, missing=False, seed=0, dtype=None)
+
+
 def decodes(place: Place) -> str:
     """On a model without adapters."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -316,8 +363,16 @@ PROVOKED: dict[str, list[Callable[[Place], str]]] = {
     "reader.md": [reads(Trusting()), reads(OfItsOwn()), reads()],
     "observer.md": [is_switched_off],
     "decoder.md": [decodes],
+    "conditioner.md": [
+        asked("conditioner", "percent", Worldly, "draw", lambda: ("harmless", "helpful"), random.Random),
+        asked("conditioner", "percent", Doubling, "gates", some_preferences, dict, lambda: AdapterShape(1, 2, 2)),
+    ],
+    "reward-model.md": [
+        asked("reward-model", "thurstone", Thurstone, "loss", some_judgements),
+        asked("reward-model", "thurstone", Thurstone, "scores", some_judgements),
+    ],
     "publishing.md": [
-        reason("moalign_api_version = 4\n"),
+        reason("moalign_api_version = 5\n"),
         reason(HINGE.replace("register_objectives", "register_objektives")),
         reason(HINGE.replace("(register)", "(registry)")),
         reason(HINGE.replace("@hookimpl", "")),

@@ -92,6 +92,7 @@ OPTIONS = {
     "gated": {"gates": [{"objective": "concise", "above": 0.2}]},
     "product": {"penalties": ["concise"]},
     "reward-robust": {"nominal": "concise"},
+    "features": {"features": ["helpful", "honest"]},
 }
 # They need a file, a model or a server, and are checked in test_rewards_*.py.
 ELSEWHERE = {"exact-answer", "sequence-classification", "implicit-reward", "http"}
@@ -139,6 +140,12 @@ OTHERWISE = [
     ("decoder", "multi-objective", {"divergence": "alpha", "weights": {"third": 0.5, "first": 0.5}}),
     ("decoder", "value-augmented", {"top_k": None, "candidate": "second"}),
     ("decoder", "value-augmented", {"top_k": 3}),
+    ("reward-model", "bradley-terry", {"label_smoothing": 0.2}),
+    ("reward-model", "regression", {"scale": 20, "shift": 10}),
+    ("reward-model", "gaussian", {"heads": 1}),
+    ("reward-model", "mixture", {"components": 3, "balance": 0.1}),
+    ("reward-model", "features", {"features": ["honest"], "hidden": []}),
+    ("reward-model", "implicit", {"label_smoothing": 0.2}),
 ]
 
 

@@ -36,6 +36,9 @@ class Conditioner(Plugin):
     per_prompt: int = Field(default=1, ge=1)
     """preferences drawn for each prompt of a round of sampled responses"""
 
+    def check(self, rank: int, objectives: tuple[str, ...]) -> None:
+        """Raise ConfigError where it cannot work with an adapter of this rank. Called before a model is loaded."""
+
     def draw(self, objectives: tuple[str, ...], rng: Random) -> Preference:
         """A preference to train on: weights, or where ``angles`` are given a direction."""
         if self.angles is not None:
@@ -48,6 +51,16 @@ class Conditioner(Plugin):
     def text(self, preference: Preference) -> str:
         """What the model reads, where ``by`` is "text": in the system prompt of a conversation, else before the prompt,
         as it stands there, so that it brings what separates the two."""
+        raise NotImplementedError
+
+    @property
+    def tells_rewards(self) -> bool:
+        """Whether a sampled response is trained on behind a text of the rewards that it got (``text_of_rewards``), in
+        the place of the text that asked for it. ``text`` then asks for rewards that suit the preference."""
+        return False
+
+    def text_of_rewards(self, rewards: Mapping[str, float]) -> str:
+        """What ``text`` would say to ask for these rewards, by objective; larger is better."""
         raise NotImplementedError
 
     def parameters(self, shape: AdapterShape, generator: Generator) -> Mapping[str, Tensor]:

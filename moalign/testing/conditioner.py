@@ -28,8 +28,8 @@ CLOSE = 1e-5  # float32 gates of size 1
 def check_conditioner(plugin: Conditioner, *, seed: int = 0, exempt: Collection[str] = ()) -> None:
     """Check a conditioner on preferences that it draws over 2, 3 and 5 objectives (with ``angles``: over 2).
 
-    With ``by`` "gates" on adapters of 1 and 7 layers, rank 4 and 8; it may refuse some of them, not all, with a
-    UserError from ``parameters``. ``exempt``: names of checks to leave out. Raises ConformanceError.
+    With ``by`` "gates" on adapters of 1 and 7 layers, rank 4 and 8, of which ``check`` may refuse some.
+    ``exempt``: names of checks to leave out. Raises ConformanceError.
     """
     import torch  # noqa: F401  (so that the watch over random states sees torch's)
 
@@ -99,7 +99,7 @@ class Trial:
 
         tried = f"{tried}, {shape.layers} layers of rank {shape.rank}, {shape.objectives} objectives"
         handed = given.clone(), {name: value.clone() for name, value in parameters.items()}
-        change = "gates must take any preferences and parameters; refuse an adapter in parameters, before the training"
+        change = "gates must take any preferences and parameters; refuse an adapter in check, before a model is loaded"
         try:
             found = self.review.call(tried, change, self.plugin.gates, *handed, shape)
         except UserError as error:
@@ -125,8 +125,12 @@ class Trial:
 
 
 def declarations_are_known(t: Trial) -> None:
+    """``by`` is one of the ways, and ``tells_rewards`` is said; only text can tell of them."""
     good = t.plugin.by in ("text", "gates")
     t.review.require(good, "reading the class attribute `by`", short(t.plugin.by), 'declare "text" or "gates"')
+    told = t.plugin.tells_rewards
+    good = told is False or (told is True and t.plugin.by == "text")
+    t.review.require(good, "reading tells_rewards", short(told), 'say True or False; True only where `by` is "text"')
 
 
 def draws_are_preferences(t: Trial) -> None:
@@ -173,17 +177,47 @@ def different_preferences_read_differently(t: Trial) -> None:
             t.review.require(t.text(first) != t.text(second), tried, f"the same text, {short(t.text(first))}", change)
 
 
+def rewards_are_told(t: Trial) -> None:
+    """Where ``tells_rewards``: some text of any finite rewards, the same for equal ones, and others for others."""
+    if not t.plugin.tells_rewards:
+        return
+    for count in t.counts:
+        low, high = (dict.fromkeys(NAMES[:count], value) for value in (0.0, 1.0))
+        mixed = {name: place - 0.5 for place, name in enumerate(NAMES[:count])}
+        said = []
+        for rewards in (low, high, mixed, low):
+            tried, given = f"rewards {', '.join(f'{each:.2g}' for each in rewards.values())}", dict(rewards)
+            change = "return the text for any finite rewards, by the names of the objectives; write into none"
+            try:
+                found = t.review.call(tried, change, t.plugin.text_of_rewards, given)
+            except UserError as error:
+                t.review.fail(tried, described(error), change, error)
+            good = isinstance(found, str) and bool(found.strip()) and given == rewards
+            t.review.require(good, tried, short(found), change)
+            said.append(found)
+        change = "let the text say the rewards: the model learns from it what it is asked for"
+        t.review.require(said[0] != said[1], "rewards of 0 and of 1", f"the same text, {short(said[0])}", change)
+        change = "make the text of the rewards alone: keep nothing between calls, draw nothing"
+        t.review.require(said[0] == said[3], "the same rewards twice", "another text the second time", change)
+
+
 def parameters_have_first_values(t: Trial) -> None:
-    """Finite float32 by name, a function of the generator, and a sound learning rate; only gates have some."""
+    """Finite float32 by name, a function of the generator, and a sound learning rate, for some adapter that ``check``
+    does not refuse; only gates have some."""
     refused = ""
     for shape in (AdapterShape(*each) for each in SHAPES):
         if shape.objectives not in t.counts:
             continue
+        tried, names = f"an adapter of rank {shape.rank}", NAMES[: shape.objectives]
         try:
-            first, again = (named_tensors(t.review, t.seed, t.plugin.parameters, shape) for _ in range(2))
+            t.review.call(tried, "refuse an adapter with a ConfigError", t.plugin.check, shape.rank, names)
         except UserError as error:
             refused = described(error)
             continue
+        try:
+            first, again = (named_tensors(t.review, t.seed, t.plugin.parameters, shape) for _ in range(2))
+        except UserError as error:
+            t.review.fail(ASKING, described(error), "refuse an adapter in check, before a model is loaded", error)
         are_first_values(t.review, first, again, t.plugin.lr_factor)
         t.taken[shape] = first
     change = "take some adapter: refuse only what cannot work"
@@ -282,6 +316,7 @@ CHECKS: tuple[Callable[[Trial], None], ...] = (
     parameters_have_first_values,
     text_says_the_preference,
     different_preferences_read_differently,
+    rewards_are_told,
     one_finite_gate_for_each_direction,
     same_twice,
     rows_stand_alone,

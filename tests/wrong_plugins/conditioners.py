@@ -129,8 +129,51 @@ class Backwards(Scaled):
 class TakesNothing(Scaled):
     """Refuses every adapter."""
 
+    def check(self, rank: int, objectives: tuple[str, ...]) -> None:
+        raise ConfigError("not this one")
+
+
+class RefusesWithTheModel(Scaled):
+    """Refuses an adapter when the model is loaded already."""
+
     def parameters(self, shape: AdapterShape, generator: torch.Generator) -> Mapping[str, Any]:
         raise ConfigError("not this one")
+
+
+class ToldByGates(Scaled):
+    """Says that it tells of rewards, and has no text to do so."""
+
+    @property
+    def tells_rewards(self) -> bool:
+        return True
+
+
+class TellsNothing(Said):
+    """Says the same of all rewards."""
+
+    @property
+    def tells_rewards(self) -> bool:
+        return True
+
+    def text_of_rewards(self, rewards: Mapping[str, float]) -> Any:
+        return f"{', '.join(rewards)}\n"
+
+
+class TellsOfPositiveOnes(TellsNothing):
+    """Takes the logarithm of rewards."""
+
+    def text_of_rewards(self, rewards: Mapping[str, float]) -> Any:
+        return f"{sum(map(math.log, rewards.values()))}\n"
+
+
+class TellsByChance(TellsNothing):
+    """Numbers what it says."""
+
+    _count: list[int] = PrivateAttr(default_factory=list)
+
+    def text_of_rewards(self, rewards: Mapping[str, float]) -> Any:
+        self._count.append(0)
+        return f"{len(self._count)}: {sum(rewards.values())}\n"
 
 
 class LearnedText(Said):
@@ -307,7 +350,12 @@ WRONG = {
     OfARow: r"torch.float32 \[\d+, 4\]",
     Rounded: "got:    torch.bfloat16",
     Logarithms: "a gate that is NaN or inf",
-    RefusesLate: "refuse an adapter in parameters",
+    RefusesLate: "gates must take any(.|\n)*refuse an adapter in check",
+    RefusesWithTheModel: "first values(.|\n)*refuse an adapter in check",
+    ToldByGates: "reading tells_rewards",
+    TellsNothing: "the same text, 'helpful, harmless",
+    TellsOfPositiveOnes: "rewards 0, 0(.|\n)*ValueError: ",
+    TellsByChance: "the same rewards twice",
     InPlace: "it was given changed during the call",
     Dropout: "other gates the second time",
     Centred: "no mean, ranking or normalising over rows",
@@ -329,19 +377,29 @@ class Compass(Said):
         return f"Heading {round(math.degrees(math.atan2(second, first)))}. "
 
 
+class Told(Said):
+    """Unusual and right: tells a response's rewards, and asks for those that suit the preference."""
+
+    @property
+    def tells_rewards(self) -> bool:
+        return True
+
+    def text_of_rewards(self, rewards: Mapping[str, float]) -> str:
+        return ", ".join(f"{name} {round(100 * value)}" for name, value in rewards.items()) + "\n"
+
+
 class Slices(Conditioner):
     """Unusual and right: nothing to learn; each objective has rank directions of its own, where they divide."""
 
     by: ClassVar[Any] = "gates"
 
-    def parameters(self, shape: AdapterShape, generator: torch.Generator) -> Mapping[str, Any]:
-        if shape.rank % shape.objectives:
-            raise ConfigError(f"rank {shape.rank} cannot be shared out among {shape.objectives} objectives")
-        return {}
+    def check(self, rank: int, objectives: tuple[str, ...]) -> None:
+        if rank % len(objectives):
+            raise ConfigError(f"rank {rank} cannot be shared out among {len(objectives)} objectives")
 
     def gates(self, preference: Tensor, parameters: Mapping[str, Tensor], shape: AdapterShape) -> Tensor:
         found = preference.repeat_interleave(shape.rank // shape.objectives, -1)
         return found[:, None, :].expand(-1, shape.layers, -1)
 
 
-UNUSUAL = (Said, Scaled, Compass, Slices)
+UNUSUAL = (Said, Scaled, Compass, Told, Slices)

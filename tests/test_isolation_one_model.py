@@ -98,10 +98,8 @@ def test_the_training_ends_and_leaves_nothing_that_looks_whole(kind, how, instal
 @pytest.mark.parametrize("kind", HOSTS)
 def test_without_misbehaviour_it_is_trained(kind, installed, pairs, tiny_model_path, tmp_path):
     needs_host(kind)
-    before = generators()
     train(kind, settings(kind, "", tiny_model_path, pairs), tmp_path / "out", installed)
     assert any((tmp_path / "out" / name).exists() for name in ("front.json", "report.json"))
-    assert generators() == before
 
 
 def train(kind: str, content: dict[str, Any], out: Any, installed: Any) -> None:

@@ -97,7 +97,7 @@ def test_the_training_ends_and_leaves_nothing_that_looks_whole(kind, how, instal
 
 
 def check_left(kind: str, out: Path) -> None:
-    """Of a conditioned sweep the front, which says that the model has failed and with it all; of a reward model nothing."""
+    """Of a conditioned sweep a front without points, which says that the model has failed; else nothing."""
     if kind == "reward-model":
         assert not out.exists() or not list(out.iterdir())
         return

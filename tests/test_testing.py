@@ -16,8 +16,10 @@ from wrong_plugins import (
     combiners,
     conditioners,
     decoders,
+    gating_conditioners,
     objectives,
     observers,
+    other_reward_models,
     readers,
     reward_models,
     rewards,
@@ -200,7 +202,9 @@ CHECKS = {
     samplers: check_sampler,
     decoders: check_decoder,
     conditioners: check_conditioner,
+    gating_conditioners: check_conditioner,
     reward_models: check_reward_model,
+    other_reward_models: check_reward_model,
 }
 PARTS = {
     objectives: objective,
@@ -214,7 +218,9 @@ PARTS = {
     samplers: sampler,
     decoders: decoder,
     conditioners: conditioner,
+    gating_conditioners: conditioner,
     reward_models: reward_model,
+    other_reward_models: reward_model,
 }
 WRONG = [(check, plugin, words) for folder, check in CHECKS.items() for plugin, words in folder.WRONG.items()]
 UNUSUAL = [(check, plugin) for folder, check in CHECKS.items() for plugin in folder.UNUSUAL]

@@ -11,7 +11,7 @@ from pydantic import PrivateAttr
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from moalign.api import Batch, ConfigError, RewardModel, log_ratios
+from moalign.api import Batch, RewardModel
 
 
 class Compared(RewardModel):
@@ -35,40 +35,6 @@ class Compared(RewardModel):
 
     def head(self, parameters: Mapping[str, Tensor]) -> Any:
         return parameters["head"]
-
-
-class Rated(Compared):
-    """Right: what those that learn from scores spoil; the squared error of each reward that is known."""
-
-    needs: ClassVar[frozenset[str]] = frozenset({"final", "rewards"})
-
-    def errors(self, batch: Batch) -> Tensor:
-        """[N,M], 0 where the reward is not known."""
-        assert batch.rewards is not None
-        known = batch.rewards.isfinite()
-        return (Compared.scores(self, batch) - batch.rewards.nan_to_num()).where(known, 0.0)
-
-    def loss(self, batch: Batch) -> Any:
-        return (self.errors(batch) ** 2).sum(-1)
-
-
-class Implicit(RewardModel):
-    """Right: what those without a head spoil; one objective, the log-ratio of the whole response."""
-
-    needs: ClassVar[frozenset[str]] = frozenset({"logps", "reference", "pairs"})
-    beta: float = 0.05
-
-    def parameters(self, width: int, objectives: tuple[str, ...], generator: torch.Generator) -> Mapping[str, Any]:
-        if len(objectives) != 1:
-            raise ConfigError("one log-ratio cannot be several scores: name one objective")
-        return {}
-
-    def scores(self, batch: Batch) -> Any:
-        return self.beta * log_ratios(batch)[:, None]
-
-    def loss(self, batch: Batch) -> Any:
-        scores = Implicit.scores(self, batch)[:, 0]
-        return -logsigmoid(scores[batch.pairs[:, 0]] - scores[batch.pairs[:, 1]])
 
 
 class Clairvoyant(Compared):
@@ -103,13 +69,6 @@ class FromTheWorld(Compared):
         return {"head": torch.randn(len(objectives), width)}
 
 
-class TakesNobody(Implicit):
-    """Refuses any number of objectives."""
-
-    def parameters(self, width: int, objectives: tuple[str, ...], generator: torch.Generator) -> Mapping[str, Any]:
-        raise ConfigError("not so many")
-
-
 class ReadsRewards(Compared):
     """Reads rewards that it did not ask for."""
 
@@ -132,33 +91,11 @@ class Reduced(Compared):
         return super().loss(batch).mean()
 
 
-class PerScore(Rated):
-    """Returns a loss for each row and objective."""
-
-    def loss(self, batch: Batch) -> Any:
-        return self.errors(batch) ** 2
-
-
 class DoubleLoss(Compared):
     """Returns float64 for float32."""
 
     def loss(self, batch: Batch) -> Any:
         return super().loss(batch).double()
-
-
-class SumsTheUnknown(Rated):
-    """Adds up rewards that are not known."""
-
-    def loss(self, batch: Batch) -> Any:
-        return ((self.scores(batch) - batch.rewards) ** 2).sum(-1)
-
-
-class DividesByTheKnown(Rated):
-    """Divides by how many rewards are known, of which there may be none."""
-
-    def loss(self, batch: Batch) -> Any:
-        assert batch.rewards is not None
-        return super().loss(batch) / batch.rewards.isfinite().sum(-1)
 
 
 class OneScore(Compared):
@@ -173,23 +110,6 @@ class NeedsLabelsToScore(Compared):
 
     def scores(self, batch: Batch) -> Any:
         return super().scores(batch)[batch.pairs[:, 0]]
-
-
-class InfiniteScore(Implicit):
-    """Divides by the number of tokens of a row that has none."""
-
-    def scores(self, batch: Batch) -> Any:
-        return super().scores(batch) / batch.mask.sum(-1)[:, None]
-
-
-class WritesIntoRewards(Rated):
-    """Fills in the rewards that are not known."""
-
-    def loss(self, batch: Batch) -> Any:
-        assert batch.rewards is not None
-        losses = super().loss(batch)
-        batch.rewards.nan_to_num_()
-        return losses
 
 
 class Drops(Compared):
@@ -220,33 +140,6 @@ class Frozen(Compared):
         scores = states @ batch.parameters["head"].T
         both = scores[batch.pairs[:, 0]] - scores[batch.pairs[:, 1]]
         return -logsigmoid(both.gather(1, batch.pair_objective[:, None])[:, 0])
-
-
-class WithoutAGraph(Implicit):
-    """Has no gradient."""
-
-    def loss(self, batch: Batch) -> Any:
-        return super().loss(batch).detach()
-
-
-class ForgetsTheMask(Implicit):
-    """Sums over padding too, where log-probabilities are 0, but not their gradients."""
-
-    def loss(self, batch: Batch) -> Any:
-        assert batch.ref_logps is not None
-        ratios = self.beta * (batch.logps - batch.ref_logps).sum(-1)
-        return -logsigmoid(ratios[batch.pairs[:, 0]] - ratios[batch.pairs[:, 1]])
-
-
-class SteepAtTheBase(Implicit):
-    """A root, whose slope is infinite where the states are 0."""
-
-    needs: ClassVar[frozenset[str]] = frozenset({"logps", "reference", "pairs", "final"})
-
-    def loss(self, batch: Batch) -> Any:
-        assert batch.final is not None
-        states = batch.final[batch.pairs[:, 0]]
-        return super().loss(batch) + states.mean(-1) + (0 * states).abs().sum(-1).sqrt()
 
 
 class WrongSlope(Compared):
@@ -338,31 +231,6 @@ class AnotherJudge(Compared):
         return super().loss(replace(batch, pair_objective=(batch.pair_objective + 1) % len(batch.objectives)))
 
 
-class Badness(Rated):
-    """Takes larger rewards for worse ones."""
-
-    def loss(self, batch: Batch) -> Any:
-        assert batch.rewards is not None
-        known = batch.rewards.isfinite()
-        return ((self.scores(batch) + batch.rewards.nan_to_num()).where(known, 0.0) ** 2).sum(-1)
-
-
-class UnknownIsNought(Rated):
-    """Takes a reward that is not known for 0."""
-
-    def loss(self, batch: Batch) -> Any:
-        assert batch.rewards is not None
-        return ((self.scores(batch) - batch.rewards.nan_to_num()) ** 2).sum(-1)
-
-
-class NoughtBesideOthers(UnknownIsNought):
-    """Takes a reward that is not known for 0, where another one of the row is known."""
-
-    def loss(self, batch: Batch) -> Any:
-        assert batch.rewards is not None
-        return super().loss(batch) * batch.rewards.isfinite().any(-1)
-
-
 class AnotherHead(Compared):
     """Exports another head than it scores with."""
 
@@ -383,24 +251,15 @@ WRONG = {
     OnlyTheBase: 'declare "logps" too',
     HalfPrecision: "'head': torch.bfloat16",
     FromTheWorld: "global random state of torch",
-    TakesNobody: "refused for 3, 2 and 1: ConfigError: not so many",
     ReadsRewards: 'declare "rewards" in `needs`: with it the same call succeeds',
     ReadsContextWhereItIs: '"context", which `needs` lacks\n  got:    other losses',
     Reduced: "one loss per pair",
-    PerScore: r"torch.float64 \[10, 3\]",
     DoubleLoss: "in float32(.|\n)*torch.float64",
-    SumsTheUnknown: "the loss of row 0 is not finite|the loss of row 1 is not finite",
-    DividesByTheKnown: "a reward that is NaN is not known",
     OneScore: r"torch.float64 \[10, 1\]",
     NeedsLabelsToScore: "nobody has judged|a score per row",
-    InfiniteScore: "a score that is not finite, of row 9",
-    WritesIntoRewards: "rewards changed during the call",
     Drops: "other losses the second time",
     Drifts: "other scores the second time",
     Frozen: "none at batch.final",
-    WithoutAGraph: "losses without a graph",
-    ForgetsTheMask: "gradient outside the mask",
-    SteepAtTheBase: "one that is not finite at batch.final",
     WrongSlope: "gradcheck",
     OwnsTooMuch: "none for 'bias'",
     Stuck: "the gradient at the first values",
@@ -411,9 +270,6 @@ WRONG = {
     IgnoresTheLabels: 'take "pairs" out of `needs`|moves the wrong way',
     WantsTheRejected: "chosen less rejected responses, for helpful: -",
     AnotherJudge: "that of batch.pair_objective",
-    Badness: "rewards times scores, for helpful: -",
-    UnknownIsNought: "a row of which all rewards are NaN\n  got:    a gradient",
-    NoughtBesideOthers: "that they have where these rewards are 0",
     AnotherHead: "other than scores",
     HeadUpsideDown: r"\[4, 3\]",
 }
@@ -450,19 +306,6 @@ class Mixture(RewardModel):
         return -(shares[chosen].log() + logsigmoid(both)).logsumexp(1)
 
 
-class OfOutcomes(Implicit):
-    """Unusual and right: one objective, the cross entropy of an outcome between 0 and 1, and no pairs."""
-
-    needs: ClassVar[frozenset[str]] = frozenset({"logps", "reference", "rewards"})
-
-    def loss(self, batch: Batch) -> Tensor:
-        assert batch.rewards is not None
-        score, outcome = self.scores(batch)[:, 0], batch.rewards[:, 0]
-        known = outcome.isfinite()
-        outcome = outcome.nan_to_num()
-        return -(outcome * logsigmoid(score) + (1 - outcome) * logsigmoid(-score)).where(known, 0.0)
-
-
 class OfOtherScores(RewardModel):
     """Unusual and right: a weighted sum of other scores, which it does not take for labels; no adapter, no head."""
 
@@ -488,4 +331,4 @@ class SmoothedMargin(Compared):
         return -0.95 * logsigmoid(difference) - 0.05 * logsigmoid(-difference)
 
 
-UNUSUAL = (Compared, Rated, Implicit, Mixture, OfOutcomes, OfOtherScores, SmoothedMargin)
+UNUSUAL = (Compared, Mixture, OfOtherScores, SmoothedMargin)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-9
 SMALL = 0.1
-STEPS = 200
+STEPS = 100
 
 
 def gradient_reaches_the_model(t: Trial) -> None:

@@ -85,9 +85,9 @@ def cases(*outcomes: str, behaviours: tuple[str, ...] | None = None) -> list[tup
 
 def install(folder: Path) -> Path:
     """The distribution with a bad plugin of every kind."""
-    source = Path(__file__).with_name("misbehaving.py").read_text()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{NAME}.py").write_text(source)
+    for module in (NAME, f"{NAME}_one_model"):
+        (folder / f"{module}.py").write_text(Path(__file__).with_name(f"{module}.py").read_text())
     distributions.register(folder, NAME, NAME, VERSION)
     return folder
 

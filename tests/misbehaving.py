@@ -315,47 +315,6 @@ class Speech(api.Decoder):
         return at.logits[0].long() if self.how == "wrong dtype" else spoilt(at.logits[0], self.how)
 
 
-class Wish(api.Conditioner):
-    """A gate for each rank direction; misbehaves when it is asked for them."""
-
-    by = "gates"
-    how: str = ""
-
-    def parameters(self, shape, generator):
-        import torch
-
-        return {"weight": torch.zeros(shape.objectives, shape.layers * shape.rank)}
-
-    def gates(self, preference, parameters, shape):
-        do(self.how)
-        if self.how == "mutates inputs":
-            preference.zero_()
-        gates = 1 + preference @ parameters["weight"]
-        return spoilt(gates.view(len(preference), shape.layers, shape.rank), self.how)
-
-
-class Judge(api.RewardModel):
-    """Linear heads on pairs; misbehaves in the loss."""
-
-    how: str = ""
-
-    def parameters(self, width, objectives, generator):
-        import torch
-
-        return {"head": torch.zeros(len(objectives), width)}
-
-    def scores(self, batch):
-        return batch.final @ batch.parameters["head"].T
-
-    def loss(self, batch):
-        do(self.how)
-        if self.how == "mutates inputs":
-            batch.strength.zero_()
-        chosen, rejected = self.scores(batch)[batch.pairs].unbind(1)
-        difference = (chosen - rejected).gather(1, batch.pair_objective[:, None]).squeeze(1)
-        return spoilt((1 - difference) ** 2, self.how)
-
-
 @api.hookimpl
 def register_objectives(register):
     register("bad", Loss, summary="bad")
@@ -406,9 +365,9 @@ def register_decoders(register):
 
 @api.hookimpl
 def register_conditioners(register):
-    register("bad", Wish, summary="bad")
+    register("bad", "misbehaving_one_model:Wish", summary="bad")
 
 
 @api.hookimpl
 def register_reward_models(register):
-    register("bad", Judge, summary="bad")
+    register("bad", "misbehaving_one_model:Judge", summary="bad")

@@ -13,6 +13,7 @@ import pytest
 from distributions import install
 from documents import ROOT, blocks_of
 from guide import pattern_of
+from guide_of_models import Doubling, Thurstone, Worldly, some_judgements, some_preferences
 from pydantic import Field
 from sweeps import small_config, write_pairs
 
@@ -21,7 +22,6 @@ from moalign.api import (
     AdapterShape,
     Candidate,
     Combiner,
-    Conditioner,
     Decoder,
     Objective,
     Observer,
@@ -31,7 +31,6 @@ from moalign.api import (
     Reader,
     Record,
     Reward,
-    RewardModel,
     Sample,
     Search,
     pair_logits,
@@ -300,37 +299,6 @@ def asked(kind: str, name: str, plugin: type[Plugin], hook: str, *arguments: Any
         return refused(lambda: door.call(built, hook, *(each() for each in arguments)))
 
     return provoke
-
-
-class Worldly(Conditioner):
-    def draw(self, objectives, rng):
-        return super().draw(objectives, random)
-
-
-class Doubling(Conditioner):
-    def gates(self, preference, parameters, shape):
-        return preference.mul_(2)
-
-
-class Thurstone(RewardModel):
-    def loss(self, batch):
-        return batch.final.mul_(2).mean(-1)
-
-    def scores(self, batch):
-        return batch.final @ batch.parameters["heads"].T
-
-
-def some_preferences() -> Any:
-    import torch
-
-    return torch.rand(2, 2)
-
-
-def some_judgements() -> Any:
-    from moalign.testing.judgements import judged
-
-    needs, names = Thurstone.needs, ("harmless", "helpful")
-    return judged(prompts=2, tokens=3, objectives=names, needs=needs, missing=False, seed=0, dtype=None)
 
 
 def decodes(place: Place) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import random
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ PURE = (Objective, Combiner, Search, Transform, Decoder, Conditioner, RewardMode
 # asked when the input has been found good: no error is the user's
 ON_GOOD_INPUT = (
     *("pair_terms", "loss", "parameters", "measure", "token_advantages"),
-    *("score", "apply", "sample", "scores"),
+    *("score", "apply", "sample", "scores", "draw", "gates"),
 )
 
 
@@ -52,8 +53,13 @@ def origin(plugin: Plugin) -> Origin:
     known = getattr(plugin, "_origin", None)
     if isinstance(known, Origin):
         return known
-    kind = next((base.__name__.lower() for base in type(plugin).__mro__ if Plugin in base.__bases__), "")
+    kind = next((_kind(base.__name__) for base in type(plugin).__mro__ if Plugin in base.__bases__), "")
     return Origin(kind or "plugin", type(plugin).__name__, type(plugin).__module__, "")
+
+
+def _kind(base: str) -> str:
+    """As the registry calls it: RewardModel is reward-model."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", base).lower()
 
 
 def call(

@@ -81,6 +81,8 @@ class Reader:
         self.namespace |= vars(importlib.import_module(module)) | {"__name__": "guide"}
 
     def _bash(self, text: str, where: str) -> tuple[str, None]:
+        if awaited("bash", text):
+            return "", None
         here = self.folder / ".here"
         place = here.read_text().strip() if here.exists() else str(self.folder)
         search = folders(self.folder / "site", self.folder)
@@ -97,6 +99,8 @@ class Reader:
             (self.folder / name).touch()
         small: dict[str, Any] = {"objectives": {"helpful": None, "harmless": None}, "data": {"path": "pairs.jsonl"}}
         content = yaml.safe_load(text)
+        if awaited("yaml", text):
+            return
         prepare(config.from_mapping(small | content, where=where), registry.discover())
 
     def _toml(self, text: str, where: str) -> None:
@@ -111,6 +115,17 @@ class Reader:
             assert content.count(before) == 1, f"{where}: {file.name} has this {content.count(before)} times:\n{before}"
             content = content.replace(before, after)
         file.write_text(content)
+
+
+def awaited(language: str, text: str) -> bool:
+    """Whether a block shows what is not there yet: the keys and the command of conditioners and reward models."""
+    from moalign import cli, config
+
+    if language == "bash":
+        return "moalign reward-model" in text and not {"reward-model"} & {
+            each.name for each in cli.app.registered_groups
+        }
+    return bool({"condition", "reward_model"} & set(yaml.safe_load(text)) - set(config.Config.model_fields))
 
 
 def assert_said(said: str, quoted: str, where: str, *, whole: bool = False) -> None:

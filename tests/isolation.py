@@ -21,44 +21,51 @@ FAILS = "the candidate fails; the others finish"
 ENDS = "the run ends; what was finished is kept"
 WITHOUT = "the run goes on without it"
 TOLD = "whoever asked for a response gets the error"
+STOPS = "the training, which is of one model, fails by its name; nothing is left that looks whole"
 HARMLESS = "changes nothing: it was given a copy, or what it changed is put back"
 NO_TENSORS = "cannot occur: it returns plain data"
 CONSTANT = "cannot occur: what it returns is constant"
 NOTHING = "cannot occur: nobody uses what it returns"
 
-ORDER = ("objective", "combiner", "reward", "transform", "search", "reader", "observer", "sampler", "decoder")
+ORDER = (
+    *("objective", "combiner", "reward", "transform", "search", "reader", "observer", "sampler", "decoder"),
+    *("conditioner", "reward-model"),
+)
 TABLE: dict[str, tuple[str, ...]] = {
     # when it is loaded
-    "import error": (REPORTED,) * 9,
-    "exits at import": (REPORTED,) * 9,
-    "missing dependency": (REPORTED,) * 9,
-    "name clash": (REPORTED,) * 9,
-    "wrong signature": (REPORTED,) * 9,
-    "its constructor raises": (REPORTED,) * 9,
-    "dies at import": (REPORTED,) * 9,
-    "hangs at import": (REPORTED,) * 9,
+    "import error": (REPORTED,) * 11,
+    "exits at import": (REPORTED,) * 11,
+    "missing dependency": (REPORTED,) * 11,
+    "name clash": (REPORTED,) * 11,
+    "wrong signature": (REPORTED,) * 11,
+    "its constructor raises": (REPORTED,) * 11,
+    "dies at import": (REPORTED,) * 11,
+    "hangs at import": (REPORTED,) * 11,
     # in the middle
-    "raises": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD),
-    "exits": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD),
-    "raises no Exception": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD),
-    "raises what cannot be shown": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD),
-    "hangs": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD),
-    "dies by a signal": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD),
-    "ends the process": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD),
+    "raises": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS),
+    "exits": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS),
+    "raises no Exception": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS),
+    "raises what cannot be shown": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS),
+    "hangs": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS),
+    "dies by a signal": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS),
+    "ends the process": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS),
     # what it returns
-    "NaN": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, NOTHING, FAILS, TOLD),
-    "wrong shape": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, NOTHING, FAILS, TOLD),
-    "wrong dtype": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD),
-    "wrong device": (FAILS, FAILS, FAILS, FAILS, NO_TENSORS, NO_TENSORS, NO_TENSORS, FAILS, TOLD),
-    "detached graph": (FAILS, CONSTANT, NO_TENSORS, CONSTANT, NO_TENSORS, NO_TENSORS, NO_TENSORS, NO_TENSORS, CONSTANT),
+    "NaN": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, NOTHING, FAILS, TOLD, STOPS, STOPS),
+    "wrong shape": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, NOTHING, FAILS, TOLD, STOPS, STOPS),
+    "wrong dtype": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS),
+    "wrong device": (FAILS, FAILS, FAILS, FAILS, NO_TENSORS, NO_TENSORS, NO_TENSORS, FAILS, TOLD, STOPS, STOPS),
+    "detached graph": (
+        *(FAILS, CONSTANT, NO_TENSORS, CONSTANT, NO_TENSORS, NO_TENSORS, NO_TENSORS, NO_TENSORS, CONSTANT),
+        *(STOPS, STOPS),
+    ),
     # what it does beside that
-    "mutates inputs": (FAILS, FAILS, HARMLESS, FAILS, HARMLESS, HARMLESS, HARMLESS, HARMLESS, TOLD),
-    "reseeds generators": (FAILS, FAILS, HARMLESS, FAILS, ENDS, HARMLESS, HARMLESS, HARMLESS, TOLD),
+    "mutates inputs": (FAILS, FAILS, HARMLESS, FAILS, HARMLESS, HARMLESS, HARMLESS, HARMLESS, TOLD, STOPS, STOPS),
+    "reseeds generators": (FAILS, FAILS, HARMLESS, FAILS, ENDS, HARMLESS, HARMLESS, HARMLESS, TOLD, STOPS, STOPS),
 }
 HOOKS = dict(
     zip(
         ORDER,
-        ("loss", "pair_terms", "score", "apply", "propose", "read", "on_step", "sample", "scores"),
+        ("loss", "pair_terms", "score", "apply", "propose", "read", "on_step", "sample", "scores", "gates", "loss"),
         strict=True,
     )
 )
@@ -78,9 +85,9 @@ def cases(*outcomes: str, behaviours: tuple[str, ...] | None = None) -> list[tup
 
 def install(folder: Path) -> Path:
     """The distribution with a bad plugin of every kind."""
-    source = Path(__file__).with_name("misbehaving.py").read_text()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{NAME}.py").write_text(source)
+    for module in (NAME, f"{NAME}_one_model"):
+        (folder / f"{module}.py").write_text(Path(__file__).with_name(f"{module}.py").read_text())
     distributions.register(folder, NAME, NAME, VERSION)
     return folder
 

@@ -361,3 +361,13 @@ def register_samplers(register):
 @api.hookimpl
 def register_decoders(register):
     register("bad", Speech, summary="bad")
+
+
+@api.hookimpl
+def register_conditioners(register):
+    register("bad", "misbehaving_one_model:Wish", summary="bad")
+
+
+@api.hookimpl
+def register_reward_models(register):
+    register("bad", "misbehaving_one_model:Judge", summary="bad")

@@ -23,6 +23,11 @@ NOT_EXECUTED = {
 }
 
 
+def word(kind: str) -> str:
+    """As it stands in names of Python."""
+    return kind.replace("-", "_")
+
+
 def test_there_is_a_page_for_every_kind():
     others = {"index.md", "testing.md", "publishing.md", "trust.md"}
     assert set(PAGES) == {f"{kind}.md" for kind in registry.KINDS} | others
@@ -49,7 +54,7 @@ def test_the_example_is_whole_short_and_checked(kind):
     assert len([line for line in example.splitlines() if line.strip()]) <= MOST_LINES
     assert registry.HOOKS[kind] in example
     (name,) = re.findall(rf"^class (\w+)\({registry.KINDS[kind].__name__}\)", example, flags=re.MULTILINE)
-    assert any(f"check_{kind}({name}(" in text for text in blocks)
+    assert any(f"check_{word(kind)}({name}(" in text for text in blocks)
 
 
 def test_what_is_not_executed_is_listed_with_the_reason():
@@ -69,8 +74,8 @@ def test_the_kit_page_names_every_check(kind):
     import importlib
 
     text = (GUIDE / "testing.md").read_text()
-    section = text[text.index(f"## check_{kind}\n") + 3 :].partition("\n## ")[0]
-    checks = importlib.import_module(f"moalign.testing.{kind}").CHECKS
+    section = text[text.index(f"## check_{word(kind)}\n") + 3 :].partition("\n## ")[0]
+    checks = importlib.import_module(f"moalign.testing.{word(kind)}").CHECKS
     assert re.findall(r"^\| `(\w+)`", section, flags=re.MULTILINE) == [check.__name__ for check in checks]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -12,11 +13,13 @@ import pytest
 from distributions import install
 from documents import ROOT, blocks_of
 from guide import pattern_of
+from guide_of_models import Doubling, Thurstone, Worldly, some_judgements, some_preferences
 from pydantic import Field
 from sweeps import small_config, write_pairs
 
 from moalign import registry
 from moalign.api import (
+    AdapterShape,
     Candidate,
     Combiner,
     Decoder,
@@ -286,6 +289,18 @@ def changed(version: str, sha256: str) -> Callable[[Place], str]:
     return provoke
 
 
+def asked(kind: str, name: str, plugin: type[Plugin], hook: str, *arguments: Any) -> Callable[[Place], str]:
+    """What everybody who asks the plugin is told."""
+
+    def provoke(place: Place) -> str:
+        from moalign import door
+
+        built = with_plugin(kind, name, plugin).build(kind, name, {}, "key")
+        return refused(lambda: door.call(built, hook, *(each() for each in arguments)))
+
+    return provoke
+
+
 def decodes(place: Place) -> str:
     """On a model without adapters."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -316,8 +331,16 @@ PROVOKED: dict[str, list[Callable[[Place], str]]] = {
     "reader.md": [reads(Trusting()), reads(OfItsOwn()), reads()],
     "observer.md": [is_switched_off],
     "decoder.md": [decodes],
+    "conditioner.md": [
+        asked("conditioner", "percent", Worldly, "draw", lambda: ("harmless", "helpful"), random.Random),
+        asked("conditioner", "percent", Doubling, "gates", some_preferences, dict, lambda: AdapterShape(1, 2, 2)),
+    ],
+    "reward-model.md": [
+        asked("reward-model", "thurstone", Thurstone, "loss", some_judgements),
+        asked("reward-model", "thurstone", Thurstone, "scores", some_judgements),
+    ],
     "publishing.md": [
-        reason("moalign_api_version = 4\n"),
+        reason("moalign_api_version = 5\n"),
         reason(HINGE.replace("register_objectives", "register_objektives")),
         reason(HINGE.replace("(register)", "(registry)")),
         reason(HINGE.replace("@hookimpl", "")),

@@ -24,6 +24,8 @@ METHODS = {
     "observer": "on_run_start(self)",
     "sampler": "start(self)",
     "decoder": "scores(self, request)",
+    "conditioner": "gates(self, preference, parameters)",
+    "reward-model": "loss(self, batch, terms)",
 }
 PLUGIN = """
 from moalign.api import {base}
@@ -58,6 +60,8 @@ RIGHT = {  # what moalign calls
     "observer": "on_run_start(self, run)",
     "sampler": "start(self, info)",
     "decoder": "scores(self, request, at)",
+    "conditioner": "gates(self, preference, parameters, shape)",
+    "reward-model": "loss(self, batch)",
 }
 # "dies" and "hangs at import" take the process: see test_isolation_process
 HERE = [(kind, how) for how in LOADING for kind in ORDER if "at import" not in how or how == "exits at import"]
@@ -157,6 +161,7 @@ def test_the_table_is_whole():
         isolation.WITHOUT,
         isolation.HARMLESS,
         isolation.TOLD,
+        isolation.STOPS,
     )
     tested = set(test_isolation_running.here(*outcomes)) | set(HERE)
     processes = (*isolation.IN_A_PROCESS_OF_ITS_OWN, "dies at import", "hangs at import")

@@ -24,6 +24,7 @@ from moalign.sweeps.decoding import open_decoding
 from moalign.sweeps.observe import Observer
 
 IDS = ["c0.00", "c0.50", "c1.00"]
+ELSEWHERE = {"transform", "sampler", "decoder", "conditioner", "reward-model"}  # have tests of their own
 WHY = {
     "raises": "RuntimeError: no reason",
     "exits": "SystemExit: 3",
@@ -295,7 +296,7 @@ def test_whoever_is_at_work_is_announced(sweep, pairs, tmp_path):
         )
     finally:
         calls.watched_by(None)
-    assert {call.kind for call in seen} == set(HOOKS) - {"transform", "sampler", "decoder"} and record.read()[1] is None
+    assert {call.kind for call in seen} == set(HOOKS) - ELSEWHERE and record.read()[1] is None
     for call in seen:
         candidate = "c0.50" if call.kind in WAYS else ""
         expected = Call(names(call.kind).partition(",")[0], "misbehaving", HOOKS[call.kind], candidate, 42, call.kind)

@@ -33,6 +33,8 @@ CONFIGURATION_KEYS = {
     "reader": ("data", "reader"),
     "observer": ("observers", 0),
     "sampler": ("rollouts", "sampler"),
+    "conditioner": ("condition",),
+    "reward-model": ("reward_model",),
 }
 
 
@@ -188,6 +190,46 @@ def test_the_decoder_mixes_probabilities(built):
     assert torch.allclose(built.scores(request, at), 1.5 * logits.softmax(-1).mean(0).log(), atol=1e-5)
 
 
+@of("conditioner")
+def test_the_conditioner_has_gates_that_multiply(built):
+    import torch
+
+    from moalign.api import AdapterShape
+
+    shape = AdapterShape(layers=3, rank=2, objectives=2)
+    assert built.by == "gates" and built.lr_factor("weight") == 10
+    weight = torch.arange(12.0).view(2, 3, 2) / 10
+    found = built.gates(torch.tensor([[1.0, 0.0], [0.25, 0.75]]), {"weight": weight}, shape)
+    assert torch.allclose(found, torch.stack([weight[0], 0.25 * weight[0] + 0.75 * weight[1]]).exp())
+    assert built.gates(torch.rand(4, 2), built.parameters(shape, torch.Generator()), shape).eq(1).all()
+
+
+@of("reward-model")
+def test_the_reward_model_is_that_of_bradley_and_terry_with_a_margin(built):
+    import torch
+
+    from moalign.api import Batch
+
+    final = torch.tensor([[0.0, 2.0], [1.0, 0.5], [5.0, 5.0]], dtype=torch.float64, requires_grad=True)
+    batch = Batch(
+        logps=torch.zeros(3, 1),
+        mask=torch.ones(3, 1),
+        pairs=torch.tensor([[1, 0], [0, 1]]),
+        pair_objective=torch.tensor([0, 1]),
+        preference=torch.full((3, 2), 0.5),
+        strength=torch.ones(2),
+        groups=torch.zeros(3, dtype=torch.long),
+        final=final,
+        parameters={"head": torch.eye(2, dtype=torch.float64)},
+    )
+    losses = built.loss(batch)
+    expected = -torch.tensor([1.0 - 0.5, 1.5 - 0.5], dtype=torch.float64).sigmoid().log()
+    assert losses.tolist() == pytest.approx(expected.tolist())
+    losses.sum().backward()
+    assert final.grad is not None and final.grad[2].tolist() == [0, 0] and float(final.grad[1, 0]) < 0
+    assert built.scores(batch).equal(final) and built.head(batch.parameters) is batch.parameters["head"]
+
+
 @pytest.mark.skipif(importlib.util.find_spec("moalign.testing") is None, reason="the conformance kit is not there")
 def test_the_tests_of_the_packages_pass(packages):
     homes = [str(package(packages, kind)) for kind in KINDS]
@@ -281,9 +323,8 @@ def test_names_that_mean_something_else_in_python_work(name):
         namespace: dict = {"__name__": "generated"}
         code = compile(module, "generated", "exec")
         exec(code, namespace)
-        assert (
-            registry.KINDS[kind] in namespace["".join(map(str.capitalize, name.split("-"))) + kind.capitalize()].__mro__
-        )
+        class_name = "".join(map(str.capitalize, f"{name}-{kind}".split("-")))
+        assert registry.KINDS[kind] in namespace[class_name].__mro__
 
 
 def test_an_unknown_kind_is_refused(tmp_path):

@@ -14,10 +14,14 @@ import torch
 from published import FORMS, rows_of
 from wrong_plugins import (
     combiners,
+    conditioners,
     decoders,
+    gating_conditioners,
     objectives,
     observers,
+    other_reward_models,
     readers,
+    reward_models,
     rewards,
     sampled_objectives,
     samplers,
@@ -31,20 +35,24 @@ from moalign.registry import KINDS, discover
 from moalign.testing import (
     ConformanceError,
     check_combiner,
+    check_conditioner,
     check_decoder,
     check_objective,
     check_observer,
     check_reader,
     check_reward,
+    check_reward_model,
     check_sampler,
     check_search,
     check_transform,
     combiner,
+    conditioner,
     decoder,
     objective,
     observer,
     reader,
     reward,
+    reward_model,
     sampler,
     search,
     transform,
@@ -86,6 +94,7 @@ OPTIONS = {
     "gated": {"gates": [{"objective": "concise", "above": 0.2}]},
     "product": {"penalties": ["concise"]},
     "reward-robust": {"nominal": "concise"},
+    "features": {"features": ["helpful", "honest"]},
 }
 # They need a file, a model or a server, and are checked in test_rewards_*.py.
 ELSEWHERE = {"exact-answer", "sequence-classification", "implicit-reward", "http"}
@@ -136,7 +145,17 @@ OTHERWISE = [
     ("decoder", "multi-objective", {"divergence": "alpha", "weights": {"third": 0.5, "first": 0.5}}),
     ("decoder", "value-augmented", {"top_k": None, "candidate": "second"}),
     ("decoder", "value-augmented", {"top_k": 3}),
+    ("reward-model", "bradley-terry", {"label_smoothing": 0.2}),
+    ("reward-model", "regression", {"scale": 20, "shift": 10}),
+    ("reward-model", "gaussian", {"heads": 1}),
+    ("reward-model", "mixture", {"components": 3, "balance": 0.1}),
+    ("reward-model", "features", {"features": ["honest"], "hidden": []}),
+    ("reward-model", "implicit", {"label_smoothing": 0.2}),
 ]
+
+
+def check_of(kind):
+    return f"check_{kind.replace('-', '_')}"
 
 
 def shipped():
@@ -159,11 +178,11 @@ def test_what_ships_conforms(kind, name, options):
 
         check_reward(plugin, samples=[Sample(PROMPTS[0], reply) for reply in replies(PROMPTS[0])[:5]])
     else:
-        getattr(testing, f"check_{kind}")(plugin)
+        getattr(testing, check_of(kind))(plugin)
 
 
 def test_there_is_a_check_for_every_kind():
-    assert {f"check_{kind}" for kind in KINDS} == {name for name in testing.__all__ if name.startswith("check_")}
+    assert {check_of(kind) for kind in KINDS} == {name for name in testing.__all__ if name.startswith("check_")}
 
 
 def check_answers(plugin):
@@ -185,6 +204,10 @@ CHECKS = {
     transforms: check_transform,
     samplers: check_sampler,
     decoders: check_decoder,
+    conditioners: check_conditioner,
+    gating_conditioners: check_conditioner,
+    reward_models: check_reward_model,
+    other_reward_models: check_reward_model,
 }
 PARTS = {
     objectives: objective,
@@ -197,6 +220,10 @@ PARTS = {
     transforms: transform,
     samplers: sampler,
     decoders: decoder,
+    conditioners: conditioner,
+    gating_conditioners: conditioner,
+    reward_models: reward_model,
+    other_reward_models: reward_model,
 }
 WRONG = [(check, plugin, words) for folder, check in CHECKS.items() for plugin, words in folder.WRONG.items()]
 UNUSUAL = [(check, plugin) for folder, check in CHECKS.items() for plugin in folder.UNUSUAL]

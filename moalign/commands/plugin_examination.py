@@ -71,7 +71,7 @@ def _check(kit: ModuleType | None, kind: str, plugin: type[Plugin]) -> dict[str,
         return {"event": "unchecked", "reason": f"cannot be built without options ({keys or 'see its documentation'})"}
     except Exception as error:
         return {"event": "faulty", "reason": f"building it raised {type(error).__name__}: {error}"}
-    check: Any = getattr(kit, f"check_{kind}", None)
+    check: Any = getattr(kit, f"check_{kind.replace('-', '_')}", None)
     if check is None:
         return {"event": "unchecked", "reason": "moalign.testing is not installed" if kit is None else "no such check"}
     if kind == "reader":

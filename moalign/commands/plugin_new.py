@@ -53,14 +53,15 @@ def render(name: str, kind: str) -> dict[str, str]:
         "name": name,
         "kind": kind,
         "module": "moalign_" + name.replace("-", "_"),
-        "class_name": "".join(map(str.capitalize, name.split("-"))) + kind.capitalize(),
+        "class_name": "".join(map(str.capitalize, f"{name}-{kind}".split("-"))),
         "version": ".".join(metadata.version("moalign").split(".")[:2]),
     }
+    template = kind.replace("-", "_")
     sources = {
         "pyproject.toml": "pyproject.toml.jinja",
         "README.md": "README.md.jinja",
-        f"{values['module']}.py": f"{kind}.py.jinja",
-        f"tests/test_{values['module']}.py": f"test_{kind}.py.jinja",
+        f"{values['module']}.py": f"{template}.py.jinja",
+        f"tests/test_{values['module']}.py": f"test_{template}.py.jinja",
     }
     return {path: environment.get_template(source).render(values) for path, source in sources.items()}
 

@@ -10,12 +10,14 @@ change. ``exempt`` leaves out a check by the name that stands in the error, for 
 """
 
 from moalign.testing.combiner import check_combiner
+from moalign.testing.conditioner import check_conditioner
 from moalign.testing.decoder import check_decoder
 from moalign.testing.objective import check_objective
 from moalign.testing.observer import check_observer
 from moalign.testing.reader import check_reader
 from moalign.testing.review import ConformanceError
 from moalign.testing.reward import check_reward
+from moalign.testing.reward_model import check_reward_model
 from moalign.testing.sampler import check_sampler
 from moalign.testing.search import check_search
 from moalign.testing.transform import check_transform
@@ -23,11 +25,13 @@ from moalign.testing.transform import check_transform
 __all__ = [
     "ConformanceError",
     "check_combiner",
+    "check_conditioner",
     "check_decoder",
     "check_objective",
     "check_observer",
     "check_reader",
     "check_reward",
+    "check_reward_model",
     "check_sampler",
     "check_search",
     "check_transform",

@@ -15,7 +15,7 @@ RESPONSES = 3  # to each prompt
 WIDTH = 4  # of a hidden state
 ORDER = ((0, 1), (0, 2), (2, 1))  # the pairs of a prompt: they share rows
 OF_TOKENS = ("logps", "mask", "ref_logps", "old_logps", "token_advantages", "entropy")
-OF_ROWS = (*OF_TOKENS, "hidden", "rewards", "advantages", "preference", "groups")
+OF_ROWS = (*OF_TOKENS, "hidden", "rewards", "advantages", "preference", "groups", "final", "context")
 OF_PAIRS = ("pair_objective", "strength", "margins")
 
 

@@ -1,39 +1,57 @@
-"""Whether a loss's own parameters are what the engine trains and keeps."""
+"""Whether a plugin's own parameters are what the engine trains and keeps."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from moalign.api import MoalignError
+from moalign.api import Batch, MoalignError
 from moalign.testing.batch import WIDTH, copied, plain_terms
-from moalign.testing.review import described
+from moalign.testing.review import Review, described
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from moalign.testing.objective import Trial
 
+ASKING = "asking for the first values of its parameters"
+
+
+class Owner(Protocol):
+    """A plugin under review that has a loss and parameters."""
+
+    @property
+    def review(self) -> Review: ...
+
+    def batch(self) -> Batch: ...
+
+    def loss(self, tried: str, batch: Batch) -> Tensor: ...
+
 
 def first_values(t: Trial, seed: int = 0) -> dict[str, Tensor]:
     """As the plugin gives them for a model of width 4."""
+    try:
+        return named_tensors(t.review, t.seed + seed, t.plugin.parameters, WIDTH)
+    except MoalignError as error:
+        t.review.fail(ASKING, described(error), "return tensors by name", error)
+
+
+def named_tensors(review: Review, seed: int, parameters: Callable[..., Any], *arguments: Any) -> dict[str, Tensor]:
+    """What ``parameters`` gives for these arguments and a generator. A UserError of its own is raised as it is."""
     import torch
 
-    tried, change = "asking for the first values of its parameters", "return tensors by name"
-    try:
-        generator = torch.Generator().manual_seed(t.seed + seed)
-        found: Any = t.review.call(tried, change, t.plugin.parameters, WIDTH, generator)
-    except MoalignError as error:
-        t.review.fail(tried, described(error), change, error)
-    t.review.require(isinstance(found, Mapping), tried, type(found).__name__, change)
+    tried, change = ASKING, "return tensors by name"
+    generator = torch.Generator().manual_seed(seed)
+    found = review.call(tried, change, parameters, *arguments, generator)
+    review.require(isinstance(found, Mapping), tried, type(found).__name__, change)
     for name, value in found.items():
         good = isinstance(value, torch.Tensor) and value.dtype == torch.float32 and value.device.type == "cpu"
         what = f"{value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
         change = "return finite float32 tensors on the CPU by name"
         whole = good and isinstance(name, str) and bool(value.isfinite().all())
-        t.review.require(whole, tried, f"{name!r}: {what}", change)
+        review.require(whole, tried, f"{name!r}: {what}", change)
     return dict(found)
 
 
@@ -50,17 +68,23 @@ def moved(values: Mapping[str, Tensor], seed: int, dtype: Any) -> dict[str, Tens
 
 def parameters_have_first_values(t: Trial) -> None:
     """Finite float32 by name, a function of the arguments, and a sound learning rate for each."""
-    first, again = first_values(t), first_values(t)
+    are_first_values(t.review, first_values(t), first_values(t), t.plugin.lr_factor)
+
+
+def are_first_values(
+    review: Review, first: Mapping[str, Tensor], again: Mapping[str, Tensor], lr_factor: Callable[[str], float]
+) -> None:
+    """Twice the same, where they come of the same seed, and a sound learning rate for each."""
     tried, change = "asking twice with generators of the same seed", "draw from the generator that is handed over only"
     same = first.keys() == again.keys() and all(value.equal(again[name]) for name, value in first.items())
-    t.review.require(same, tried, "other values", change)
+    review.require(same, tried, "other values", change)
     for name in first:
-        factor = t.review.call(f"lr_factor({name!r})", "return a number", t.plugin.lr_factor, name)
+        factor = review.call(f"lr_factor({name!r})", "return a number", lr_factor, name)
         good = isinstance(factor, int | float) and 0 <= factor < math.inf
-        t.review.require(good, f"lr_factor({name!r})", f"{factor!r}", "return a finite number, not below 0")
+        review.require(good, f"lr_factor({name!r})", f"{factor!r}", "return a finite number, not below 0")
 
 
-def parameters_are_trained(t: Trial) -> None:
+def parameters_are_trained(t: Owner) -> None:
     """Every one has a finite gradient."""
     import torch
 

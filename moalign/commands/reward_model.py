@@ -121,7 +121,6 @@ def _unwritten(directory: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        Console(stderr=True).print(
-            f"\nstopped; nothing was written to {directory}; the next start trains from the beginning", highlight=False, markup=False
-        )
+        said = f"\nstopped; nothing was written to {directory}; the next start trains from the beginning"
+        Console(stderr=True).print(said, highlight=False, markup=False, soft_wrap=True)
         raise

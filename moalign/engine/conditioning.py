@@ -91,8 +91,12 @@ def gates_of(
     if not isinstance(found, Tensor) or tuple(found.shape) != expected or found.dtype != torch.float32:
         kind = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise PluginError(f"{who}: it must return float32 {list(expected)}, not {kind}")
+    if found.device != wanted.device:
+        raise PluginError(f"{who}: it must return them on {wanted.device}, where the preference is, not {found.device}")
     if not bool(found.isfinite().all()):
         raise PluginError(f"{who}: it returned numbers that are not finite")
+    if torch.is_grad_enabled() and parameters and not found.requires_grad:
+        raise PluginError(f"{who}: it returned gates without a gradient; did it detach its parameters?")
     return found
 
 

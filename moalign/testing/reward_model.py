@@ -27,7 +27,7 @@ def check_reward_model(
 ) -> None:
     """Check a form of reward models on made-up judgements of ``prompts`` prompts with 3 responses each.
 
-    For three objectives or, where ``parameters`` refuses so many with a UserError, for two or one.
+    For three objectives or, where ``check`` or ``parameters`` refuses so many with a UserError, for two or one.
     ``exempt``: names of checks to leave out; "gradient_is_the_derivative" for a loss that detaches a part on purpose.
     Raises ConformanceError.
     """
@@ -139,6 +139,7 @@ def parameters_have_first_values(t: Trial) -> None:
     for count in range(len(NAMES), 0, -1):
         t.objectives = NAMES[:count]
         try:
+            t.plugin.check(t.objectives)
             found, again = t.first_values(), t.first_values()
         except UserError as error:
             refused = described(error)

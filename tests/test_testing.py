@@ -97,7 +97,7 @@ OPTIONS = {
     "features": {"features": ["helpful", "honest"]},
 }
 # They need a file, a model or a server, and are checked in test_rewards_*.py.
-ELSEWHERE = {"exact-answer", "sequence-classification", "implicit-reward", "http", "trained-reward-model"}
+ELSEWHERE = {"exact-answer", "sequence-classification", "implicit-reward", "http", "ensemble", "trained-reward-model"}
 OTHERWISE = [
     ("objective", "dpo", {"label_smoothing": 0.1}),
     ("objective", "ipo", {"average": True}),

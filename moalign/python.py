@@ -52,13 +52,19 @@ class Run:
         ``rank`` asks for the nearest of a smaller rank. ``base``: where the base model is now, if not where the run
         says. Needs the run directory and the base model, not the data.
 
-        Raises RunError for an unknown id or where the base is not the one that the run trained on, PreferenceError for
-        a preference that the trained candidates do not enclose, CorruptFileError where a file is not what was written.
+        Raises RunError for an unknown id, where the base is not the one that the run trained on, or where virtual
+        tokens tell the run's model its preference, which no peft adapter holds; PreferenceError for a preference that
+        the trained candidates do not enclose, CorruptFileError where a file is not what was written.
         """
         from moalign.sweeps import steering
 
         archive = Archive.open(self.directory)
         mix = self._mix(archive, candidate, prefer, weights)
+        if steering.vectors(archive, mix) is not None:
+            raise RunError(
+                f"{self.directory}: its model is told its preference by virtual tokens, which a peft model does not "
+                "hold; `moalign generate` speaks with them, and `export` writes them beside the adapter"
+            )
         return steering.load(archive, mix, base=None if base is None else str(base), r=rank, device=device)
 
     def select(

@@ -223,11 +223,17 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class AdapterShape:
-    """What a conditioner may know of the adapter: linear layers that carry it, its rank, and how many objectives."""
+    """What a conditioner may know of the adapter: linear layers that carry it, its rank, and how many objectives.
+
+    ``width`` of the base's input embeddings, and ``spread``, the standard deviation of their numbers: of a conditioner
+    that gives vectors, else 0.
+    """
 
     layers: int
     rank: int
     objectives: int
+    width: int = 0
+    spread: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,7 +169,7 @@ def test_a_prompt_without_room_for_the_text_is_no_candidates_prompt(tiny_model_p
     tokeniser = Tokeniser.of(AutoTokenizer.from_pretrained(tiny_model_path))
     asking = Conditioning(PromptText(), NAMES, 0, "model", tokeniser, SHAPE, 20)
     with pytest.raises(TrainingError, match=r"room for 20; raise data\.max_length"):
-        asking.prompt("why?", weights(0.5, 0.5))
+        asking.prompt("why?", tokeniser.prompt("why?"), weights(0.5, 0.5))
 
 
 def test_a_text_that_is_none_is_the_plugins_error():

@@ -1,0 +1,59 @@
+"""The preference as a few learned vectors in front of the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from moalign.api import AdapterShape, Conditioner
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+REGISTRATION = {
+    "name": "embedding",
+    "class": "Embedding",
+    "summary": "the preference as learned virtual tokens in front of the prompt, a soft prompt for each preference",
+    "paper": "arXiv:2104.08691",
+}
+
+
+class Embedding(Conditioner):
+    """vectors = s (E_0 + sum_k w_k E_k): soft prompts, one for each objective, mixed by the preference.
+
+    That vectors in the place of token embeddings can be trained as a prompt is prompt tuning (arXiv 2104.08691), which
+    has one prompt for one task and leaves the model as it is. Ours is that they are linear in the preference, and that
+    the adapter is trained beside them, so that it can learn to read them. s is the spread of the base's own embeddings:
+    all E are drawn with the variance 1, so that preferences differ from the start.
+    """
+
+    by: ClassVar[Literal["text", "gates", "vectors"]] = "vectors"
+
+    tokens: int = Field(default=4, ge=1)
+    """virtual tokens in front of a prompt"""
+    scale: float = Field(default=1.0, gt=0)
+    """first spread of what tells preferences apart, as a multiple of that of the base's embeddings"""
+    lr_scale: float = Field(default=5.0, gt=0)
+    """learning rate of the vectors in units of that spread, as a multiple of the adapter's"""
+
+    @property
+    def virtual_tokens(self) -> int:
+        return self.tokens
+
+    def parameters(self, shape: AdapterShape, generator: Generator) -> Mapping[str, Tensor]:
+        import torch
+
+        each = (self.tokens, shape.width)
+        return {
+            "objectives": self.scale * torch.randn(shape.objectives, *each, generator=generator),
+            "shared": torch.randn(each, generator=generator),
+        }
+
+    def lr_factor(self, name: str) -> float:
+        return self.lr_scale
+
+    def vectors(self, preference: Tensor, parameters: Mapping[str, Tensor], shape: AdapterShape) -> Tensor:
+        mixed = (preference @ parameters["objectives"].flatten(1)).view(len(preference), self.tokens, shape.width)
+        return shape.spread * (parameters["shared"] + mixed)

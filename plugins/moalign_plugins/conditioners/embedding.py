@@ -55,5 +55,6 @@ class Embedding(Conditioner):
         return self.lr_scale
 
     def vectors(self, preference: Tensor, parameters: Mapping[str, Tensor], shape: AdapterShape) -> Tensor:
-        mixed = (preference @ parameters["objectives"].flatten(1)).view(len(preference), self.tokens, shape.width)
+        apart = shape.objectives * preference - 1
+        mixed = (apart @ parameters["objectives"].flatten(1)).view(len(preference), self.tokens, shape.width)
         return shape.spread * (parameters["shared"] + mixed)

@@ -22,6 +22,7 @@ import moalign
 from moalign import lora, registry, storage
 from moalign.data.tokenise import Tokeniser
 from moalign.engine.owned import first_values
+from moalign.engine.row_conditions import embeddings_of
 from moalign.engine.scoring import logps_under
 from moalign.errors import PreferenceError, RunError
 from moalign.lora import gated
@@ -85,15 +86,11 @@ def test_points_told_by_vectors_have_one_adapter_and_vectors_of_their_own(finish
         expected = spread * (own["shared"] + harmless * own["objectives"][0] + helpful * own["objectives"][1])
         for mix in (archive.of_candidate(point["id"]), archive.for_preference(point["preference"]["values"])):
             torch.testing.assert_close(steering.vectors(archive, mix), expected, rtol=1e-5, atol=1e-6)
-    moved = own["objectives"] - first_values_of(directory, archive)["objectives"]
-    assert moved.abs().mean(dim=(1, 2)).min() > 1e-4
-
-
-def first_values_of(directory: Path, archive: Archive) -> dict[str, torch.Tensor]:
     metadata = storage.read_metadata(directory / "candidates" / "model" / gated.FILE)
-    shape = AdapterShape(**json.loads(metadata["shape"]))
+    shape = replace(AdapterShape(**json.loads(metadata["shape"])), embeddings=embeddings_of(model))
     conditioner = conditions.conditioner_of(archive.config, registry.discover())
-    return first_values(conditioner, shape, archive.config.seed, "model")
+    moved = own["objectives"] - first_values(conditioner, shape, archive.config.seed, "model")["objectives"]
+    assert moved.abs().mean(dim=(1, 2)).min() > 1e-4
 
 
 def test_the_scores_of_a_point_are_those_of_its_vectors(finished, tiny_model_path):

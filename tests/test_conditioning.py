@@ -279,19 +279,24 @@ def test_gates_that_are_none_are_the_plugins_error(made, reason):
 
 # --- vectors --------------------------------------------------------------------------------------------------------
 
-WIDE = AdapterShape(layers=5, rank=8, objectives=2, width=6, spread=0.5)
+TABLE = 0.5 * torch.randn(40, 6, generator=torch.Generator().manual_seed(7))
+WIDE = AdapterShape(layers=5, rank=8, objectives=2, width=6, spread=0.5, embeddings=TABLE)
 
 
 def test_an_embedding_is_its_formula_at_the_spread_of_the_base():
-    conditioner = Embedding(tokens=3, scale=2.0)
+    conditioner = Embedding(tokens=3)
     parameters = own(conditioner, WIDE)
     found = vectors_of(conditioner, torch.tensor([[0.25, 0.75], [1.0, 0.0]]), parameters, WIDE)
     first, second = parameters["objectives"]
     torch.testing.assert_close(found[0], 0.5 * (parameters["shared"] + 0.25 * first + 0.75 * second))
     torch.testing.assert_close(found[1], 0.5 * (parameters["shared"] + first))
-    large = own(Embedding(tokens=50, scale=2.0), AdapterShape(1, 8, 2, width=100, spread=0.5))
-    assert large["objectives"].std().item() == pytest.approx(2.0, rel=0.03)
-    assert large["shared"].std().item() == pytest.approx(1.0, rel=0.03)
+
+
+def test_first_vectors_for_one_objective_alone_are_embeddings_of_tokens():
+    found = vectors_of(Embedding(tokens=5), torch.eye(2), own(Embedding(tokens=5), WIDE), WIDE).flatten(0, 1)
+    distance = (found[:, None] - TABLE[None]).abs().amax(-1)
+    assert distance.min(1).values.max() < 1e-6
+    assert len(set(distance.argmin(1).tolist())) > 5
 
 
 def test_the_gradient_reaches_the_vectors_of_each_objective():

@@ -18,7 +18,7 @@ from moalign.engine.rollouts import sample
 from moalign.engine.row_conditions import (
     RowConditions,
     conditioned,
-    embedding_scale,
+    embeddings_of,
     in_front,
     place_of_vectors,
     with_places,
@@ -220,8 +220,9 @@ def test_vectors_stand_behind_the_token_that_begins_every_prompt(tiny_model_path
     assert with_places((8, 9), 1, Tokeniser.of(tokenizer)) == (tokeniser.pad_id, 8, 9)
 
 
-def test_the_scale_of_embeddings_is_that_of_what_enters_the_model(model):
-    weight = model.base.get_input_embeddings().weight
-    width, spread = embedding_scale(model.base)
-    assert width == WIDTH
-    assert spread == pytest.approx(float(weight.std()), rel=1e-6)
+def test_embeddings_are_what_enters_the_model(model):
+    table = model.base.get_input_embeddings()
+    assert torch.equal(embeddings_of(model.base), table.weight)
+    hook = table.register_forward_hook(lambda module, args, output: 3 * output)  # as in models that scale them
+    torch.testing.assert_close(embeddings_of(model.base, most=5), 3 * table.weight[:5])
+    hook.remove()

@@ -90,9 +90,7 @@ def with_places(ids: Ids, number: int, tokeniser: Tokeniser, place: int | None =
 
 
 @torch.no_grad()
-def embedding_scale(base: Any) -> tuple[int, float]:
-    """(width of an input embedding, standard deviation of its numbers), as they enter the model."""
+def embeddings_of(base: Any, most: int = 4096) -> Tensor:
+    """Input embeddings of at most so many tokens, as they enter the model; float32 on the CPU."""
     table = base.get_input_embeddings()
-    ids = torch.arange(min(len(table.weight), 4096), device=table.weight.device)
-    found = table(ids[None])[0].float()
-    return found.shape[-1], float(found.std())
+    return table(torch.arange(min(len(table.weight), most), device=table.weight.device)[None])[0].float().cpu()

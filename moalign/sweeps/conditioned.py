@@ -88,7 +88,8 @@ def vectors(
 
 
 def _write(own: Mapping[str, Tensor], shape: AdapterShape, folder: Path, base_fingerprint: str) -> None:
-    storage.write_tensors(folder / FILE, own, {"base": base_fingerprint, "shape": json.dumps(asdict(shape))})
+    told = asdict(replace(shape, embeddings=None))
+    storage.write_tensors(folder / FILE, own, {"base": base_fingerprint, "shape": json.dumps(told)})
 
 
 def _read(folder: Path, base_fingerprint: str) -> tuple[dict[str, Tensor], AdapterShape]:

@@ -19,7 +19,7 @@ from moalign.engine.evaluate import Evaluation, HeldOut, evaluate, samples
 from moalign.engine.model import LanguageModel
 from moalign.engine.outside import Outside
 from moalign.engine.rollouts import Rollout
-from moalign.engine.row_conditions import RowConditions, embedding_scale
+from moalign.engine.row_conditions import RowConditions, embeddings_of
 from moalign.engine.scoring import LogpCache
 from moalign.engine.shaping import References
 from moalign.errors import ModelError, PluginError
@@ -138,8 +138,8 @@ class Workshop:
         shape = AdapterShape(len(lora.layers(policy)), plan.config.model.lora.r, len(plan.objectives))
         if plan.conditioner is None or plan.conditioner.by != "vectors":
             return shape
-        width, spread = embedding_scale(self.model.base)
-        return replace(shape, width=width, spread=spread)
+        found = embeddings_of(self.model.base)
+        return replace(shape, width=found.shape[1], spread=float(found.std()), embeddings=found)
 
     def _seen(self, wanted: Preference) -> HeldOut:
         """What is held out, each prompt as it is read where it tells a preference."""

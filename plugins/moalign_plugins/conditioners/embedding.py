@@ -23,20 +23,19 @@ REGISTRATION = {
 class Embedding(Conditioner):
     """vectors = s (E_0 + sum_k w_k E_k): soft prompts, one for each objective, mixed by the preference.
 
-    That vectors in the place of token embeddings can be trained as a prompt is prompt tuning (arXiv 2104.08691), which
-    has one prompt for one task and leaves the model as it is. Ours is that they are linear in the preference, and that
-    the adapter is trained beside them, so that it can learn to read them. s is the spread of the base's own embeddings:
-    all E are drawn with the variance 1, so that preferences differ from the start.
+    That vectors in the place of token embeddings can be trained as a prompt, and best begin as embeddings of tokens of
+    the vocabulary, is prompt tuning (arXiv 2104.08691), which has one prompt for one task and leaves the model as it
+    is. Ours is that they are linear in the preference, and that the adapter is trained beside them, so that it learns
+    to read them. E_k begin as drawn tokens, E_0 as 0; s, the spread of the base's embeddings, makes steps of the same
+    learning rate mean the same whatever the base.
     """
 
     by: ClassVar[Literal["text", "gates", "vectors"]] = "vectors"
 
-    tokens: int = Field(default=4, ge=1)
+    tokens: int = Field(default=16, ge=1)
     """virtual tokens in front of a prompt"""
-    scale: float = Field(default=1.0, gt=0)
-    """first spread of what tells preferences apart, as a multiple of that of the base's embeddings"""
-    lr_scale: float = Field(default=5.0, gt=0)
-    """learning rate of the vectors in units of that spread, as a multiple of the adapter's"""
+    lr_scale: float = Field(default=2.0, gt=0)
+    """learning rate of the vectors, as a multiple of the adapter's"""
 
     @property
     def virtual_tokens(self) -> int:
@@ -45,16 +44,16 @@ class Embedding(Conditioner):
     def parameters(self, shape: AdapterShape, generator: Generator) -> Mapping[str, Tensor]:
         import torch
 
-        each = (self.tokens, shape.width)
+        assert shape.embeddings is not None
+        chosen = torch.randint(len(shape.embeddings), (shape.objectives, self.tokens), generator=generator)
         return {
-            "objectives": self.scale * torch.randn(shape.objectives, *each, generator=generator),
-            "shared": torch.randn(each, generator=generator),
+            "objectives": shape.embeddings[chosen] / shape.spread,
+            "shared": torch.zeros(self.tokens, shape.width),
         }
 
     def lr_factor(self, name: str) -> float:
         return self.lr_scale
 
     def vectors(self, preference: Tensor, parameters: Mapping[str, Tensor], shape: AdapterShape) -> Tensor:
-        apart = shape.objectives * preference - 1
-        mixed = (apart @ parameters["objectives"].flatten(1)).view(len(preference), self.tokens, shape.width)
+        mixed = (preference @ parameters["objectives"].flatten(1)).view(len(preference), self.tokens, shape.width)
         return shape.spread * (parameters["shared"] + mixed)

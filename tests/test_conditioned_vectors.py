@@ -122,6 +122,20 @@ def test_the_scores_of_a_point_are_those_of_its_vectors(finished, tiny_model_pat
             assert point["scores"][name] == pytest.approx(np.mean(correct))
 
 
+def test_layers_below_the_adapters_hand_on_the_gradient_and_are_not_kept(tiny_model_path, pairs, tmp_path):
+    """What they compute depends on the vectors, so that it is not the same when token ids come again."""
+    changes = WAYS["embedding, from pairs"] | {
+        "model": {"path": str(tiny_model_path), "lora": {"r": 4, "alpha": 8, "layers": "upper-half"}},
+        "train": {"steps": 30, "pairs_per_step": 8, "lr": 1e-2},
+    }
+    moalign.sweep(small_config(tiny_model_path, pairs, **changes), tmp_path / "run")
+    archive = Archive.open(tmp_path / "run")
+    first, second = (steering.vectors(archive, archive.for_preference(name)) for name in NAMES)
+    known = AutoModelForCausalLM.from_pretrained(tiny_model_path).get_input_embeddings().weight.detach()
+    assert (torch.stack([first, second]).flatten(0, 1)[:, None] - known).abs().amax(-1).min() > 1e-3
+    assert not list((tmp_path / "run" / "cache" / "lower").rglob("*.safetensors"))
+
+
 def test_the_reference_reads_the_prompt_without_the_virtual_tokens(tiny_model_path, pairs, tmp_path):
     made = source(tiny_model_path, pairs, "embedding, from pairs", tmp_path)
     part, chosen = made.at(0)

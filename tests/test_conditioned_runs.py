@@ -52,7 +52,7 @@ WAYS: dict[str, dict[str, Any]] = {
         "loss": "rejection-sampling",
         **ONLINE,
     },
-    "embedding, from pairs": {"condition": {"name": "embedding", "tokens": 2}},
+    "embedding, from pairs": {"condition": {"name": "embedding", "tokens": 2, "lr_scale": 3}},
     "embedding, policy gradient": {"condition": {"name": "embedding", "per_prompt": 2}, "loss": "grpo", **ONLINE},
     "rewards in context": {
         "condition": {"name": "tags", "of": "rewards", "ranges": {"helpful": [0, 5], "harmless": [-5, 0]}},

@@ -36,7 +36,7 @@ from moalign.types import AdapterShape, Candidate, Preference
 
 NAMES = ("harmless", "helpful")
 WAYS: dict[str, dict[str, Any]] = {
-    "embedding, from pairs": {"condition": {"name": "embedding", "tokens": 2}},
+    "embedding, from pairs": {"condition": {"name": "embedding", "tokens": 2, "lr_scale": 3}},
     "embedding, policy gradient": {
         "condition": {"name": "embedding", "per_prompt": 2},
         "loss": "grpo",

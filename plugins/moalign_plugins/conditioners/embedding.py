@@ -32,9 +32,11 @@ class Embedding(Conditioner):
 
     by: ClassVar[Literal["text", "gates", "vectors"]] = "vectors"
 
+    concentration: float = Field(default=0.3, gt=0)
+    """as for all conditioners, but near the corners: the model learns to read vectors by what they make different"""
     tokens: int = Field(default=16, ge=1)
     """virtual tokens in front of a prompt"""
-    lr_scale: float = Field(default=2.0, gt=0)
+    lr_scale: float = Field(default=50.0, gt=0)
     """learning rate of the vectors, as a multiple of the adapter's"""
 
     @property

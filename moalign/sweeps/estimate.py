@@ -91,7 +91,7 @@ def _estimate(plan: Plan, workshop: Workshop, observer: Observer) -> Estimate:
     trial = [candidate for candidate in trained if not workshop.implicit([candidate])] or trained[:1]
     size, measured = together.chosen_size(trial, workshop)
     size = min(size, len(trial))
-    if size not in measured:
+    if not math.isfinite(measured.get(size, math.inf)):  # of one candidate alone nothing was measured
         measured = {1: alone} | ({size: together.seconds_per_candidate(trial[:size], workshop)} if size > 1 else {})
     base, beyond = together.memory_of(trial, workshop, [size])
     steps = [plan.variant(candidate.changes).train.steps for candidate in trained]

@@ -59,14 +59,20 @@ class Run:
         combined by the same shares, and an adapter is drawn, each weight within its central interval of this
         probability; 0 is the mean.
 
-        Raises RunError for an unknown id, where candidates have no posterior or where the base is not the one that the
-        run trained on, PreferenceError for a preference that the trained candidates do not enclose, CorruptFileError
-        where a file is not what was written.
+        Raises RunError for an unknown id, where candidates have no posterior, where the base is not the one that the
+        run trained on, or where virtual tokens tell the run's model its preference, which no peft adapter holds;
+        PreferenceError for a preference that the trained candidates do not enclose, CorruptFileError where a file is
+        not what was written.
         """
         from moalign.sweeps import steering
 
         archive = Archive.open(self.directory)
         mix = archive.drawn(self._mix(archive, candidate, prefer, weights), posterior, draw)
+        if steering.vectors(archive, mix) is not None:
+            raise RunError(
+                f"{self.directory}: its model is told its preference by virtual tokens, which a peft model does not "
+                "hold; `moalign generate` speaks with them, and `export` writes them beside the adapter"
+            )
         return steering.load(archive, mix, base=None if base is None else str(base), r=rank, device=device)
 
     def select(

@@ -225,11 +225,19 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class AdapterShape:
-    """What a conditioner may know of the adapter: linear layers that carry it, its rank, and how many objectives."""
+    """What a conditioner may know of the adapter: linear layers that carry it, its rank, and how many objectives.
+
+    Of a conditioner that gives vectors also what they stand beside, else 0 and None: ``width`` of the base's input
+    embeddings, ``spread``, the standard deviation of their numbers, and while first values are asked for ``embeddings``
+    [V,D], those of (at most 4096) tokens, which are only to be read.
+    """
 
     layers: int
     rank: int
     objectives: int
+    width: int = 0
+    spread: float = 0.0
+    embeddings: Tensor | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,10 @@ from pydantic import ValidationError
 from moalign import preference
 from moalign.api import Conditioner, ConfigError, PluginError, Preference
 from moalign.data.tokenise import Tokeniser
-from moalign.engine.conditioning import Conditioning, gates_of, place_of_text, text_of, with_text
+from moalign.engine.conditioning import Conditioning, gates_of, place_of_text, text_of, vectors_of, with_text
 from moalign.errors import TrainingError
 from moalign.types import AdapterShape
+from moalign_plugins.conditioners.embedding import Embedding
 from moalign_plugins.conditioners.hypernetwork import Hypernetwork
 from moalign_plugins.conditioners.panacea import Panacea
 from moalign_plugins.conditioners.prompt_text import PromptText
@@ -169,7 +170,7 @@ def test_a_prompt_without_room_for_the_text_is_no_candidates_prompt(tiny_model_p
     tokeniser = Tokeniser.of(AutoTokenizer.from_pretrained(tiny_model_path))
     asking = Conditioning(PromptText(), NAMES, 0, "model", tokeniser, SHAPE, 20)
     with pytest.raises(TrainingError, match=r"room for 20; raise data\.max_length"):
-        asking.prompt("why?", weights(0.5, 0.5))
+        asking.prompt("why?", tokeniser.prompt("why?"), weights(0.5, 0.5))
 
 
 def test_a_text_that_is_none_is_the_plugins_error():
@@ -274,3 +275,63 @@ def test_gates_that_are_none_are_the_plugins_error(made, reason):
 
     with pytest.raises(PluginError, match=reason):
         gates_of(Wrong(), torch.tensor([[0.5, 0.5]]), {}, SHAPE)
+
+
+# --- vectors --------------------------------------------------------------------------------------------------------
+
+TABLE = 0.5 * torch.randn(40, 6, generator=torch.Generator().manual_seed(7))
+WIDE = AdapterShape(layers=5, rank=8, objectives=2, width=6, spread=0.5, embeddings=TABLE)
+
+
+def test_an_embedding_is_its_formula_at_the_spread_of_the_base():
+    conditioner = Embedding(tokens=3)
+    parameters = own(conditioner, WIDE)
+    found = vectors_of(conditioner, torch.tensor([[0.25, 0.75], [1.0, 0.0]]), parameters, WIDE)
+    first, second = parameters["objectives"]
+    torch.testing.assert_close(found[0], 0.5 * (parameters["shared"] + 0.25 * first + 0.75 * second))
+    torch.testing.assert_close(found[1], 0.5 * (parameters["shared"] + first))
+
+
+def test_first_vectors_for_one_objective_alone_are_embeddings_of_tokens():
+    found = vectors_of(Embedding(tokens=5), torch.eye(2), own(Embedding(tokens=5), WIDE), WIDE).flatten(0, 1)
+    distance = (found[:, None] - TABLE[None]).abs().amax(-1)
+    assert distance.min(1).values.max() < 1e-6
+    assert len(set(distance.argmin(1).tolist())) > 5
+
+
+def test_the_gradient_reaches_the_vectors_of_each_objective():
+    conditioner = Embedding(tokens=2)
+    first = {name: value.double().requires_grad_() for name, value in own(conditioner, WIDE).items()}
+    wanted = torch.tensor([[0.2, 0.8], [0.6, 0.4]], dtype=torch.float64)
+
+    def run(*values: torch.Tensor) -> torch.Tensor:
+        return conditioner.vectors(wanted, dict(zip(sorted(first), values, strict=True)), WIDE)
+
+    assert torch.autograd.gradcheck(run, tuple(first[name] for name in sorted(first)))
+
+
+def test_the_vectors_of_a_row_are_those_of_its_preference():
+    wanted = torch.rand(6, 2, generator=torch.Generator().manual_seed(2))
+    order, parameters = torch.tensor([3, 0, 5, 1, 4, 2]), own(Embedding(), WIDE)
+    whole = vectors_of(Embedding(), wanted, parameters, WIDE)
+    torch.testing.assert_close(vectors_of(Embedding(), wanted[order], parameters, WIDE), whole[order])
+
+
+def test_vectors_that_are_none_are_the_plugins_error():
+    class Wrong(Embedding):
+        def vectors(self, preference, parameters, shape):
+            return torch.ones(len(preference), self.tokens + 1, shape.width)
+
+    with pytest.raises(PluginError, match=r"in vectors: it must return float32 \[1, 4, 6\], not torch.float32 \[1, 5"):
+        vectors_of(Wrong(tokens=4), torch.tensor([[0.5, 0.5]]), {}, WIDE)
+
+
+def test_a_prompt_with_vectors_is_that_of_the_reference_with_places_in_it(tiny_model_path):
+    from transformers import AutoTokenizer
+
+    tokeniser = Tokeniser.of(AutoTokenizer.from_pretrained(tiny_model_path))
+    asking = Conditioning(Embedding(tokens=2), NAMES, 0, "model", tokeniser, WIDE, 5)
+    cut = (1, 9, 8, 7, 6)
+    assert asking.prompt("a long one", cut, weights(0.5, 0.5)) == (1, tokeniser.pad_id, tokeniser.pad_id, *cut[1:])
+    assert asking.in_prompt
+    assert asking.by_row

@@ -16,6 +16,7 @@ from moalign.data.tokenise import Sequence
 from moalign.engine import model as models
 from moalign.engine.model import TRAINED, LanguageModel
 from moalign.engine.rollouts import sample
+from moalign.engine.row_conditions import RowConditions
 from moalign.engine.scoring import logps_under
 from moalign.errors import CorruptFileError, RunError
 from moalign.lora import Mixture, gated, mixing
@@ -61,7 +62,7 @@ class Folded:
 def test_each_row_is_computed_as_by_the_plain_adapter_of_its_gates(model):
     gates = drawn_gates(model, 2)
     of_sequences = gates[GROUPS]
-    reference, own = logps_under(model, SEQUENCES, GROUPS, (None, TRAINED), gates=of_sequences)
+    reference, own = logps_under(model, SEQUENCES, GROUPS, (None, TRAINED), conditions=RowConditions(of_sequences))
     (bare,) = logps_under(model, SEQUENCES, GROUPS, (None,))
     for group in (0, 1):
         Folded(model, gates[group])
@@ -75,7 +76,7 @@ def test_each_row_is_computed_as_by_the_plain_adapter_of_its_gates(model):
 def test_gates_of_one_are_the_adapter_and_of_zero_the_base(model):
     ones = torch.ones(len(SEQUENCES), len(lora.layers(model.policy)), RANK)
     for gates, adapter in ((ones, TRAINED), (ones * 0, None)):
-        (found,) = logps_under(model, SEQUENCES, GROUPS, (TRAINED,), gates=gates)
+        (found,) = logps_under(model, SEQUENCES, GROUPS, (TRAINED,), conditions=RowConditions(gates))
         (expected,) = logps_under(model, SEQUENCES, GROUPS, (adapter,))
         for mine, other in zip(found, expected, strict=True):
             torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
@@ -86,7 +87,7 @@ def test_a_response_is_sampled_from_the_policy_of_its_gates(model):
     prompts = [(1, 5, 6), (1, 7), (1, 5, 6)]
     gates = 3 * drawn_gates(model, 3)
     manner = {"samples": 4, "temperature": 1.0, "max_new_tokens": 8, "seed": 3}
-    (found,) = sample(model, [TRAINED], prompts, gates=gates, **manner)
+    (found,) = sample(model, [TRAINED], prompts, conditions=RowConditions(gates), **manner)
     said = set()
     for place in range(3):
         Folded(model, gates[place])
@@ -142,7 +143,7 @@ def test_a_family_on_disk_has_the_plain_adapter_of_any_gates(model, tiny_model_p
         with torch.no_grad():
             logps = policy(torch.tensor([sequence.ids])).logits[0].log_softmax(-1)
         wanted = [float(logps[at - 1, sequence.ids[at]]) for at in range(sequence.prompt_length, len(sequence.ids))]
-        ((found,),) = logps_under(model, [sequence], [0], (TRAINED,), gates=gates[None])
+        ((found,),) = logps_under(model, [sequence], [0], (TRAINED,), conditions=RowConditions(gates[None]))
         torch.testing.assert_close(torch.tensor(wanted), torch.from_numpy(found), rtol=1e-5, atol=3e-5)
 
 

@@ -20,13 +20,14 @@ class Conditioner(Plugin):
     """How a preference reaches one model that is trained for many of them, so that it follows one it never saw.
 
     ``by`` says which way it takes:
-    "text"   ``text`` stands in front of every prompt; the reference never sees it
-    "gates"  ``gates`` scale the rank directions of the adapter, so that each preference has a plain LoRA adapter
+    "text"     ``text`` stands in front of every prompt; the reference never sees it
+    "gates"    ``gates`` scale the rank directions of the adapter, so that each preference has a plain LoRA adapter
+    "vectors"  ``vectors`` stand in front of every prompt as virtual tokens; the reference never sees them
 
     The preferences that it is trained on are drawn, one for each prompt and round or step.
     """
 
-    by: ClassVar[Literal["text", "gates"]] = "text"
+    by: ClassVar[Literal["text", "gates", "vectors"]] = "text"
 
     concentration: float = Field(default=1.0, gt=0)
     """of the Dirichlet distribution that weights are drawn from: 1 is uniform, less favours the corners"""
@@ -75,4 +76,15 @@ class Conditioner(Plugin):
     def gates(self, preference: Tensor, parameters: Mapping[str, Tensor], shape: AdapterShape) -> Tensor:
         """preference [N,M] -> [N,L,r], where ``by`` is "gates": what the r rank directions of each of L layers are
         multiplied by: x W^T + s (gate * x A^T) B^T. With the graph to the parameters."""
+        raise NotImplementedError
+
+    @property
+    def virtual_tokens(self) -> int:
+        """How many vectors stand in front of a prompt, where ``by`` is "vectors"; 1 at least."""
+        raise NotImplementedError
+
+    def vectors(self, preference: Tensor, parameters: Mapping[str, Tensor], shape: AdapterShape) -> Tensor:
+        """preference [N,M] -> float32 [N,k,D], where ``by`` is "vectors": the input embeddings of k virtual tokens
+        (``virtual_tokens``), D being ``shape.width``; they follow the token that begins every prompt, if one does.
+        With the graph to the parameters."""
         raise NotImplementedError

@@ -59,6 +59,8 @@ def export(
     load = "AutoModelForCausalLM.from_pretrained" if merge else "PeftModel.from_pretrained"
     what = "model and tokenizer" if merge else f"adapter of rank {written.r}"
     _plain(f"{what}, for {load}: {to}")
+    if (to / exporting.VECTORS).exists():
+        _plain(f"what tells it the preference: {to / exporting.VECTORS}, {exporting.USE_OF_VECTORS}")
 
 
 def _bundle(run_directory: Path, to: Path, everything: bool, base: str | None) -> None:

@@ -85,7 +85,10 @@ def generate(
         text = steering.text(archive, mix)
         if text:
             steered.note(f"in front of every prompt: {text!r}")
-        speaker = Speaker(model, tokenizer, manner, text)
+        vectors = steering.vectors(archive, mix)
+        if vectors is not None:
+            steered.note(f"in front of every prompt: {len(vectors)} virtual tokens")
+        speaker = Speaker(model, tokenizer, manner, text, vectors)
     about: About = {"adapters": dict(mix.shares)} if decoder is None else {"decoder": decoder}
     if mix.draw is not None:
         about = {**about, "posterior": mix.draw.mass, "draw": mix.draw.seed}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from moalign.data.tokenise import Ids
 from moalign.demo import grammar
 from moalign.errors import MoalignError
 
@@ -58,13 +59,15 @@ def reply_logps(model: nn.Module, replies: Enumeration) -> Tensor:
     return totals
 
 
-def enumerate_replies(tokenizer: Any, prompts: Sequence[str], text: str = "") -> Enumeration:
+def enumerate_replies(
+    tokenizer: Any, prompts: Sequence[str], text: str = "", asked: Callable[[Ids], Ids] = lambda ids: ids
+) -> Enumeration:
     """The grammar's replies to the prompts, tokenised and laid out for ``reply_logps``; once per tokenizer.
 
-    ``text``: what the model reads in front of each prompt.
+    ``text``: what the model reads in front of each prompt; ``asked``: what it reads in the place of a prompt's ids.
     """
     forest = _Forest()
-    paths = [_paths(forest, tokenizer, prompt, text) for prompt in prompts]
+    paths = [_paths(forest, tokenizer, prompt, text, asked) for prompt in prompts]
     length = max(len(tree) for tree in forest.trees)
     ids = torch.zeros(len(forest.trees), length, dtype=torch.long)
     depth = torch.zeros_like(ids)
@@ -118,8 +121,8 @@ class _Forest:
         return path
 
 
-def _paths(forest: _Forest, tokenizer: Any, prompt: str, text: str) -> list[list[int]]:
-    beginning = tokenizer(text + prompt)["input_ids"]
+def _paths(forest: _Forest, tokenizer: Any, prompt: str, text: str, asked: Callable[[Ids], Ids]) -> list[list[int]]:
+    beginning = list(asked(tuple(tokenizer(text + prompt)["input_ids"])))
     texts = grammar.replies(prompt)
     tokens = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     order = sorted(range(len(tokens)), key=tokens.__getitem__)  # neighbours share their beginnings

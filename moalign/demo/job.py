@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from moalign.demo.enumeration import Enumeration, enumerate_replies, reply_logps
 from moalign.demo.world import Value, World
 from moalign.engine import model as models
 from moalign.engine.model import TRAINED, LanguageModel
+from moalign.engine.row_conditions import RowConditions, conditioned, place_of_vectors, with_places
 from moalign.errors import RunError
 from moalign.registry import Registry
 from moalign.sweeps import front, run, steering
@@ -72,16 +74,30 @@ def measure(directory: Path, observer: Observer) -> dict[str, Any]:
     ids = [point["id"] for point in front.read(directory)["points"]]
     values = {}
     for name in ids:
-        text = steering.text(archive, archive.of_candidate(name))
-        read = enumerate_replies(tokenizer, world.prompts, text) if text else replies
-        values[name] = _value(model, directory / "candidates" / name, world, read, reference)
+        point, read, conditions = archive.of_candidate(name), replies, None
+        if text := steering.text(archive, point):
+            read = enumerate_replies(tokenizer, world.prompts, text)
+        if (vectors := steering.vectors(archive, point)) is not None:
+            conditions = RowConditions(vectors=vectors[None], place=place_of_vectors(model.tokeniser))
+            places = partial(with_places, number=len(vectors), tokeniser=model.tokeniser)
+            read = enumerate_replies(tokenizer, world.prompts, asked=places)
+        values[name] = _value(model, directory / "candidates" / name, world, read, reference, conditions)
     storage.write_json(directory / front.WORLD, _content(world, reference, values))
     return front.write(directory)
 
 
-def _value(model: LanguageModel, folder: Path, world: World, replies: Enumeration, reference: torch.Tensor) -> Value:
+def _value(
+    model: LanguageModel,
+    folder: Path,
+    world: World,
+    replies: Enumeration,
+    reference: torch.Tensor,
+    conditions: RowConditions | None,
+) -> Value:
+    """``conditions``: of one row, the same for all."""
     lora.read(model.policy, TRAINED, folder, model.fingerprint)
-    with lora.active(model.policy, TRAINED):
+    each = None if conditions is None else conditions.take([0] * len(replies.input_ids))
+    with conditioned(model, TRAINED, each):
         return worlds.evaluate(world, reply_logps(model.policy, replies), reference)
 
 

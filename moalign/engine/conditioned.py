@@ -1,8 +1,8 @@
 """Batches for one model that is trained for many preferences: each prompt of a round or step is asked for one drawn.
 
 The reference answers the prompt as it is in the data. So the policy of each preference is held to the same reference,
-whatever text tells it the preference. In the first round of responses, which samples the base, so does the policy: a
-base that never saw such text may answer it badly, and would be trained on that.
+whatever in the prompt tells it the preference. In the first round of responses, which samples the base, so does the
+policy: a base that never saw such a prompt may answer it badly, and would be trained on that.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from moalign.engine.model import LanguageModel
 from moalign.engine.owned import first_values
 from moalign.engine.rewards import Scored
 from moalign.engine.rollouts import Rollout, prompts_of_round
+from moalign.engine.row_conditions import RowConditions
 from moalign.engine.scoring import logps_under
 from moalign.engine.tokens import Measuring
 from moalign.types import Preference
@@ -67,13 +68,18 @@ class ConditionedRollouts(RolloutSource):
 
     def _question(self, place: int, number: int, prompt: int, time: int) -> Asked:
         wanted = self.conditioning.draw(number, prompt, time)
-        told = self.conditioning.prompt(self.texts[prompt], wanted)
-        ids = told if number or self.conditioning.gated else self.prompts[prompt]
+        told = self.conditioning.prompt(self.texts[prompt], self.prompts[prompt], wanted)
+        ids = told if number else self.prompts[prompt]
         return Asked(place, ids, prompt, wanted.vector(self.objectives), told)
 
     def manner(self, asked: Sequence[Question]) -> dict[str, Any]:
-        gates = self._gates([question.number for question in asked])
-        return {} if gates is None else {"gates": gates}
+        conditions = None if self._untold else self._conditions([question.number for question in asked])
+        return {} if conditions is None else {"conditions": conditions}
+
+    @property
+    def _untold(self) -> bool:
+        """Whether the responses are to prompts as they are in the data, though trained on behind the preference."""
+        return any(question.ids != question.told for question in self._questions)
 
     def scored(self, rollouts: Sequence[Rollout]) -> Scored:
         return self.score([replace(each, prompt=self._questions[each.prompt].prompt) for each in rollouts])
@@ -84,14 +90,16 @@ class ConditionedRollouts(RolloutSource):
 
     def logps(self, dataset: PairDataset, measuring: Measuring | None) -> tuple[Logps, Logps]:
         groups = dataset.groups.tolist()
-        if self.conditioning.gated:
-            gates, adapters = self._gates(groups), (None, self.slot)
-            known, own = logps_under(self.model, dataset.sequences, groups, adapters, gates=gates)
+        if not self.conditioning.in_prompt:
+            adapters = (None, self.slot)
+            known, own = logps_under(
+                self.model, dataset.sequences, groups, adapters, conditions=self._conditions(groups)
+            )
             return known, own
         reference = dataset.ref_logps or self._of_reference(dataset)
-        if any(question.ids != question.told for question in self._questions):  # the reference has sampled them
+        if self._untold:  # the reference has sampled them
             return reference, reference
-        (own,) = logps_under(self.model, dataset.sequences, groups, (self.slot,))
+        (own,) = logps_under(self.model, dataset.sequences, groups, (self.slot,), conditions=self._conditions(groups))
         return reference, own
 
     def _as_dataset(self, *arguments: Any) -> PairDataset:
@@ -100,7 +108,7 @@ class ConditionedRollouts(RolloutSource):
         dataset = replace(dataset, preference=np.array(preferences))
         if self.conditioning.conditioner.tells_rewards:
             dataset = replace(dataset, sequences=tuple(map(self._with_own_rewards, *self._rows(dataset))))
-        if self.conditioning.gated or not self.reference:
+        if not self.conditioning.in_prompt or not self.reference:
             return dataset
         return replace(dataset, ref_logps=tuple(self._of_reference(dataset)))
 
@@ -116,30 +124,32 @@ class ConditionedRollouts(RolloutSource):
         return _after(self.conditioning.prompt_of_rewards(self.texts[prompt], named), sequence)
 
     def _of_reference(self, dataset: PairDataset) -> Logps:
-        """Under the reference, which reads the prompts without the text."""
+        """Under the reference, which reads the prompts as they are in the data."""
         groups = dataset.groups.tolist()
         prompts = [self.prompts[self._questions[group].prompt] for group in groups]
         plain = [_after(prompt, each) for prompt, each in zip(prompts, dataset.sequences, strict=True)]
         return logps_under(self.model, plain, groups, (None,))[0]
 
     @torch.no_grad()
-    def _gates(self, numbers: Sequence[int]) -> Tensor | None:
-        """[n,L,r] for the questions of these numbers."""
-        if not self.conditioning.gated:
+    def _conditions(self, numbers: Sequence[int]) -> RowConditions | None:
+        """For the questions of these numbers."""
+        if not self.conditioning.by_row:
             return None
         own = self.parameters
         if own is None:  # nobody trains with this source yet: it is a look at what training will be like
             first = first_values(self.conditioning.conditioner, self.conditioning.shape, self.seed, self.candidate)
             own = {name: value.to(self.model.device) for name, value in first.items()}
         wanted = torch.tensor([question.preference for question in self._questions], dtype=torch.float32)
-        return self.conditioning.gates(wanted.to(self.model.device), own)[list(numbers)]
+        found = self.conditioning.of_rows(wanted.to(self.model.device), own)
+        return None if found is None else found.take(list(numbers))
 
 
 @dataclass
 class ConditionedPairs:
     """Pairs from files, those of each prompt in a step judged for one drawn preference.
 
-    With text the sequences differ from step to step; what the reference says of them is kept, because it does not.
+    With text the sequences differ from step to step; what the reference says of them is kept, because it does not. Only
+    gates leave rows as they are in the data, so that what is computed below the adapters may be kept.
     """
 
     model: LanguageModel
@@ -153,13 +163,13 @@ class ConditionedPairs:
 
     @property
     def cacheable(self) -> bool:
-        return self.conditioning.gated
+        return not self.conditioning.in_prompt
 
     def at(self, step: int) -> tuple[PairDataset, NDArray[np.int64]]:
         dataset, pairs = self.dataset, pair_indices(self.dataset, self.seed, step, self.pairs_per_step)
         named = dataset.groups[dataset.pairs[pairs, 0]].tolist()
         drawn = {group: self.conditioning.draw(step, group) for group in dict.fromkeys(named)}
-        if self.conditioning.gated:
+        if not self.conditioning.in_prompt:
             preferences = np.full(dataset.rewards.shape, np.nan)
             for group, wanted in drawn.items():
                 preferences[dataset.groups == group] = wanted.vector(dataset.objectives)
@@ -168,7 +178,7 @@ class ConditionedPairs:
         place = {row: number for number, row in enumerate(rows)}
         wanted_of = [drawn[group] for group in dataset.groups[rows].tolist()]
         prompts = {
-            row: self.conditioning.prompt(dataset.samples[row].prompt, wanted)
+            row: self.conditioning.prompt(dataset.samples[row].prompt, dataset.sequences[row].prompt, wanted)
             for row, wanted in zip(rows, wanted_of, strict=True)
         }
         part = replace(
@@ -195,11 +205,17 @@ class ConditionedPairs:
 
 
 def told(dataset: PairDataset, conditioning: Conditioning, wanted: Preference) -> PairDataset:
-    """The same responses, each after its prompt with the text of the preference."""
-    prompts = {repr(sample.prompt): sample.prompt for sample in dataset.samples}
-    ids = {key: conditioning.prompt(prompt, wanted) for key, prompt in prompts.items()}
+    """The same responses, each after its prompt as the model reads it."""
+    known: dict[tuple[str, Ids], Ids] = {}
+
+    def ids(prompt: Prompt, plain: Ids) -> Ids:
+        key = (repr(prompt), plain)
+        if key not in known:
+            known[key] = conditioning.prompt(prompt, plain, wanted)
+        return known[key]
+
     both = zip(dataset.samples, dataset.sequences, strict=True)
-    return replace(dataset, sequences=tuple(_after(ids[repr(sample.prompt)], each) for sample, each in both))
+    return replace(dataset, sequences=tuple(_after(ids(sample.prompt, each.prompt), each) for sample, each in both))
 
 
 def _after(prompt: Ids, sequence: TokenSequence) -> TokenSequence:

@@ -1,4 +1,5 @@
-"""A candidate's conditioner as the engine asks it: preferences drawn, prompts with its text, gates of the adapter."""
+"""A candidate's conditioner as the engine asks it: preferences drawn, prompts as the model reads them, and what
+conditions the rows of a batch."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from moalign import door, preference
 from moalign.api import Conditioner
 from moalign.data.tokenise import Ids, Tokeniser
+from moalign.engine.row_conditions import RowConditions, place_of_vectors, with_places
 from moalign.errors import PluginError, PreferenceError, TrainingError
 from moalign.seeds import derive
 from moalign.types import AdapterShape, Message, Preference
@@ -25,7 +27,7 @@ _PROBE = "moalignprobe"
 
 @dataclass(frozen=True)
 class Conditioning:
-    """One candidate's conditioner. ``longest``: tokens that a prompt may have."""
+    """One candidate's conditioner. ``longest``: tokens that a prompt with its text may have."""
 
     conditioner: Conditioner
     objectives: tuple[str, ...]
@@ -36,8 +38,14 @@ class Conditioning:
     longest: int
 
     @property
-    def gated(self) -> bool:
-        return self.conditioner.by == "gates"
+    def in_prompt(self) -> bool:
+        """Whether the model reads other prompts than the reference."""
+        return self.conditioner.by != "gates"
+
+    @property
+    def by_row(self) -> bool:
+        """Whether rows are conditioned beside their token ids."""
+        return self.conditioner.by != "text"
 
     def draw(self, *at: int) -> Preference:
         """A preference to train on, a function of the seed and of ``at``. Raises PluginError where it is none."""
@@ -49,14 +57,17 @@ class Conditioning:
             who = door.origin(self.conditioner).who
             raise PluginError(f"{who}, in draw: it drew no preference: {error}") from None
 
-    def prompt(self, prompt: Prompt, wanted: Preference) -> Ids:
-        """The ids of the prompt as the model is to read it: with the conditioner's text, where it speaks in text.
+    def prompt(self, prompt: Prompt, ids: Ids, wanted: Preference) -> Ids:
+        """The ids of the prompt as the model is to read it, ``ids`` being those that the reference reads: with the
+        conditioner's text, or with placeholders for its vectors.
 
-        Raises TrainingError where it is longer than there is room for: its beginning, which is cut of other prompts,
-        is the text.
+        Raises TrainingError where it is longer with the text than there is room for: its beginning, which is cut of
+        other prompts, is the text.
         """
-        if self.gated:
-            return _cut(self.tokeniser.prompt(prompt), self.longest, self.tokeniser.bos_id)
+        if self.conditioner.by == "gates":
+            return ids
+        if self.conditioner.by == "vectors":
+            return with_places(ids, self.conditioner.virtual_tokens, self.tokeniser, self._place)
         return self._behind(text_of(self.conditioner, wanted, self.candidate), prompt)
 
     def prompt_of_rewards(self, prompt: Prompt, rewards: Mapping[str, float]) -> Ids:
@@ -76,18 +87,40 @@ class Conditioning:
     def _where(self) -> str:
         return place_of_text(self.tokeniser)
 
-    def gates(self, wanted: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-        """[N,L,r] of the preferences [N,M], with the graph to the parameters. Raises PluginError."""
-        return gates_of(self.conditioner, wanted, parameters, self.shape, self.candidate)
+    @cached_property
+    def _place(self) -> int:
+        return place_of_vectors(self.tokeniser)
+
+    def of_rows(self, wanted: Tensor, parameters: Mapping[str, Tensor]) -> RowConditions | None:
+        """What conditions rows for the preferences [N,M], with the graph to the parameters; None where prompts tell
+        all. Raises PluginError."""
+        about = (self.conditioner, wanted, parameters, self.shape, self.candidate)
+        if self.conditioner.by == "vectors":
+            return RowConditions(vectors=vectors_of(*about), place=self._place)
+        return RowConditions(gates=gates_of(*about)) if self.by_row else None
 
 
 def gates_of(
     conditioner: Conditioner, wanted: Tensor, parameters: Mapping[str, Tensor], shape: AdapterShape, candidate: str = ""
 ) -> Tensor:
     """What the conditioner makes of the preferences [N,M]: finite float32 [N,L,r]. Raises PluginError."""
-    found = door.call(conditioner, "gates", wanted, parameters, shape, candidate=candidate, thorough=False)
-    expected = (len(wanted), shape.layers, shape.rank)
-    who = f"{door.origin(conditioner).who}, in gates"
+    return _numbers(conditioner, "gates", (wanted, parameters, shape), (shape.layers, shape.rank), candidate)
+
+
+def vectors_of(
+    conditioner: Conditioner, wanted: Tensor, parameters: Mapping[str, Tensor], shape: AdapterShape, candidate: str = ""
+) -> Tensor:
+    """Likewise its virtual tokens, [N,k,D]."""
+    each = (conditioner.virtual_tokens, shape.width)
+    return _numbers(conditioner, "vectors", (wanted, parameters, shape), each, candidate)
+
+
+def _numbers(conditioner: Conditioner, hook: str, about: Any, each: tuple[int, int], candidate: str) -> Tensor:
+    """What the hook makes of the preferences, ``each`` being the shape for one of them."""
+    found = door.call(conditioner, hook, *about, candidate=candidate, thorough=False)
+    wanted, parameters, _ = about
+    expected = (len(wanted), *each)
+    who = f"{door.origin(conditioner).who}, in {hook}"
     if not isinstance(found, Tensor) or tuple(found.shape) != expected or found.dtype != torch.float32:
         kind = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise PluginError(f"{who}: it must return float32 {list(expected)}, not {kind}")
@@ -96,7 +129,7 @@ def gates_of(
     if not bool(found.isfinite().all()):
         raise PluginError(f"{who}: it returned numbers that are not finite")
     if torch.is_grad_enabled() and parameters and not found.requires_grad:
-        raise PluginError(f"{who}: it returned gates without a gradient; did it detach its parameters?")
+        raise PluginError(f"{who}: it returned {hook} without a gradient; did it detach its parameters?")
     return found
 
 
@@ -145,11 +178,3 @@ def place_of_text(tokeniser: Tokeniser) -> str:
         return "system" if _PROBE in tokeniser.tokenizer.apply_chat_template(messages, tokenize=False) else "user"
     except (TemplateError, ValueError):
         return "user"
-
-
-def _cut(ids: Ids, longest: int, bos_id: int | None) -> Ids:
-    """Without so much of its beginning that it fits."""
-    if len(ids) <= longest:
-        return ids
-    keep = 1 if bos_id is not None and ids[0] == bos_id else 0
-    return (*ids[:keep], *ids[len(ids) - longest + keep :])

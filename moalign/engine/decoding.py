@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from moalign import lora
+from moalign.engine.row_conditions import RowConditions, in_front
 from moalign.lora import Mixture
 
 if TYPE_CHECKING:
@@ -35,24 +36,26 @@ def decode(
     choose: Choose,
     most: int,
     ends: Collection[int],
-    gates: Sequence[Tensor] | None = None,
+    conditions: RowConditions | None = None,
+    of: Sequence[int] | None = None,
 ) -> list[list[list[int]]]:
     """At most ``most`` token ids per adapter and prompt; what stands behind one of ``ends`` means nothing.
 
     Several adapters must be slots. ``choose(scores [n,V], position, rows [n])`` gives the next token of each row that
-    goes on, [n]; ``rows`` are their numbers, adapter by adapter and prompt by prompt within each. ``gates``: [L,r] of
-    the one adapter for each prompt; those that are one object, to one prompt, are computed once.
+    goes on, [n]; ``rows`` are their numbers, adapter by adapter and prompt by prompt within each. ``conditions``: of
+    the one adapter, ``of`` saying which of them each prompt has (None: all the first).
 
     Raises whatever a model raises whose cache does not let rows be selected; see ``probe.why_not_cached``.
     """
-    questions = [(prompt, 0 if gates is None else id(gates[row])) for row, prompt in enumerate(prompts)]
+    told = [0] * len(prompts) if conditions is None or of is None else of
+    questions = list(zip(prompts, told, strict=True))
     first = {question: row for row, question in reversed(list(enumerate(questions)))}
     distinct = [prompts[row] for row in sorted(first.values())]
     place = {question: index for index, question in enumerate(dict.fromkeys(questions))}
     follows = torch.tensor([place[question] for question in questions])
     every = torch.cat([follows + len(distinct) * number for number in range(len(adapters))]).to(model.device)
     ids, mask = padded(distinct, model.pad_id)
-    own = None if gates is None else torch.stack([gates[row] for row in sorted(first.values())])
+    own = None if conditions is None else conditions.take([questions[row][1] for row in sorted(first.values())])
     with _Batch.open(model, adapters, own) as batch:
         scores = batch.first(ids, mask).index_select(0, every)
         batch.select(every)
@@ -96,7 +99,8 @@ def padded(prompts: Sequence[tuple[int, ...]], pad_id: int) -> tuple[Tensor, Ten
 
 @dataclass
 class _Batch:
-    """The rows under way: what they have seen (mask [n,W]), where they are (positions [n,1]), their cache and gates."""
+    """The rows under way: what they have seen (mask [n,W]), where they are (positions [n,1]), their cache, and what
+    else conditions them."""
 
     model: LanguageModel
     adapters: Sequence[str | None]
@@ -104,16 +108,17 @@ class _Batch:
     mask: Tensor = field(default_factory=lambda: torch.empty(0))
     positions: Tensor = field(default_factory=lambda: torch.empty(0))
     cache: Any = None
-    gates: Tensor | None = None
+    conditions: RowConditions | None = None
 
     @classmethod
     @contextmanager
     def open(
-        cls, model: LanguageModel, adapters: Sequence[str | None], gates: Tensor | None = None
+        cls, model: LanguageModel, adapters: Sequence[str | None], conditions: RowConditions | None = None
     ) -> Iterator[_Batch]:
-        alone = lora.active(model.policy, adapters[0]) if len(adapters) == 1 and gates is None else nullcontext()
-        with alone:
-            yield cls(model, adapters, frozenset(inspect.signature(model.base.forward).parameters), gates=gates)
+        gated = conditions is not None and conditions.gates is not None
+        with lora.active(model.policy, adapters[0]) if len(adapters) == 1 and not gated else nullcontext():
+            takes = frozenset(inspect.signature(model.base.forward).parameters)
+            yield cls(model, adapters, takes, conditions=conditions)
 
     def first(self, ids: Tensor, mask: Tensor) -> Tensor:
         """The scores behind the prompts, [K*P,V], of each adapter's."""
@@ -121,7 +126,10 @@ class _Batch:
         self.mask = mask.repeat(times, 1).to(device)
         positions = self.mask.cumsum(-1).sub(1).clamp(min=0)
         self.positions = positions[:, -1:]
-        return self._scores(ids.repeat(times, 1).to(device), positions, [len(ids)] * times)
+        with in_front(self.model.base, self.conditions, ids.shape[1] - mask.sum(-1)):
+            scores = self._scores(ids.repeat(times, 1).to(device), positions, [len(ids)] * times)
+        self.conditions = None if self.conditions is None else self.conditions.behind_prompt()
+        return scores
 
     def next(self, tokens: Tensor, owners: Sequence[int]) -> Tensor:
         """The scores behind one more token of each row, [n,V]; ``owners``: how many rows each adapter has."""
@@ -133,7 +141,7 @@ class _Batch:
         """Go on with these rows, each as often as it is named."""
         self.cache.reorder_cache(rows)
         self.mask, self.positions = self.mask.index_select(0, rows), self.positions.index_select(0, rows)
-        self.gates = None if self.gates is None else self.gates.index_select(0, rows)
+        self.conditions = None if self.conditions is None else self.conditions.take(rows)
 
     def _scores(self, ids: Tensor, positions: Tensor, owners: Sequence[int]) -> Tensor:
         name = next((name for name in CACHES if name in self.takes), None)
@@ -147,8 +155,8 @@ class _Batch:
         return output.logits[:, -1].float()
 
     def _owned(self, owners: Sequence[int]) -> Any:
-        if self.gates is not None:
-            return lora.under(self.model.policy, self.adapters[0], self.gates)
+        if self.conditions is not None and self.conditions.gates is not None:
+            return lora.under(self.model.policy, self.adapters[0], self.conditions.gates)
         if len(self.adapters) == 1:
             return nullcontext()
         there = [(slot, rows) for slot, rows in zip(self.adapters, owners, strict=True) if rows]

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-from moalign import lora
 from moalign.config import EvaluateSettings
 from moalign.data.dataset import PairDataset
 from moalign.engine.model import LanguageModel
-from moalign.engine.passes import pair_passes
+from moalign.engine.passes import apart_beyond_window, pair_passes
 from moalign.engine.rollouts import Rollout, Score, sample, sequence_of
+from moalign.engine.row_conditions import RowConditions, conditioned
 from moalign.engine.scoring import LogpCache, logps_under
 from moalign.errors import TrainingError
 from moalign.pareto import standard_error_clustered
@@ -35,13 +36,19 @@ class Evaluation:
 class HeldOut:
     """What evaluation runs on: labelled pairs (may be None), prompts as token ids, and a scorer (None: no rewards).
 
-    ``texts``: the prompts as they are in the data.
+    ``texts``: the prompts as they are in the data. ``conditions``: of one row, what conditions all of them beside what
+    they say.
     """
 
     pairs: PairDataset | None
     prompts: tuple[tuple[int, ...], ...]
     score: Score | None
     texts: tuple[str | tuple[Message, ...], ...] = ()
+    conditions: RowConditions | None = None
+
+    def conditions_of(self, rows: int) -> RowConditions | None:
+        """Those of so many rows."""
+        return None if self.conditions is None else self.conditions.take([0] * rows)
 
 
 def evaluate(
@@ -68,9 +75,8 @@ def evaluate(
     details: dict[str, float] = {}
     accuracies: dict[str, tuple[float, float | None]] = {}
     if held_out.pairs is not None:
-        pairs = seen.pairs or held_out.pairs
-        accuracies = _accuracies(model, adapter, held_out.pairs, pairs, objectives, beta, cache, details)
-    kl = _kl(model, adapter, held_out.prompts, seen.prompts, rollouts, details) if settings.temperature == 1.0 else None
+        accuracies = _accuracies(model, adapter, held_out.pairs, seen, objectives, beta, cache, details)
+    kl = _kl(model, adapter, held_out.prompts, seen, rollouts, details) if settings.temperature == 1.0 else None
     details["response_tokens"] = float(np.mean([len(r.ids) for r in rollouts]))
     details["ended"] = float(np.mean([r.ended for r in rollouts]))
     chosen = accuracies
@@ -104,6 +110,7 @@ def samples(
         temperature=settings.temperature,
         max_new_tokens=settings.max_new_tokens,
         seed=derive(seed, "evaluation"),
+        conditions=held_out.conditions_of(len(held_out.prompts)),
     )
 
 
@@ -123,7 +130,7 @@ def _accuracies(
     model: LanguageModel,
     adapter: str | None,
     pairs: PairDataset,
-    seen: PairDataset,
+    seen: HeldOut,
     objectives: tuple[str, ...],
     beta: float,
     cache: LogpCache,
@@ -134,9 +141,10 @@ def _accuracies(
         sequences = [pairs.sequences[index] for index in part.sequences]
         layout = model.lay_out(sequences, part.rows)
         reference = cache.logps(sequences, layout, None, "")
-        if seen is not pairs:
-            layout = model.lay_out([seen.sequences[index] for index in part.sequences], part.rows)
-        with lora.active(model.policy, adapter):
+        if seen.pairs is not None and seen.pairs is not pairs:
+            read = [seen.pairs.sequences[index] for index in part.sequences]
+            layout = model.lay_out(read, apart_beyond_window(read, part.rows, model.packing))
+        with conditioned(model, adapter, seen.conditions_of(len(layout.input_ids))), torch.no_grad():
             own = model.response_logps(layout)
         ratios[part.sequences] = (own.double().sum(-1) - reference.double().sum(-1)).cpu().numpy()
     cache.save()
@@ -158,17 +166,21 @@ def _kl(
     model: LanguageModel,
     adapter: str | None,
     prompts: Sequence[tuple[int, ...]],
-    seen: Sequence[tuple[int, ...]],
+    seen: HeldOut,
     rollouts: Sequence[Rollout],
     details: dict[str, float],
 ) -> float:
     """Mean over the policy's own samples of log pi - log pi_ref, in nats per response."""
     plain, groups = [sequence_of(rollout, prompts) for rollout in rollouts], [rollout.prompt for rollout in rollouts]
-    if seen is prompts:
+    if seen.prompts is prompts:
         reference, own = logps_under(model, plain, groups, (None, adapter))
     else:
         (reference,) = logps_under(model, plain, groups, (None,))
-        (own,) = logps_under(model, [sequence_of(rollout, seen) for rollout in rollouts], groups, (adapter,))
+        read, conditions = (
+            [sequence_of(rollout, seen.prompts) for rollout in rollouts],
+            seen.conditions_of(len(rollouts)),
+        )
+        (own,) = logps_under(model, read, groups, (adapter,), conditions=conditions)
     ratios = np.array([(mine - base).sum(dtype=np.float64) for mine, base in zip(own, reference, strict=True)])
     mean, error = _mean_and_error(ratios, np.array([r.prompt for r in rollouts]))
     if error is not None:

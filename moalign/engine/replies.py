@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from moalign.data.tokenise import Tokeniser
-from moalign.engine.conditioning import place_of_text, with_text
+from moalign.data.tokenise import Ids, Tokeniser
+from moalign.engine.conditioning import Prompt, place_of_text, with_text
+from moalign.engine.row_conditions import RowConditions, in_front, place_of_vectors, with_places
 from moalign.errors import ModelError, UserError
 from moalign.seeds import derive
 
@@ -49,12 +50,17 @@ class Reply:
 
 
 class Speaker:
-    """A model that is asked one prompt after the other; ``text``: what tells it a preference, before each of them."""
+    """A model that is asked one prompt after the other; before each of them ``text``, or ``vectors`` [k,D] as virtual
+    tokens, tell it a preference."""
 
-    def __init__(self, model: Any, tokenizer: Any, manner: Manner, text: str = ""):
+    def __init__(self, model: Any, tokenizer: Any, manner: Manner, text: str = "", vectors: Tensor | None = None):
         self._model, self._manner, self._text = model, manner, text
         self._tokeniser = Tokeniser.of(tokenizer)
         self._place = place_of_text(self._tokeniser) if text else ""
+        self._conditions: RowConditions | None = None
+        if vectors is not None:
+            place = place_of_vectors(self._tokeniser)
+            self._conditions = RowConditions(vectors=vectors[None].to(model.device), place=place)
         self._room = room(model)
 
     @property
@@ -69,7 +75,7 @@ class Speaker:
         the prompt leaves no room for a reply.
         """
         told = with_text(prompt, self._text, self._place) if self._text else prompt
-        manner, ids = self._manner, self._tokeniser.prompt(told)
+        manner, ids = self._manner, self._ids(told)
         config = GenerationConfig(
             do_sample=manner.temperature > 0,
             max_new_tokens=length(len(ids), self._manner.max_new_tokens, USUAL_LENGTH, self._room),
@@ -82,7 +88,8 @@ class Speaker:
         given = torch.tensor([ids], device=self._model.device)
         streamer = None if write is None else _Stream(self._tokeniser.tokenizer, write)
         devices = [given.device] if given.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), torch.inference_mode():
+        conditioned = in_front(self._model, self._conditions, width=len(ids))
+        with conditioned, torch.random.fork_rng(devices=devices), torch.inference_mode():
             torch.manual_seed(derive(manner.seed, "generate", number, sample))
             output = self._model.generate(
                 input_ids=given,
@@ -93,6 +100,12 @@ class Speaker:
         said = output[0, len(ids) :].tolist()
         text = self._tokeniser.tokenizer.decode(said, skip_special_tokens=True)
         return Reply(text, len(said), bool(said) and said[-1] in self._tokeniser.stop_ids)
+
+    def _ids(self, prompt: Prompt) -> Ids:
+        ids, conditions = self._tokeniser.prompt(prompt), self._conditions
+        if conditions is None or conditions.vectors is None:
+            return ids
+        return with_places(ids, conditions.vectors.shape[1], self._tokeniser, conditions.place)
 
     def stream(self, prompt: str, number: int, sample: int, write: Callable[[str], None]) -> None:
         """The same, only written."""

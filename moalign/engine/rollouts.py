@@ -16,6 +16,7 @@ from moalign.data.tokenise import Sequence as TokenSequence
 from moalign.engine.decoding import decode, gumbel, padded
 from moalign.engine.model import LanguageModel
 from moalign.engine.rewards import Scored
+from moalign.engine.row_conditions import RowConditions, in_front
 from moalign.errors import TrainingError
 from moalign.lora import Mixture
 from moalign.seeds import derive
@@ -60,20 +61,19 @@ def sample(
     seed: int,
     top_p: float = 1.0,
     greedy: bool = False,
-    gates: Tensor | None = None,
+    conditions: RowConditions | None = None,
 ) -> list[list[Rollout]]:
     """``samples`` responses per prompt (token ids) under each adapter (None: the bare base); a list per adapter.
 
     Plain sampling at ``temperature``: no top-k, no penalties, whatever the model's own generation settings say, because
     everything here is an estimate under the policy itself. ``top_p``: of the likeliest tokens alone that have this much
     of the probability together. ``greedy``: behind them one response to each prompt whose every token is the likeliest.
-    ``gates`` [P,L,r]: of the adapter, of which there is but one, for each prompt.
+    ``conditions``: of the adapter, of which there is but one, for each prompt.
 
     A function of ``seed``, and the same noise for every adapter: what one of them says does not depend on who else is
     sampled, and neighbours are compared under common random numbers. No global generator is touched. Raises
     TrainingError where scores are not numbers.
     """
-    each = None if gates is None else list(gates)
     order = [index for index in range(len(prompts)) for _ in range(samples)]
     sampled: list[list[Rollout]] = [[] for _ in adapters]
     likeliest: list[list[Rollout]] = [[] for _ in adapters]
@@ -83,8 +83,7 @@ def sample(
         more = range(first, -(-(start + len(chunk)) // samples)) if greedy else range(0)
         noise = _Noise(len(chunk), temperature, top_p, derive(seed, start), len(more))
         asked = [*chunk, *more]
-        own = None if each is None else [each[index] for index in asked]
-        call = _Call(model, [prompts[index] for index in asked], noise, max_new_tokens, own)
+        call = _Call(model, [prompts[index] for index in asked], noise, max_new_tokens, conditions, asked)
         together = 1 if lora.why_not_together(model.policy) else max(1, ROWS_IN_ALL // len(asked))
         for begin in range(0, len(adapters), together):
             for place, said in enumerate(call.responses(adapters[begin : begin + together]), begin):
@@ -96,20 +95,24 @@ def sample(
 
 @dataclass(frozen=True)
 class _Call:
-    """One response to each of the prompts, under any number of adapters; the last ``greedy`` ones without noise."""
+    """One response to each of the prompts, under any number of adapters; the last ``greedy`` ones without noise.
+
+    ``of``: which of the conditions each prompt has.
+    """
 
     model: LanguageModel
     prompts: Sequence[tuple[int, ...]]
     noise: _Noise
     max_new_tokens: int
-    gates: Sequence[Tensor] | None = None
+    conditions: RowConditions | None = None
+    of: Sequence[int] | None = None
 
     def responses(self, adapters: Sequence[str | None]) -> list[list[list[int]]]:
         """Token ids, per adapter and prompt; where memory does not suffice, half of the adapters at a time."""
         try:
             if self.model.uncached is None:
-                most, ends = self.max_new_tokens, self.model.end_ids
-                return decode(self.model, adapters, self.prompts, self.noise.choose, most, ends, self.gates)
+                most, ends, how = self.max_new_tokens, self.model.end_ids, (self.conditions, self.of)
+                return decode(self.model, adapters, self.prompts, self.noise.choose, most, ends, *how)
             return self._generate(adapters)
         except torch.OutOfMemoryError:
             if len(adapters) == 1:
@@ -129,7 +132,8 @@ class _Call:
             pad_token_id=model.pad_id,
             bos_token_id=model.tokeniser.bos_id,
         )
-        with self._switched(adapters):
+        conditions = None if self.conditions is None else self.conditions.take(list(self.of or ()))
+        with self._switched(adapters, conditions), in_front(model.base, conditions, width - mask.sum(-1), width):
             output = model.policy.generate(
                 input_ids=ids.repeat(len(adapters), 1).to(model.device),
                 attention_mask=mask.repeat(len(adapters), 1).to(model.device),
@@ -139,10 +143,11 @@ class _Call:
         said = output[:, width:].tolist()
         return [said[start : start + rows] for start in range(0, len(said), rows)]
 
-    def _switched(self, adapters: Sequence[str | None]) -> AbstractContextManager[None]:
+    def _switched(
+        self, adapters: Sequence[str | None], conditions: RowConditions | None
+    ) -> AbstractContextManager[None]:
         if len(adapters) == 1:
-            gates = None if self.gates is None else torch.stack(list(self.gates))
-            return lora.under(self.model.policy, adapters[0], gates)
+            return lora.under(self.model.policy, adapters[0], None if conditions is None else conditions.gates)
         slots = tuple(adapter for adapter in adapters if adapter is not None)
         return lora.mixed(self.model.policy, Mixture(slots, (len(self.prompts),) * len(slots)))
 

@@ -20,6 +20,7 @@ from moalign.engine.lower import Copies
 from moalign.engine.lower_cache import LowerCache
 from moalign.engine.model import LanguageModel
 from moalign.engine.passes import arrange
+from moalign.engine.row_conditions import RowConditions, conditioned
 
 SHARD_TOKENS = 2**20  # so many new values become a file: 4 MiB
 
@@ -31,14 +32,14 @@ def logps_under(
     groups: Sequence[int],
     adapters: Sequence[str | None],
     look: Callable[[list[int], Layout, list[Tensor], Tensor], None] | None = None,
-    gates: Tensor | None = None,
+    conditions: RowConditions | None = None,
 ) -> list[list[NDArray[np.float32]]]:
     """Log-probabilities of the response tokens of each sequence, under each adapter (None: the base); a list for each.
 
     ``groups``: sequences with the same number begin with the same prompt and share a pass. All adapters meet the same
     passes, so that two with the same weights agree to the last bit. ``look`` is told of each pass: its sequences, how
-    they lie, their log-probabilities [N,T] under each adapter, and their hidden states [S,D] under the last. ``gates``
-    [N,L,r]: of the adapters for each sequence, the same for those of a group.
+    they lie, their log-probabilities [N,T] under each adapter, and their hidden states [S,D] under the last.
+    ``conditions``: of the adapters for each sequence, the same for those of a group; the base has none.
     """
     of_group: dict[int, list[int]] = {}
     for index, group in enumerate(groups):
@@ -49,14 +50,14 @@ def logps_under(
         chosen = [index for unit in part.units for index in units[unit]]
         layout = model.lay_out([sequences[index] for index in chosen], part.rows)
         placed = []
-        gated = None if gates is None else gates[[chosen[row[0]] for row in part.rows]]
+        own = None if conditions is None else conditions.take([chosen[row[0]] for row in part.rows])
         for values, adapter in zip(found, adapters, strict=True):
-            with lora.under(model.policy, adapter, gated):
+            with conditioned(model, adapter, own):
                 states = model.response_states(layout)
                 placed.append(model.scores_of(states, layout).logps)
             scored = placed[-1].flatten().index_select(0, layout.target)
-            for index, own in zip(chosen, scored.float().cpu().split(layout.counts), strict=True):
-                values[index] = own.numpy()
+            for index, found_of in zip(chosen, scored.float().cpu().split(layout.counts), strict=True):
+                values[index] = found_of.numpy()
         if look is not None:
             look(chosen, layout, placed, states)
     return found

@@ -29,6 +29,7 @@ from moalign.engine.losses import loss_of
 from moalign.engine.lower import Copies, copied
 from moalign.engine.model import TRAINED, LanguageModel
 from moalign.engine.passes import PairPass, apart_beyond_window, pair_passes
+from moalign.engine.row_conditions import RowConditions, in_front
 from moalign.engine.scoring import LogpCache
 from moalign.engine.trainee import Job, Trained, Trainee
 from moalign.errors import MoalignError, UserError
@@ -199,14 +200,15 @@ def _losses(
     seeds = None
     if model.adapter_dropout and at is not None:
         seeds = tuple(derive(s.trainee.job.seed, "dropout", s.trainee.job.candidate, *at) for s in members)
-    gates = _gates(members[0], lengths is None, model.device)
+    conditions = _conditions(members[0], lengths is None, model.device)
+    gates = None if conditions is None else conditions.gates
     mixture = Mixture(tuple(s.trainee.slot for s in members), rows, seeds, lengths, gates=gates)
     losses: list[Tensor | None] = []
     copies = _copies(members, rows, model.device) if model.upper and len(members) > 1 else None
     once = nullcontext() if copies is None else copied(model.upper, copies)
     known = cache.skipping(layout, copies, keep=all(own.keep for own in frozen))
     wanted = any(share.trainee.job.settings.gradient_checkpointing for share in members)
-    with lora.mixed(model.policy, mixture), known, once:
+    with lora.mixed(model.policy, mixture), in_front(model.base, conditions), known, once:
         entropy = any("entropy" in share.trainee.job.needs for share in members)
         with model.checkpointing(wanted and at is not None):
             everywhere = model.hidden_states(layout, copies)
@@ -228,17 +230,17 @@ def _losses(
         yield losses
 
 
-def _gates(share: Share, one_by_one: bool, device: torch.device) -> Tensor | None:
-    """[B,L,r] of the rows of a candidate whose conditioner gates its adapter; it has the pass for itself.
+def _conditions(share: Share, one_by_one: bool, device: torch.device) -> RowConditions | None:
+    """Of the rows of a candidate whose conditioner says something of each; it has the pass for itself.
 
     ``one_by_one``: a row for each sequence.
     """
     conditioning, part = share.trainee.job.conditioning, share.part
-    if conditioning is None or not conditioning.gated or share.dataset.preference is None:
+    if conditioning is None or not conditioning.by_row or share.dataset.preference is None:
         return None
     first = part.sequences if one_by_one else part.sequences[[row[0] for row in part.rows]]
     wanted = torch.from_numpy(share.dataset.preference[first]).float().to(device)
-    return conditioning.gates(wanted, share.trainee.conditioned)
+    return conditioning.of_rows(wanted, share.trainee.conditioned)
 
 
 def _copies(members: Sequence[Share], rows: Sequence[int], device: torch.device) -> Copies:

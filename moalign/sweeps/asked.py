@@ -29,6 +29,7 @@ def ask_candidate(candidate: Candidate, workshop: Workshop, history: Sequence[Ou
         parent = workshop.directory / "candidates" / model
         mixing.write(conditioned.adapter(parent, conditioner, candidate.preference, objectives), folder)
         lora.read(workshop.model.policy, TRAINED, folder, workshop.model.fingerprint)
-        return Content(parents={model: 1.0})
+        conditions = conditioned.of_rows(parent, conditioner, candidate.preference, workshop)
+        return Content(parents={model: 1.0}, conditions=conditions)
 
     return settle(candidate, TRAINED, workshop, fill)

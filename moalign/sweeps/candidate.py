@@ -20,6 +20,7 @@ from moalign.engine.conditioned import ConditionedPairs, ConditionedRollouts
 from moalign.engine.evaluate import Evaluation
 from moalign.engine.model import TRAINED
 from moalign.engine.rollouts import Rollout
+from moalign.engine.row_conditions import RowConditions
 from moalign.engine.shaping import Shaping
 from moalign.engine.train import train_together
 from moalign.engine.trainee import FrozenReward, Job, Trained, Trainee
@@ -125,24 +126,28 @@ def _finish(
     def fill(folder: Path) -> Content:
         trained = trainee.result
         storage.write_text(folder / "metrics.jsonl", "".join(metrics))
-        conditioned.keep(trainee, candidate.preference, workshop, folder)
+        conditions = conditioned.keep(trainee, candidate.preference, workshop, folder)
         lora.write(workshop.model.policy, trainee.slot, folder, workshop.model.fingerprint)
         owned.write(folder, trainee.owned, workshop.model.fingerprint)
         if trainee.moments.count:
             found = snapshots.posterior(workshop.model.policy, trainee.slot, trainee.parameters, trainee.moments)
             posterior_file.write(found, folder, workshop.model.fingerprint)
-        return Content(trained.tokens, dict.fromkeys(candidate.parents, 1.0), _details(trained))
+        return Content(trained.tokens, dict.fromkeys(candidate.parents, 1.0), _details(trained), conditions)
 
     return settle(candidate, trainee.slot, workshop, fill, sampled)
 
 
 @dataclass(frozen=True)
 class Content:
-    """What was written into a candidate's folder: tokens spent on it, the share of each parent, further details."""
+    """What was written into a candidate's folder: tokens spent on it, the share of each parent, further details.
+
+    ``conditions``: of a row, what its prompts need beside the adapter.
+    """
 
     tokens: int = 0
     parents: Mapping[str, float] = field(default_factory=dict)
     details: dict[str, float] = field(default_factory=dict)
+    conditions: RowConditions | None = None
 
 
 def _details(trained: Trained) -> dict[str, float]:
@@ -170,7 +175,8 @@ def settle(
         with calls.on_behalf_of(candidate.id), storage.new_directory(_folder(candidate.id, workshop)) as folder:
             content = fill(folder)
             beta = workshop.plan.variant(candidate.changes).beta
-            measured = workshop.evaluate(slot, beta, sampled, conditioned.told(candidate, workshop))
+            told = conditioned.told(candidate, workshop)
+            measured = workshop.evaluate(slot, beta, sampled, told, content.conditions)
             storage.write_text(folder / "samples.jsonl", _samples(workshop, measured))
             outcome = Outcome(
                 id=candidate.id,

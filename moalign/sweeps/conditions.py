@@ -83,10 +83,11 @@ def check(plan: Plan) -> None:
             f"{key} does not go with combine '{config.combine.name}', which adapts to one preference while it trains; "
             "use a rule without a state: `moalign plugins list --kind combiner`"
         )
-    if conditioner.by == "gates" and config.rollouts is not None and config.rollouts.sampler is not None:
+    if conditioner.by != "text" and config.rollouts is not None and config.rollouts.sampler is not None:
+        how = "gates the adapter" if conditioner.by == "gates" else "has vectors in the place of tokens"
         raise ConfigError(
-            f"rollouts.sampler: {key} gates the adapter for each prompt, which only moalign's own sampling does; leave "
-            "it out, or use a conditioner that speaks in text"
+            f"rollouts.sampler: {key} {how} for each prompt, which only moalign's own sampling does; leave it out, or "
+            "use a conditioner that speaks in text"
         )
     if config.data.margins == "implicit":
         raise ConfigError(f"data.margins: {key} trains no one-hot candidates whose adapters could be the rewards")

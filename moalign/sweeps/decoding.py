@@ -20,8 +20,8 @@ from moalign.engine.model import LanguageModel
 from moalign.engine.rewards import Scorer
 from moalign.errors import ConfigError, PreferenceError
 from moalign.registry import Registry
-from moalign.sweeps import callables, conditions, neighbours, steering
-from moalign.sweeps.archive import Archive, Mix
+from moalign.sweeps import callables, neighbours, steering
+from moalign.sweeps.archive import Archive
 from moalign.sweeps.callables import RewardFunction
 from moalign.types import Preference, Sample
 
@@ -58,9 +58,9 @@ def open_decoding(
     wanted = preference.parse(prefer, names, archive.presets, where="prefer")
     if wanted.kind != "weights":
         raise PreferenceError(f"a decoder is asked for weights, not for a preference of the kind {wanted.kind}")
-    if steering.text(archive, Mix({conditions.MODEL: 1.0}, wanted, conditioned=True)):
+    if how := steering.told_in_prompt(archive):
         raise PreferenceError(
-            "decoders hear candidates by their adapters, and the model of this run is told its preference in text; "
+            f"decoders hear candidates by their adapters, and the model of this run is told its preference {how}; "
             "ask it without a decoder"
         )
     config = callables.replaced(archive.config, rewards or {})

@@ -25,6 +25,11 @@ NOTE = "moalign.json"
 BUNDLE = "bundle.json"
 FORMAT = {"format": "moalign-bundle", "version": 1}
 GENERATION = "generation_config.json"
+VECTORS = "preference_embedding.safetensors"
+USE_OF_VECTORS = (
+    "input embeddings (inputs_embeds) that follow the first token of every prompt where that is the tokenizer's BOS, "
+    "and else stand in front of it"
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,8 @@ def write_adapter(archive: Archive, mix: Mix, to: Path, *, base: str | None = No
     made, lost = steering.adapter(archive, mix, r)
     with _new(archive, to) as folder:
         mixing.write(_calling(made, archive, base), folder)
-        storage.write_json(folder / NOTE, _note(archive, mix, made, lost))
+        told = _told(archive, mix, folder)
+        storage.write_json(folder / NOTE, _note(archive, mix, made, lost) | told)
     return Exported(made.r, lost)
 
 
@@ -60,8 +66,9 @@ def write_merged(
         merged = ordinary.merge(ordinary.attach(_base_in(archive, base, dtype), made))
         _save(merged, folder)
         models.load_tokenizer(base or archive.base).save_pretrained(folder)
-        kind = str(merged.dtype).removeprefix("torch.")
-        storage.write_json(folder / NOTE, _note(archive, mix, made, lost) | {"merged": True, "dtype": kind})
+        kind = {"merged": True, "dtype": str(merged.dtype).removeprefix("torch.")}
+        told = _told(archive, mix, folder)
+        storage.write_json(folder / NOTE, _note(archive, mix, made, lost) | told | kind)
     return Exported(made.r, lost)
 
 
@@ -113,7 +120,7 @@ def _bundled(archive: Archive, point: Mapping[str, Any], base: str | None, folde
         "name": point["id"],
         "path": place,
         "sha256": storage.sha256_of(folder / place / lora.WEIGHTS_FILE),
-        "text": steering.text(archive, Mix({point["id"]: 1.0})),
+        **_told(archive, Mix({point["id"]: 1.0}), folder / place),
         **_form(made),
         **{key: point[key] for key in kept},
     }
@@ -144,6 +151,14 @@ def _base(archive: Archive, base: str | None) -> dict[str, Any]:
     return {"name": base or archive.base, "fingerprint": archive.record["base"]}
 
 
+def _told(archive: Archive, mix: Mix, folder: Path) -> dict[str, Any]:
+    """What of a point stands in front of every prompt: the text, and a file of vectors, which is written."""
+    vectors = steering.vectors(archive, mix)
+    if vectors is not None:
+        storage.write_tensors(folder / VECTORS, {"vectors": vectors}, {"use": USE_OF_VECTORS})
+    return {"text": steering.text(archive, mix), "vectors": None if vectors is None else VECTORS}
+
+
 def _form(adapter: Adapter) -> dict[str, Any]:
     return {"r": adapter.r, "alpha": adapter.alpha, "rslora": adapter.rslora}
 
@@ -157,7 +172,6 @@ def _note(archive: Archive, mix: Mix, adapter: Adapter, lost: Truncation) -> dic
         "shares": dict(mix.shares),
         "preference": None if mix.wanted is None else preference.to_json(mix.wanted),
         "draw": None if mix.draw is None else asdict(mix.draw),
-        "text": steering.text(archive, mix),
         "lost_to_rank": lost.total,
         **_form(adapter),
     }

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from moalign import lora, registry, storage
 from moalign.api import Conditioner
@@ -24,6 +25,7 @@ from moalign.lora import mixing, ordinary
 from moalign.lora.mixing import Adapter
 from moalign.sweeps import conditioned, conditions, journal, posteriors
 from moalign.sweeps.archive import Archive, Draw, Mix
+from moalign.types import Preference
 
 log = logging.getLogger(__name__)
 
@@ -69,14 +71,38 @@ def text(archive: Archive, mix: Mix) -> str:
     """What stands in front of every prompt to this point; "" where its adapter is all that tells it the preference."""
     if archive.config.condition is None:
         return ""
-    conditioner, wanted = _conditioner(archive), mix.wanted
-    if conditioner.by != "text":
+    conditioner = _conditioner(archive)
+    return text_of(conditioner, _wanted(archive, mix)) if conditioner.by == "text" else ""
+
+
+def vectors(archive: Archive, mix: Mix) -> Tensor | None:
+    """[k,D], the virtual tokens that stand in front of every prompt to this point; None where it has none.
+
+    Raises CorruptFileError or RunError naming the file that is missing, altered or of another base.
+    """
+    if archive.config.condition is None:
+        return None
+    conditioner = _conditioner(archive)
+    if conditioner.by != "vectors":
+        return None
+    verified(archive, conditions.MODEL, alone=True)
+    folder, names = archive.directory / "candidates" / conditions.MODEL, archive.config.objective_names
+    return conditioned.vectors(folder, conditioner, _wanted(archive, mix), names, archive.record["base"])
+
+
+def told_in_prompt(archive: Archive) -> str:
+    """In words, how prompts tell the run's one model a preference; "" where its adapter is all that does."""
+    if archive.config.condition is None:
         return ""
-    if not mix.conditioned:
-        (name,) = mix.shares
-        wanted = next(outcome.preference for outcome in archive.history if outcome.id == name)
-    assert wanted is not None
-    return text_of(conditioner, wanted)
+    return {"text": "in text", "vectors": "by virtual tokens"}.get(_conditioner(archive).by, "")
+
+
+def _wanted(archive: Archive, mix: Mix) -> Preference:
+    """What the run's one model is asked for at this point."""
+    if mix.wanted is not None:
+        return mix.wanted
+    (name,) = mix.shares
+    return next(outcome.preference for outcome in archive.history if outcome.id == name)
 
 
 def verified(archive: Archive, candidate: str, alone: bool = False) -> Adapter:
@@ -102,6 +128,7 @@ def load(
 ) -> tuple[Any, Any]:
     """(peft model, tokenizer) of a mix, both as anybody else would have loaded them, the model in evaluation mode.
 
+    What prompts tell the model beside its adapter is the caller's affair: ``text``, ``vectors``.
     ``base``: where the base model is now, if not where the run says. The base is in the precision that the run trained
     on, adapters in float32. Raises ModelError, and RunError where the base is not the one of the run.
     """

@@ -19,6 +19,7 @@ from moalign.engine.evaluate import Evaluation, HeldOut, evaluate, samples
 from moalign.engine.model import LanguageModel
 from moalign.engine.outside import Outside
 from moalign.engine.rollouts import Rollout
+from moalign.engine.row_conditions import RowConditions, embeddings_of
 from moalign.engine.scoring import LogpCache
 from moalign.engine.shaping import References
 from moalign.errors import ModelError, PluginError
@@ -92,13 +93,15 @@ class Workshop:
         beta: float | None = None,
         rollouts: Sequence[Rollout] | None = None,
         wanted: Preference | None = None,
+        conditions: RowConditions | None = None,
     ) -> Evaluation:
         """The policy with this adapter (None: the untouched base), as the configuration wants it evaluated.
 
         ``beta``: of its loss, if it is not the configuration's; ``rollouts``: its held-out samples, if there are.
-        ``wanted``: the preference that it is told, where it is told one in text.
+        ``wanted``: the preference that it is told, where it is told one in the prompt; ``conditions``: of a row, with
+        the vectors that tell it there.
         """
-        seen = None if wanted is None else self._seen(wanted)
+        seen = None if wanted is None else replace(self._seen(wanted), conditions=conditions)
         if rollouts is None:
             config, asked = self.plan.config, seen or self.material.held_out
             (rollouts,) = samples(self.model, [adapter], asked, config.evaluate, config.seed)
@@ -119,22 +122,31 @@ class Workshop:
         """The conditioner as the engine asks it; ``longest``: tokens of a prompt, if not as those sampled from."""
         if self.plan.conditioner is None:
             return None
-        policy = self.model.policy
         return Conditioning(
             conditioner=self.plan.conditioner,
             objectives=self.plan.objectives,
             seed=self.plan.config.seed,
             candidate=candidate,
             tokeniser=self.model.tokeniser,
-            shape=AdapterShape(len(lora.layers(policy)), self.plan.config.model.lora.r, len(self.plan.objectives)),
+            shape=self._shape,
             longest=longest or self.material.longest_prompt,
         )
 
+    @cached_property
+    def _shape(self) -> AdapterShape:
+        plan, policy = self.plan, self.model.policy
+        shape = AdapterShape(len(lora.layers(policy)), plan.config.model.lora.r, len(plan.objectives))
+        if plan.conditioner is None or plan.conditioner.by != "vectors":
+            return shape
+        found = embeddings_of(self.model.base)
+        return replace(shape, width=found.shape[1], spread=float(found.std()), embeddings=found)
+
     def _seen(self, wanted: Preference) -> HeldOut:
-        """What is held out, with the text of a preference in front of every prompt."""
+        """What is held out, each prompt as it is read where it tells a preference."""
         held_out, asking = self.material.held_out, self.conditioning("")
         assert asking is not None
-        prompts = tuple(asking.prompt(text, wanted) for text in held_out.texts)
+        both = zip(held_out.texts, held_out.prompts, strict=True)
+        prompts = tuple(asking.prompt(text, ids, wanted) for text, ids in both)
         pairs = held_out.pairs
         if pairs is not None:
             pairs = told(pairs, replace(asking, longest=self.plan.config.data.max_length), wanted)

@@ -28,7 +28,7 @@ class Hypernetwork(Conditioner):
     were all gates 1, the adapter would first learn what preferences have in common, and they would come apart slowly.
     """
 
-    by: ClassVar[Literal["text", "gates"]] = "gates"
+    by: ClassVar[Literal["text", "gates", "vectors"]] = "gates"
 
     width: int = Field(default=16, ge=1)
     """numbers in the embedding of a preference"""

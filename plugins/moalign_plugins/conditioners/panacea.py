@@ -28,7 +28,7 @@ class Panacea(Conditioner):
     holds their singular values: it is not asked that they be orthogonal, so that one penalty of the paper is left out.
     """
 
-    by: ClassVar[Literal["text", "gates"]] = "gates"
+    by: ClassVar[Literal["text", "gates", "vectors"]] = "gates"
 
     directions: int = Field(default=1, ge=1)
     """rank directions of each objective; 1 as in the paper"""

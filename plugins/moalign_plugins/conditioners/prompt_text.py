@@ -31,7 +31,7 @@ class PromptText(Conditioner):
     component is negative. To a small model digits are no numbers, but what it attends to evenly it can count.
     """
 
-    by: ClassVar[Literal["text", "gates"]] = "text"
+    by: ClassVar[Literal["text", "gates", "vectors"]] = "text"
 
     template: str = "Maximise {weights}.\n"
     """the text, with {weights} where the numbers are to stand, and what separates it from the prompt"""

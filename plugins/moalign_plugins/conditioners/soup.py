@@ -29,7 +29,7 @@ class Soup(Conditioner):
     equal weights leave the adapter as it is.
     """
 
-    by: ClassVar[Literal["text", "gates"]] = "gates"
+    by: ClassVar[Literal["text", "gates", "vectors"]] = "gates"
 
     shared: int = Field(default=0, ge=0)
     """rank directions that no preference weights"""

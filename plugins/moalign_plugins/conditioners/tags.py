@@ -26,7 +26,7 @@ class Tags(Conditioner):
     the preference, and the model learns what serves it by whichever loss. Negative components have negative levels.
     """
 
-    by: ClassVar[Literal["text", "gates"]] = "text"
+    by: ClassVar[Literal["text", "gates", "vectors"]] = "text"
 
     levels: int = Field(default=10, ge=1)
     """the level of the objective that counts most, or of its best reward"""

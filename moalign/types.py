@@ -225,12 +225,8 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class AdapterShape:
-    """What a conditioner may know of the adapter: linear layers that carry it, its rank, and how many objectives.
-
-    Of a conditioner that gives vectors also what they stand beside, else 0 and None: ``width`` of the base's input
-    embeddings, ``spread``, the standard deviation of their numbers, and while first values are asked for ``embeddings``
-    [V,D], those of (at most 4096) tokens, which are only to be read.
-    """
+    """Linear layers that carry the adapter, its rank, and how many objectives there are. For vectors also ``width`` and
+    ``spread`` (standard deviation) of the base's embeddings, and for first values ``embeddings`` [V,D] of some tokens."""
 
     layers: int
     rank: int

@@ -155,7 +155,7 @@ def test_the_reference_reads_the_prompt_without_the_virtual_tokens(tiny_model_pa
 def test_what_a_round_recalls_of_its_policy_is_with_its_vectors(tiny_model_path, pairs, tmp_path):
     """Each response's old log-probabilities are those of plain transformers with the vectors of its preference."""
     made = source(tiny_model_path, pairs, "embedding, policy gradient", tmp_path)
-    dataset, _ = made.at(0)
+    dataset, _ = made.at(3)  # of the second round; the first asks the base without vectors
     conditioning, base = made.conditioning, made.model.base
     own = first_values(conditioning.conditioner, conditioning.shape, made.seed, made.candidate)
     wanted = torch.from_numpy(dataset.preference).float()

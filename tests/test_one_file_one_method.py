@@ -63,6 +63,7 @@ DELETED = [
 # it is an ordinary word.
 ORDINARY_WORDS = {
     "columns",
+    "embedding",
     "features",
     "format",
     "grid",

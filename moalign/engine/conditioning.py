@@ -128,7 +128,8 @@ def _numbers(conditioner: Conditioner, hook: str, about: Any, each: tuple[int, i
         raise PluginError(f"{who}: it must return them on {wanted.device}, where the preference is, not {found.device}")
     if not bool(found.isfinite().all()):
         raise PluginError(f"{who}: it returned numbers that are not finite")
-    if torch.is_grad_enabled() and parameters and not found.requires_grad:
+    trained = any(each.requires_grad for each in parameters.values())
+    if trained and torch.is_grad_enabled() and not found.requires_grad:
         raise PluginError(f"{who}: it returned {hook} without a gradient; did it detach its parameters?")
     return found
 

@@ -23,12 +23,13 @@ SHAPES = tuple(itertools.product((1, 7), (4, 8), (2, 3)))  # layers, rank, objec
 DRAWS = 40
 APART = 0.5  # preferences at this distance are clearly different
 CLOSE = 1e-5  # float32 gates of size 1
+WIDTH, VOCABULARY, SPREAD = 6, 50, 0.3  # of the base's embeddings
 
 
 def check_conditioner(plugin: Conditioner, *, seed: int = 0, exempt: Collection[str] = ()) -> None:
     """Check a conditioner on preferences that it draws over 2, 3 and 5 objectives (with ``angles``: over 2).
 
-    With ``by`` "gates" on adapters of 1 and 7 layers, rank 4 and 8, of which ``check`` may refuse some.
+    With ``by`` "gates" or "vectors" on adapters of 1 and 7 layers, rank 4 and 8, of which ``check`` may refuse some.
     ``exempt``: names of checks to leave out. Raises ConformanceError.
     """
     import torch  # noqa: F401  (so that the watch over random states sees torch's)
@@ -93,26 +94,30 @@ class Trial:
         self.review.require(good, tried, short(found), "return a str with something in it for the model to read")
         return found
 
-    def gates(self, tried: str, given: Tensor, parameters: Mapping[str, Tensor], shape: AdapterShape) -> Tensor:
+    def made(self, tried: str, given: Tensor, parameters: Mapping[str, Tensor], shape: AdapterShape) -> Tensor:
         """Checked for type, shape and value, with what was given watched."""
         import torch
 
         tried = f"{tried}, {shape.layers} layers of rank {shape.rank}, {shape.objectives} objectives"
         handed = given.clone(), {name: value.clone() for name, value in parameters.items()}
-        change = "gates must take any preferences and parameters; refuse an adapter in check, before a model is loaded"
+        by = self.plugin.by
+        change = f"{by} must take any preferences and parameters; refuse an adapter in check, before a model is loaded"
+        shape = replace(shape, embeddings=None)  # they are there for first values alone
         try:
-            found = self.review.call(tried, change, self.plugin.gates, *handed, shape)
+            found = self.review.call(tried, change, getattr(self.plugin, by), *handed, shape)
         except UserError as error:
             self.review.fail(tried, described(error), change, error)
         kept = given.equal(handed[0]) and all(value.equal(handed[1][name]) for name, value in parameters.items())
         change = "compute new tensors; write into none that was handed over"
         self.review.require(kept, tried, "a tensor that it was given changed during the call", change)
-        expected = [len(given), shape.layers, shape.rank]
+        vectors = [len(given), self.plugin.virtual_tokens, shape.width] if by == "vectors" else []
+        expected, each = vectors or [len(given), shape.layers, shape.rank], "row, layer and rank direction"
         got = f"{found.dtype} {list(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
         good = isinstance(found, torch.Tensor) and list(found.shape) == expected and found.dtype == torch.float32
-        self.review.require(good, tried, got, f"return a float32 for each row, layer and rank direction, {expected}")
+        each = "row, virtual token and unit of width" if vectors else each
+        self.review.require(good, tried, got, f"return a float32 for each {each}, {expected}")
         change = "guard divisions and logarithms: a weight may be 0 or 1, a component of a direction negative"
-        self.review.require(bool(found.isfinite().all()), tried, "a gate that is NaN or inf", change)
+        self.review.require(bool(found.isfinite().all()), tried, f"{by} that are NaN or inf", change)
         return found
 
     def adapters(self) -> Iterator[tuple[AdapterShape, Tensor, dict[str, Tensor]]]:
@@ -126,8 +131,12 @@ class Trial:
 
 def declarations_are_known(t: Trial) -> None:
     """``by`` is one of the ways, and ``tells_rewards`` is said; only text can tell of them."""
-    good = t.plugin.by in ("text", "gates")
-    t.review.require(good, "reading the class attribute `by`", short(t.plugin.by), 'declare "text" or "gates"')
+    good, change = t.plugin.by in ("text", "gates", "vectors"), 'declare "text", "gates" or "vectors"'
+    t.review.require(good, "reading the class attribute `by`", short(t.plugin.by), change)
+    if t.plugin.by == "vectors":
+        number, change = t.plugin.virtual_tokens, "say how many there are, a whole number of 1 or more"
+        good = isinstance(number, int) and not isinstance(number, bool) and number >= 1
+        t.review.require(good, "reading virtual_tokens", short(number), change)
     told = t.plugin.tells_rewards
     good = told is False or (told is True and t.plugin.by == "text")
     t.review.require(good, "reading tells_rewards", short(told), 'say True or False; True only where `by` is "text"')
@@ -205,7 +214,7 @@ def parameters_have_first_values(t: Trial) -> None:
     """Finite float32 by name, a function of the generator, and a sound learning rate, for some adapter that ``check``
     does not refuse; only gates have some."""
     refused = ""
-    for shape in (AdapterShape(*each) for each in SHAPES):
+    for shape in (_shape(*each, t.plugin.by, t.seed) for each in SHAPES):
         if shape.objectives not in t.counts:
             continue
         tried, names = f"an adapter of rank {shape.rank}", NAMES[: shape.objectives]
@@ -224,63 +233,66 @@ def parameters_have_first_values(t: Trial) -> None:
     t.review.require(bool(t.taken), f"{len(SHAPES)} adapters", f"each refused, the last: {refused}", change)
     owned = sorted({name for first in t.taken.values() for name in first})
     change = "own none: a text has no gradient, so that nothing would train them"
-    t.review.require(t.plugin.by == "gates" or not owned, ASKING, f'{owned}, though `by` is "text"', change)
+    t.review.require(t.plugin.by != "text" or not owned, ASKING, f'{owned}, though `by` is "text"', change)
 
 
 def one_finite_gate_for_each_direction(t: Trial) -> None:
-    """float32 [N,L,r], for drawn preferences, each objective alone and one row, before and after training."""
-    if t.plugin.by != "gates":
+    """float32 [N,L,r] or vectors [N,k,D], for drawn preferences, each objective alone and one row, before and after
+    training."""
+    if t.plugin.by == "text":
         return
     for shape, given, now in t.adapters():
-        t.gates("preferences as drawn, and parameters as they are at first", given, t.taken[shape], shape)
-        t.gates("preferences as drawn, and parameters as training has them", given, now, shape)
-        t.gates("one preference", given[:1], now, shape)
+        t.made("preferences as drawn, and parameters as they are at first", given, t.taken[shape], shape)
+        t.made("preferences as drawn, and parameters as training has them", given, now, shape)
+        t.made("one preference", given[:1], now, shape)
 
 
 def same_twice(t: Trial) -> None:
-    if t.plugin.by != "gates":
+    if t.plugin.by == "text":
         return
     for shape, given, now in t.adapters():
         tried = "the same preferences twice"
-        first, second = (t.gates(tried, given, now, shape) for _ in range(2))
-        change = "make the gates of the arguments alone: keep nothing between calls, draw nothing (no dropout)"
-        t.review.require(first.equal(second), tried, "other gates the second time", change)
+        first, second = (t.made(tried, given, now, shape) for _ in range(2))
+        change = f"make the {t.plugin.by} of the arguments alone: keep nothing between calls, draw nothing (no dropout)"
+        t.review.require(first.equal(second), tried, f"other {t.plugin.by} the second time", change)
 
 
 def rows_stand_alone(t: Trial) -> None:
     """Each row has the gates that it has alone, and in another order."""
     import torch
 
-    if t.plugin.by != "gates":
+    if t.plugin.by == "text":
         return
-    change = "make the gates of a row from that row alone: no mean, ranking or normalising over rows"
+    change = f"make the {t.plugin.by} of a row from that row alone: no mean, ranking or normalising over rows"
     for shape, given, now in t.adapters():
-        together = t.gates("preferences as drawn", given, now, shape)
+        together = t.made("preferences as drawn", given, now, shape)
         order = torch.randperm(len(given), generator=torch.Generator().manual_seed(t.seed))
         tried = "the same preferences in another order"
         t.review.require(
-            _close(t.gates(tried, given[order], now, shape), together[order]), tried, "other gates", change
+            _close(t.made(tried, given[order], now, shape), together[order]), tried, f"other {t.plugin.by}", change
         )
         for row in (0, len(given) - 1):
-            alone = t.gates("one of the preferences alone", given[[row]], now, shape)
-            t.review.require(_close(alone[0], together[row]), "one of the preferences alone", "other gates", change)
+            alone = t.made("one of the preferences alone", given[[row]], now, shape)
+            t.review.require(
+                _close(alone[0], together[row]), "one of the preferences alone", f"other {t.plugin.by}", change
+            )
 
 
 def gradient_reaches_the_parameters(t: Trial) -> None:
     """Each of them has a finite gradient, and at their first values one of them has."""
     import torch
 
-    if t.plugin.by != "gates":
+    if t.plugin.by == "text":
         return
     for shape, given, now in t.adapters():
         for tried, values in (("parameters as training has them", now), ("first values", t.taken[shape])):
             leaves = {name: value.clone().requires_grad_() for name, value in values.items()}
             if not leaves:
                 continue
-            found = t.gates(tried, given, leaves, shape)
+            found = t.made(tried, given, leaves, shape)
             tried = f"the gradient at {tried}"
             change = "compute with torch from the parameters that are handed over, and detach none"
-            t.review.require(found.requires_grad, tried, "gates without a graph", change)
+            t.review.require(found.requires_grad, tried, f"{t.plugin.by} without a graph", change)
             slope = torch.randn(found.shape, generator=torch.Generator().manual_seed(t.seed))
             gradients = torch.autograd.grad((found * slope).sum(), list(leaves.values()), allow_unused=True)
             moving = {name: each for name, each in zip(leaves, gradients, strict=True) if each is not None}
@@ -289,14 +301,14 @@ def gradient_reaches_the_parameters(t: Trial) -> None:
             t.review.require(finite, tried, "one that is not finite", change)
             still = sorted(name for name in leaves if name not in moving or not bool(moving[name].any()))
             if values is now:
-                change = "let the gates read each parameter, or do not own it"
+                change = f"let the {t.plugin.by} read each parameter, or do not own it"
                 t.review.require(not still, tried, f"none for {still}", change)
             change = "start where something moves: factors that are all 0 hold each other there for ever"
             t.review.require(len(still) < len(leaves), tried, "none for any parameter", change)
 
 
 def different_preferences_have_different_gates(t: Trial) -> None:
-    if t.plugin.by != "gates":
+    if t.plugin.by == "text":
         return
     for shape, _, now in t.adapters():
         for pair in _far_apart(t.preferences(shape.objectives), NAMES[: shape.objectives]):
@@ -304,9 +316,9 @@ def different_preferences_have_different_gates(t: Trial) -> None:
 
             rows = torch.tensor([each.vector(NAMES[: shape.objectives]) for each in pair], dtype=torch.float32)
             tried = " and ".join(map(_described, pair))
-            first, second = t.gates(tried, rows, now, shape)
-            change = "let the gates depend on the preference; the adapter has nothing else to go by"
-            t.review.require(not _close(first, second), tried, "the same gates", change)
+            first, second = t.made(tried, rows, now, shape)
+            change = f"let the {t.plugin.by} depend on the preference; the model has nothing else to go by"
+            t.review.require(not _close(first, second), tried, f"the same {t.plugin.by}", change)
 
 
 CHECKS: tuple[Callable[[Trial], None], ...] = (
@@ -323,6 +335,17 @@ CHECKS: tuple[Callable[[Trial], None], ...] = (
     gradient_reaches_the_parameters,
     different_preferences_have_different_gates,
 )
+
+
+def _shape(layers: int, rank: int, objectives: int, by: str, seed: int) -> AdapterShape:
+    """With the base's embeddings, where vectors stand beside them."""
+    import torch
+
+    plain = AdapterShape(layers, rank, objectives)
+    if by != "vectors":
+        return plain
+    embeddings = SPREAD * torch.randn(VOCABULARY, WIDTH, generator=torch.Generator().manual_seed(seed))
+    return replace(plain, width=WIDTH, spread=SPREAD, embeddings=embeddings)
 
 
 def _far_apart(found: Sequence[Preference], names: tuple[str, ...]) -> Iterator[tuple[Preference, Preference]]:

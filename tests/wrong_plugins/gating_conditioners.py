@@ -174,7 +174,7 @@ WRONG = {
     TakesNothing: "each refused, the last: ConfigError: not this one",
     OfARow: r"torch.float32 \[\d+, 4\]",
     Rounded: "got:    torch.bfloat16",
-    Logarithms: "a gate that is NaN or inf",
+    Logarithms: "gates that are NaN or inf",
     RefusesLate: "gates must take any(.|\n)*refuse an adapter in check",
     RefusesWithTheModel: "first values(.|\n)*refuse an adapter in check",
     ToldByGates: "reading tells_rewards",

@@ -225,7 +225,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class AdapterShape:
-    """Linear layers that carry the adapter, its rank, and how many objectives there are. For vectors also ``width`` and
+    """Linear layers that carry the adapter, its rank, and the number of objectives. For vectors also ``width`` and
     ``spread`` (standard deviation) of the base's embeddings, and for first values ``embeddings`` [V,D] of some tokens."""
 
     layers: int

@@ -226,7 +226,7 @@ class Batch:
 @dataclass(frozen=True, slots=True)
 class AdapterShape:
     """Linear layers that carry the adapter, its rank, and the number of objectives. For vectors also ``width`` and
-    ``spread`` (standard deviation) of the base's embeddings, and for first values ``embeddings`` [V,D] of some tokens."""
+    ``spread`` (standard deviation) of the base's embeddings, for first values ``embeddings`` [V,D] of some tokens."""
 
     layers: int
     rank: int

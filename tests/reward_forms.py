@@ -59,12 +59,12 @@ def made_up(form: RewardModel, objectives: tuple[str, ...] = NAMES, *, missing: 
 
 def leaves(form: RewardModel, batch: Batch) -> dict[str, Tensor]:
     """What carries a gradient: the parameters by name, and the states or log-probabilities that the form reads."""
-    read = {name: getattr(batch, name) for name in ("final", "context", "logps") if name in form.needs}
+    read: dict[str, Tensor] = {name: getattr(batch, name) for name in ("final", "context", "logps") if name in form.needs}
     return {**batch.parameters, **read}
 
 
 def with_leaves(batch: Batch, values: dict[str, Tensor]) -> Batch:
-    states = {name: values[name] for name in ("final", "context", "logps") if name in values}
+    states: dict[str, Any] = {name: values[name] for name in ("final", "context", "logps") if name in values}
     return replace(batch, parameters={name: values[name] for name in batch.parameters}, **states)
 
 
@@ -120,6 +120,7 @@ def check_rows_alone(form: RewardModel, batch: Batch) -> None:
         torch.testing.assert_close(form.scores(alone)[0], scores[row], rtol=1e-12, atol=1e-12, equal_nan=True)
     head = form.head(batch.parameters)
     if head is not None:
+        assert batch.final is not None
         torch.testing.assert_close(batch.final @ head.T, scores)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise, product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,13 +25,13 @@ ROUND = np.random.default_rng(0).normal(size=(12, 2))  # rewards of 4 responses 
 GROUPS = np.repeat([5, 2, 9], 4)
 
 
-def counted(signal: list[float], groups: list[int] | None = None, **options: int) -> list[float]:
+def counted(signal: list[float], groups: list[int] | None = None, **options: Any) -> list[float]:
     numbers = torch.zeros(len(signal), dtype=torch.long) if groups is None else torch.tensor(groups)
     objective = RejectionSampling(**options)
     return objective.advantages(torch.tensor(signal, dtype=torch.float64), numbers, None).tolist()
 
 
-def winners(rewards: np.ndarray, vector: tuple[float, float], kind: str = "direction") -> list[int]:
+def winners(rewards: np.ndarray, vector: tuple[float, float], kind: Any = "direction") -> list[int]:
     """The response to each prompt that counts, for a combined reward of vector.r; any length of the vector."""
     preference = Preference(kind, dict(zip(NAMES, vector, strict=True)))
     rule = Advantages(RejectionSampling(), Linear(), preference, NAMES, "c")

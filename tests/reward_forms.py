@@ -14,6 +14,8 @@ NAMES = ("helpful", "harmless", "brief")
 ROWS, TOKENS, WIDTH = 7, 5, 4
 PAIRS = ((0, 1), (2, 1), (3, 4), (5, 3), (4, 5))  # row 6 is in none
 
+STATES = ("final", "context", "logps")
+
 
 def moved(form: RewardModel, objectives: tuple[str, ...] = NAMES, seed: int = 0, by: float = 0.3) -> dict[str, Tensor]:
     """The form's parameters somewhere else than at their start, as training has them."""
@@ -59,12 +61,14 @@ def made_up(form: RewardModel, objectives: tuple[str, ...] = NAMES, *, missing: 
 
 def leaves(form: RewardModel, batch: Batch) -> dict[str, Tensor]:
     """What carries a gradient: the parameters by name, and the states or log-probabilities that the form reads."""
-    read: dict[str, Tensor] = {name: getattr(batch, name) for name in ("final", "context", "logps") if name in form.needs}
+    read: dict[str, Tensor] = {
+        name: getattr(batch, name) for name in ("final", "context", "logps") if name in form.needs
+    }
     return {**batch.parameters, **read}
 
 
 def with_leaves(batch: Batch, values: dict[str, Tensor]) -> Batch:
-    states: dict[str, Any] = {name: values[name] for name in ("final", "context", "logps") if name in values}
+    states: dict[str, Any] = {name: values[name] for name in STATES if name in values}
     return replace(batch, parameters={name: values[name] for name in batch.parameters}, **states)
 
 

@@ -23,6 +23,7 @@ from moalign.demo import world as worlds
 from moalign.demo.enumeration import Enumeration, enumerate_replies, reply_logps
 from moalign.demo.world import World
 from moalign.engine import model as models
+from moalign.engine.conditioning import told_ids
 from moalign.engine.model import TRAINED, LanguageModel
 from moalign.lora import mixing
 from moalign.registry import discover
@@ -110,7 +111,9 @@ def _policy(archive: Archive, model: LanguageModel, replies: Enumeration, world:
         lora.read(model.policy, TRAINED, Path(folder), model.fingerprint)
     text = steering.text(archive, mix)
     if text:
-        replies = enumerate_replies(model.tokeniser.tokenizer, world.prompts, text)
+        tokeniser = model.tokeniser
+        asked = lambda ids: told_ids(tokeniser, "", ids, text, "front")  # noqa: E731
+        replies = enumerate_replies(tokeniser.tokenizer, world.prompts, asked)
     with lora.active(model.policy, TRAINED):
         return reply_logps(model.policy, replies)
 

@@ -57,7 +57,7 @@ class Run:
 
         ``posterior=0.1, draw=3``, of a run with ``train.posterior``: not the adapters are mixed but their posteriors
         combined by the same shares, and an adapter is drawn, each weight within its central interval of this
-        probability; 0 is the mean.
+        probability; 0 is the mean. Where the run's model is told its preference in text, ``run.text`` says it.
 
         Raises RunError for an unknown id, where candidates have no posterior, where the base is not the one that the
         run trained on, or where virtual tokens tell the run's model its preference, which no peft adapter holds;
@@ -74,6 +74,21 @@ class Run:
                 "hold; `moalign generate` speaks with them, and `export` writes them beside the adapter"
             )
         return steering.load(archive, mix, base=None if base is None else str(base), r=rank, device=device)
+
+    def text(
+        self,
+        candidate: str | None = None,
+        *,
+        prefer: str | Mapping[str, Any] | Preference | None = None,
+        **weights: float,
+    ) -> str:
+        """What has to stand in front of every prompt to a point of the front, named as for ``load``; "" where its
+        adapter is all that tells the model its preference. With a chat template it belongs into the system prompt.
+        """
+        from moalign.sweeps import steering
+
+        archive = Archive.open(self.directory)
+        return steering.text(archive, self._mix(archive, candidate, prefer, weights))
 
     def select(
         self,

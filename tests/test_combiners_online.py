@@ -350,3 +350,16 @@ def test_the_baseline_of_a_loss_undoes_a_shift_of_the_signal_and_not_its_rule():
     )
     torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
     assert (one - loss.advantages(signal(Linear(), rewards, (0.5, 0.5)), groups, nothing)).abs().max() > 0.01
+
+
+def test_heron_compares_each_group_for_its_own_preference():
+    """Groups asked for different preferences get what each gets alone."""
+    rewards = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    wanted = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.1, 0.9]], dtype=torch.float64)
+    groups = torch.tensor([0, 0, 1, 1])
+    together = HERON().signal(rewards, wanted, groups, {})
+    assert together.tolist() == [1.0, -1.0, -1.0, 1.0]
+    for group in (0, 1):
+        rows = groups == group
+        alone = HERON().signal(rewards[rows], wanted[rows], groups[rows], {})
+        assert torch.equal(alone, together[rows])

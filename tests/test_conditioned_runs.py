@@ -283,9 +283,26 @@ REFUSED = {
     "which needs hidden and token_advantages": ({"loss": "ppo", **ONLINE}, "ppo"),
     "which needs greedy": ({"loss": "remax", **ONLINE}, "remax"),
     "trains no one-hot candidates": ({"combine": "modpo", "data": {"margins": "implicit"}}, "margins"),
-    "a judgement of a pair has no direction": ({"condition": {"name": "soup", "angles": [0, 90]}}, "angles"),
-    "make it a multiple of 2": ({"condition": {"name": "soup", "shared": 1}}, "shared"),
-    "no two have one prompt": ({"condition": {"name": "tags", "of": "rewards"}, "loss": "rebel", **ONLINE}, "tags"),
+    "a judgement of a pair has no direction": ({"condition": TEXT | {"angles": [0, 90]}}, "angles"),
+    "a direction has length 1": (
+        {"condition": {"name": "soup", "angles": [0, 90]}, "loss": "rebel", **ONLINE},
+        "angles",
+    ),
+    "leave one out": (
+        {"condition": TEXT | {"angles": [0, 90], "concentration": 0.5}, "loss": "rebel", **ONLINE},
+        "concentration",
+    ),
+    "there are no rollouts; leave it out": ({"condition": {"name": "soup", "per_prompt": 2}}, "per_prompt"),
+    "compares it with the policy that sampled it": (
+        {"condition": {"name": "tags", "of": "rewards"}, "loss": "grpo", **ONLINE},
+        "old_logps and reference",
+    ),
+    "draws preferences that combine 'worst-case' refuses": (
+        {"combine": "worst-case", "loss": "grpo", **ONLINE},
+        "worst",
+    ),
+    "a multiple of 2": ({"condition": {"name": "soup", "shared": 1}}, "shared"),
+    "no two have one prompt": ({"condition": {"name": "tags", "of": "rewards"}, "loss": "sft"}, "tags"),
     "exactly two objectives, there are 3": (
         {
             "condition": {"name": "prompt-text", "angles": [0, 90]},
@@ -322,6 +339,71 @@ def test_a_sampler_of_its_own_is_refused_where_rows_are_conditioned(name, reason
     config = small_config(tiny_model_path, pairs, condition=name, loss="rebel", **online)
     with pytest.raises(ConfigError, match=f"rollouts.sampler: condition: '{name}' {reason} for each prompt"):
         prepare(config, installed)
+
+
+def opened(model_path, pairs, tmp_path, **changes):
+    plan = prepare(small_config(model_path, pairs, **changes), registry.discover())
+    return open_workshop(plan, tmp_path, Observer(), keep_cache=False)
+
+
+def test_gates_do_not_reach_the_output_head(tiny_model_path, pairs, tmp_path):
+    model = {"path": str(tiny_model_path), "lora": {"r": 4, "targets": ["q_proj", "lm_head"]}}
+    with pytest.raises(ConfigError, match="the output head carries an adapter; leave that out"):
+        opened(tiny_model_path, pairs, tmp_path, condition="soup", model=model)
+
+
+def test_a_rule_that_needs_rewards_says_that_there_are_none(tiny_model_path, pairs, tmp_path):
+    with pytest.raises(ConfigError, match="there are none for harmless and helpful; with condition no one-hot"):
+        opened(tiny_model_path, pairs, tmp_path, condition="soup", combine="modpo")
+
+
+def test_rules_whose_state_is_not_a_preferences_go_with_it(tiny_model_path, pairs):
+    for rule in ("chebyshev", "log-sigmoid", {"name": "product", "penalties": ["helpful"]}):
+        config = small_config(tiny_model_path, pairs, condition="soup", combine=rule, loss="grpo", **ONLINE)
+        assert prepare(config, registry.discover()).propose(())
+
+
+@pytest.mark.parametrize("way", ["text, from pairs", "text, regression online"])
+def test_long_prompts_lose_their_beginning_and_not_the_text(way, tiny_model_path, tmp_path):
+    """Nothing is longer than data.max_length, and what was cut is counted."""
+    file = tmp_path / "long.jsonl"
+    rows = []
+    for number in range(12):
+        prompt = f"{'long ' * (8 * (number % 3))}q{number}: "
+        for objective, chosen, rejected in (("helpful", "abc", "12"), ("harmless", "12", "abc")):
+            rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected, "objective": objective})
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"path": str(file), "held_out": 0.3, "max_length": 84}
+    made = opened(tiny_model_path, file, tmp_path, **(WAYS[way] | {"data": data}))
+    assert any("lost" in reason or "truncated" in reason for reason in made.material.counts)
+    decode = made.model.tokeniser.tokenizer.decode
+    for step in (0, 5):
+        for sequence in batch_source(EQUAL, made).at(step)[0].sequences:
+            assert len(sequence.ids) <= 84
+            assert decode(sequence.prompt, skip_special_tokens=True).startswith("harmless*")
+    made.evaluate("candidate", wanted=EQUAL.preference)
+
+
+def test_directions_are_told_in_text_alone(finished):
+    with pytest.raises(PreferenceError, match="told weights that sum to 1; write weights"):
+        moalign.open_run(finished("soup, from pairs")).load(prefer={"angle": 30})
+
+
+def test_the_text_is_said_where_somebody_takes_the_adapter(finished, tmp_path):
+    run_ = moalign.open_run(finished("text, from pairs"))
+    assert run_.text(helpful=0.8, harmless=0.2) == "harmless*24 + helpful*97;"
+    assert run_.text("w-1.00-0.00") == "harmless*100 + helpful*0;"
+    assert moalign.open_run(finished("soup, from pairs")).text(prefer="helpful") == ""
+    for further in (["--prefer", "helpful"], ["--bundle", "--all"]):
+        command = [sys.executable, "-m", "moalign", "export", str(run_.directory), "--to", str(tmp_path / further[0])]
+        done = subprocess.run([*command, *further], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "told its preference in text" in done.stderr
+
+
+def test_decoders_say_that_there_is_one_model(finished):
+    with pytest.raises(PreferenceError, match="one model for all preferences; ask it without a decoder"):
+        moalign.open_run(finished("soup, from pairs")).decoder("multi-objective", prefer="equal")
 
 
 def test_searches_that_train_candidates_each_in_their_own_way_are_refused(tiny_model_path, pairs):

@@ -14,7 +14,15 @@ from pydantic import ValidationError
 from moalign import preference
 from moalign.api import Conditioner, ConfigError, PluginError, Preference
 from moalign.data.tokenise import Tokeniser
-from moalign.engine.conditioning import Conditioning, gates_of, place_of_text, text_of, vectors_of, with_text
+from moalign.engine.conditioning import (
+    Conditioning,
+    gates_of,
+    place_of_text,
+    text_of,
+    told_ids,
+    vectors_of,
+    with_text,
+)
 from moalign.errors import TrainingError
 from moalign.types import AdapterShape
 from moalign_plugins.conditioners.embedding import Embedding
@@ -68,6 +76,16 @@ def test_less_concentration_favours_the_corners():
         )
 
     assert largest(0.1) > largest(1.0) > largest(10.0)
+
+
+def test_corners_are_drawn_where_all_weights_are_too_small_for_a_float():
+    drawing, rng = PromptText(concentration=0.01), Random(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rng, "gammavariate", lambda alpha, beta: 0.0)
+        drawn = [drawing.draw(NAMES, rng).vector(NAMES) for _ in range(20)]
+    assert set(drawn) == {(1.0, 0.0), (0.0, 1.0)}
+    with pytest.raises(ValidationError, match=r"greater than or equal to 0\.01"):
+        PromptText(concentration=0.001)
 
 
 @given(st.integers(0, 10**6))
@@ -125,7 +143,9 @@ def test_tags_of_rewards_are_levels_between_worst_and_best():
     with pytest.raises(ValidationError, match="helpful: write"):
         Tags(ranges={"helpful": (1.0, 1.0)})
     with pytest.raises(ConfigError, match="no objective is called 'honest'"):
-        Tags(ranges={"honest": (0.0, 1.0)}).check(8, NAMES)
+        Tags(of="rewards", ranges={"honest": (0.0, 1.0)}).check(8, NAMES)
+    with pytest.raises(ValidationError, match="ranges are of rewards"):
+        Tags(ranges={"helpful": (0.0, 1.0)})
 
 
 SYSTEM = (
@@ -148,8 +168,7 @@ def test_where_the_text_stands_depends_on_the_template(template, place, tiny_mod
     tokenizer.chat_template = template
     tokeniser = Tokeniser.of(tokenizer)
     assert place_of_text(tokeniser) == place
-    told = with_text("why?", "be kind. ", place)
-    shown = tokenizer.decode(tokeniser.prompt(told))
+    shown = tokenizer.decode(told_ids(tokeniser, "why?", tokeniser.prompt("why?"), "be kind. ", place))
     expected = {
         "front": "<s>be kind. why?",
         "system": "<system>be kind.</s><user>why?</s><a>",
@@ -162,6 +181,8 @@ def test_an_existing_system_prompt_stays_behind_the_text():
     talk = ({"role": "system", "content": "short."}, {"role": "user", "content": "why?"})
     assert with_text(talk, "be kind. ", "system")[0] == {"role": "system", "content": "be kind. short."}
     assert with_text(talk[1:], "be kind. ", "user") == ({"role": "user", "content": "be kind. why?"},)
+    # a template that leaves system prompts out must not leave the text out with them
+    assert with_text(talk, "be kind. ", "user") == (talk[0], {"role": "user", "content": "be kind. why?"})
 
 
 def test_a_prompt_without_room_for_the_text_is_no_candidates_prompt(tiny_model_path):
@@ -207,7 +228,7 @@ def test_what_a_soup_shares_is_there_for_every_preference():
 
 @pytest.mark.parametrize(("shared", "rank", "number"), [(0, 7, 2), (7, 8, 2), (8, 8, 1)])
 def test_a_rank_that_is_not_shared_out_evenly_is_refused(shared, rank, number):
-    with pytest.raises(ConfigError, match=r"condition\.shared"):
+    with pytest.raises(ConfigError, match="a multiple of"):
         Soup(shared=shared).check(rank, tuple("ab"[:number]))
 
 

@@ -29,7 +29,7 @@ class Conditioner(Plugin):
 
     by: ClassVar[Literal["text", "gates", "vectors"]] = "text"
 
-    concentration: float = Field(default=1.0, gt=0)
+    concentration: float = Field(default=1.0, ge=0.01)
     """of the Dirichlet distribution that weights are drawn from: 1 is uniform, less favours the corners"""
     angles: tuple[float, float] | None = None
     """draw directions instead: of two objectives, with an angle between these degrees (0: the first objective alone);
@@ -46,7 +46,9 @@ class Conditioner(Plugin):
             angle = math.radians(rng.uniform(*self.angles))
             return Preference("direction", dict(zip(objectives, (math.cos(angle), math.sin(angle)), strict=True)))
         drawn = [rng.gammavariate(self.concentration, 1.0) for _ in objectives]
-        total = math.fsum(drawn) or 1.0
+        total = math.fsum(drawn)
+        if not total:  # all too small for a float: one of them has, in the limit, everything
+            drawn[rng.randrange(len(drawn))] = total = 1.0
         return Preference("weights", {name: each / total for name, each in zip(objectives, drawn, strict=True)})
 
     def text(self, preference: Preference) -> str:

@@ -49,6 +49,7 @@ def export(
     if merge:
         steered.phase("loading the model and merging")
     from moalign.sweeps import export as exporting
+    from moalign.sweeps import steering
 
     if merge:
         written = exporting.write_merged(archive, mix, to, base=base, r=rank, dtype=dtype)
@@ -57,6 +58,8 @@ def export(
     if rank is not None:
         _plain(f"rank {written.r} loses {100 * written.lost.total:.3g} % of the update (Frobenius norm)")
     load = "AutoModelForCausalLM.from_pretrained" if merge else "PeftModel.from_pretrained"
+    if text := steering.text(archive, mix):
+        steered.note(f"it is told its preference in text, which has to stand in front of every prompt: {text!r}")
     what = "model and tokenizer" if merge else f"adapter of rank {written.r}"
     _plain(f"{what}, for {load}: {to}")
     if (to / exporting.VECTORS).exists():
@@ -70,6 +73,8 @@ def _bundle(run_directory: Path, to: Path, everything: bool, base: str | None) -
     archive = Archive.open(run_directory)
     content = exporting.write_bundle(archive, to, everything=everything, base=base)
     _plain(f"{len(content['adapters'])} adapters, largest rank {content['largest_r']}: {to / exporting.BUNDLE}\n")
+    if any(entry["text"] for entry in content["adapters"]):
+        steered.note("the model is told its preference in text: before every prompt stands the `text` of bundle.json")
     _plain(serving(content, to, base or archive.base))
 
 

@@ -117,6 +117,18 @@ def drop_unrewarded(dataset: PairDataset, objectives: Collection[str] | None = N
     return _of_pairs(dataset, kept, counts)
 
 
+def drop_cut(dataset: PairDataset) -> PairDataset:
+    """Leave out the pairs of which a sequence has lost a part, and count them. Raises DataError where none remains."""
+    whole = np.array([not sequence.truncated for sequence in dataset.sequences])
+    kept: NDArray[np.bool_] = np.asarray(np.all(whole[dataset.pairs], axis=1))
+    if kept.all():
+        return dataset
+    if not kept.any():
+        raise DataError("no pair has room for the text of a preference; raise data.max_length")
+    counts = {**dataset.counts, "dropped pair: no room for the text of a preference": int((~kept).sum())}
+    return _of_pairs(dataset, kept, counts)
+
+
 def _of_pairs(dataset: PairDataset, kept: NDArray[np.bool_], counts: Mapping[str, int]) -> PairDataset:
     return replace(
         dataset,

@@ -108,6 +108,10 @@ class Tokeniser:
             return "the response holds a special token inside its text"
         return (*ids, self.end_id)
 
+    def text(self, text: str) -> Ids:
+        """Ids of the text alone, without special tokens."""
+        return self._encode(text)
+
     def _encode(self, text: str) -> Ids:
         return _ids(self.tokenizer(text, add_special_tokens=False, verbose=False))
 

@@ -60,14 +60,14 @@ def reply_logps(model: nn.Module, replies: Enumeration) -> Tensor:
 
 
 def enumerate_replies(
-    tokenizer: Any, prompts: Sequence[str], text: str = "", asked: Callable[[Ids], Ids] = lambda ids: ids
+    tokenizer: Any, prompts: Sequence[str], asked: Callable[[Ids], Ids] = lambda ids: ids
 ) -> Enumeration:
     """The grammar's replies to the prompts, tokenised and laid out for ``reply_logps``; once per tokenizer.
 
-    ``text``: what the model reads in front of each prompt; ``asked``: what it reads in the place of a prompt's ids.
+    ``asked``: what the model reads in the place of a prompt's ids.
     """
     forest = _Forest()
-    paths = [_paths(forest, tokenizer, prompt, text, asked) for prompt in prompts]
+    paths = [_paths(forest, tokenizer, prompt, asked) for prompt in prompts]
     length = max(len(tree) for tree in forest.trees)
     ids = torch.zeros(len(forest.trees), length, dtype=torch.long)
     depth = torch.zeros_like(ids)
@@ -121,8 +121,8 @@ class _Forest:
         return path
 
 
-def _paths(forest: _Forest, tokenizer: Any, prompt: str, text: str, asked: Callable[[Ids], Ids]) -> list[list[int]]:
-    beginning = list(asked(tuple(tokenizer(text + prompt)["input_ids"])))
+def _paths(forest: _Forest, tokenizer: Any, prompt: str, asked: Callable[[Ids], Ids]) -> list[list[int]]:
+    beginning = list(asked(tuple(tokenizer(prompt)["input_ids"])))
     texts = grammar.replies(prompt)
     tokens = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     order = sorted(range(len(tokens)), key=tokens.__getitem__)  # neighbours share their beginnings

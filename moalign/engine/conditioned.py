@@ -121,7 +121,8 @@ class ConditionedRollouts(RolloutSource):
         if not np.isfinite(rewards).all():
             return sequence
         named = dict(zip(self.objectives, rewards.tolist(), strict=True))
-        return _after(self.conditioning.prompt_of_rewards(self.texts[prompt], named), sequence)
+        told = self.conditioning.prompt_of_rewards(self.texts[prompt], self.prompts[prompt], named)
+        return _after(told, sequence)
 
     def _of_reference(self, dataset: PairDataset) -> Logps:
         """Under the reference, which reads the prompts as they are in the data."""

@@ -22,6 +22,8 @@ from moalign.types import AdapterShape, Message, Preference
 
 Prompt = str | tuple[Message, ...]
 
+SLACK = 16  # tokens by which a text may be longer than those that are tried
+
 _PROBE = "moalignprobe"
 
 
@@ -61,21 +63,20 @@ class Conditioning:
         """The ids of the prompt as the model is to read it, ``ids`` being those that the reference reads: with the
         conditioner's text, or with placeholders for its vectors.
 
-        Raises TrainingError where it is longer with the text than there is room for: its beginning, which is cut of
-        other prompts, is the text.
+        Raises TrainingError where it is longer with the text than there is room for, which ``room_for`` has made.
         """
         if self.conditioner.by == "gates":
             return ids
         if self.conditioner.by == "vectors":
             return with_places(ids, self.conditioner.virtual_tokens, self.tokeniser, self._place)
-        return self._behind(text_of(self.conditioner, wanted, self.candidate), prompt)
+        return self._behind(text_of(self.conditioner, wanted, self.candidate), prompt, ids)
 
-    def prompt_of_rewards(self, prompt: Prompt, rewards: Mapping[str, float]) -> Ids:
+    def prompt_of_rewards(self, prompt: Prompt, ids: Ids, rewards: Mapping[str, float]) -> Ids:
         """The prompt as it would ask for these rewards."""
-        return self._behind(text_of_rewards(self.conditioner, rewards, self.candidate), prompt)
+        return self._behind(text_of_rewards(self.conditioner, rewards, self.candidate), prompt, ids)
 
-    def _behind(self, text: str, prompt: Prompt) -> Ids:
-        ids = self.tokeniser.prompt(with_text(prompt, text, self._where))
+    def _behind(self, text: str, prompt: Prompt, ids: Ids) -> Ids:
+        ids = told_ids(self.tokeniser, prompt, ids, text, self._where)
         if len(ids) > self.longest:
             raise TrainingError(
                 f"a prompt of {len(ids)} tokens with the text of the preference, where there is room for "
@@ -152,24 +153,44 @@ def _text(conditioner: Conditioner, hook: str, about: Any, candidate: str) -> st
     return found
 
 
-def with_text(prompt: Prompt, text: str, where: str) -> Prompt:
-    """The prompt with the text at a place of ``place_of_text``."""
-    if where == "front":
-        return text + prompt if isinstance(prompt, str) else _in_first(prompt, text)
+def told_ids(tokeniser: Tokeniser, prompt: Prompt, ids: Ids, text: str, where: str) -> Ids:
+    """The prompt with the text at a place of ``place_of_text``; ``ids``: the prompt's own, perhaps cut.
+
+    Without a template ids are joined, and not texts, so that the prompt is read as it is without.
+    """
+    if where != "front":
+        return tokeniser.prompt(with_text(prompt, text, where))
+    begin = 1 if tokeniser.bos_id is not None and ids[:1] == (tokeniser.bos_id,) else 0
+    return (*ids[:begin], *tokeniser.text(text), *ids[begin:])
+
+
+def with_text(prompt: Prompt, text: str, where: str) -> tuple[Message, ...]:
+    """The conversation with the text in its system prompt, or where the template has none in its first message of the
+    user."""
     messages = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
     if where == "system" and messages[0].get("role") != "system":
         return ({"role": "system", "content": text.strip()}, *messages)
-    return _in_first(messages, text)
+    role = "system" if where == "system" else "user"
+    place = next((number for number, message in enumerate(messages) if message.get("role") == role), 0)
+    told = {**messages[place], "content": text + messages[place]["content"]}
+    return (*messages[:place], told, *messages[place + 1 :])
 
 
-def _in_first(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:
-    first, *rest = messages
-    return ({**first, "content": text + first["content"]}, *rest)
+def room_for(conditioner: Conditioner | None, objectives: tuple[str, ...], tokeniser: Tokeniser) -> int:
+    """Tokens of a prompt that are the conditioner's, at the most: of each objective alone, of all alike, and a few."""
+    if conditioner is None or conditioner.by == "gates":
+        return 0
+    if conditioner.by == "vectors":
+        return conditioner.virtual_tokens
+    alone = [{name: float(name == only) for name in objectives} for only in objectives]
+    asked = [*alone, dict.fromkeys(objectives, 1 / len(objectives))]
+    texts = [text_of(conditioner, Preference("weights", values)) for values in asked]
+    return max(len(tokeniser.text(text)) for text in texts) + SLACK
 
 
 def place_of_text(tokeniser: Tokeniser) -> str:
     """Where the text of a preference stands: "system" where the chat template has a place for a system prompt, "user":
-    in the first message, "front": before a prompt of a model without a template."""
+    in the user's first message, "front": before a prompt of a model without a template."""
     from jinja2 import TemplateError
 
     if not tokeniser.has_template:

@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from moalign.data.tokenise import Ids, Tokeniser
-from moalign.engine.conditioning import Prompt, place_of_text, with_text
+from moalign.engine.conditioning import Prompt, place_of_text, told_ids
 from moalign.engine.row_conditions import RowConditions, in_front, place_of_vectors, with_places
 from moalign.errors import ModelError, UserError
 from moalign.seeds import derive
@@ -74,8 +74,7 @@ class Speaker:
         ``write`` gets the text piece by piece as it is made. No global generator is moved. Raises ModelError where
         the prompt leaves no room for a reply.
         """
-        told = with_text(prompt, self._text, self._place) if self._text else prompt
-        manner, ids = self._manner, self._ids(told)
+        manner, ids = self._manner, self._ids(prompt)
         config = GenerationConfig(
             do_sample=manner.temperature > 0,
             max_new_tokens=length(len(ids), self._manner.max_new_tokens, USUAL_LENGTH, self._room),
@@ -103,6 +102,8 @@ class Speaker:
 
     def _ids(self, prompt: Prompt) -> Ids:
         ids, conditions = self._tokeniser.prompt(prompt), self._conditions
+        if self._text:
+            return told_ids(self._tokeniser, prompt, ids, self._text, self._place)
         if conditions is None or conditions.vectors is None:
             return ids
         return with_places(ids, conditions.vectors.shape[1], self._tokeniser, conditions.place)

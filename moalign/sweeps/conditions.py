@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from random import Random
 from typing import TYPE_CHECKING
 
-from moalign import door
-from moalign.api import Conditioner
+from moalign import door, preference
+from moalign.api import Combiner, Conditioner
 from moalign.config import Config
 from moalign.errors import ConfigError, PluginError, PreferenceError
 from moalign.registry import Registry
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from moalign.sweeps.plan import Plan
 
 MODEL = "model"  # the id of the one candidate that is trained
+TRIED = 20  # drawn preferences that the combiner is asked about
 
 
 def conditioner_of(config: Config, registry: Registry) -> Conditioner | None:
@@ -47,6 +49,11 @@ def _question(candidate: Candidate, plan: Plan) -> Candidate:
             f"{who}: with condition '{choice.name}' one model is trained and the search only asks it for preferences; "
             "this search wants candidates that are trained each in its own way. Use grid, random or listed"
         )
+    if candidate.preference.kind == "direction" and plan.conditioner is not None and plan.conditioner.by != "text":
+        raise PreferenceError(
+            f"{candidate.id}: condition '{choice.name}' is told weights that sum to 1 and no directions; text can tell "
+            "them: `moalign plugins list --kind conditioner`"
+        )
     if candidate.preference.kind == "thresholds":
         raise PreferenceError(f"{candidate.id}: condition '{choice.name}' knows weights and directions, no thresholds")
     return replace(candidate, parents=(MODEL,), mixed=False, conditioned=True)
@@ -63,6 +70,23 @@ def check(plan: Plan) -> None:
         raise ConfigError(f"condition.angles: an angle needs exactly two objectives, there are {len(plan.objectives)}")
     if conditioner.angles is not None and not (plan.scored or plan.grouped):
         raise ConfigError("condition.angles: a judgement of a pair has no direction; use a loss on rewards")
+    if conditioner.angles is not None and conditioner.by != "text":
+        raise ConfigError(
+            f"condition.angles: {key} is told weights that sum to 1, and a direction has length 1; leave angles out, "
+            "or use a conditioner that speaks in text"
+        )
+    if conditioner.angles is not None and "concentration" in conditioner.model_fields_set:
+        raise ConfigError("condition.concentration: of weights, and with angles directions are drawn; leave one out")
+    if config.rollouts is None and "per_prompt" in conditioner.model_fields_set:
+        raise ConfigError(
+            "condition.per_prompt: of a round of sampled responses, and there are no rollouts; leave it out"
+        )
+    if conditioner.tells_rewards and (own := plan.objective.wants & {"old_logps", "reference"}):
+        raise ConfigError(
+            f"{key} trains a response behind other rewards than those that asked for it, and loss '{config.loss.name}' "
+            f"compares it with the policy that sampled it (it needs {' and '.join(sorted(own))}); use a loss that only "
+            "makes responses likelier: `moalign plugins list --kind objective`"
+        )
     if conditioner.tells_rewards and not plan.grouped:
         raise ConfigError(
             f"{key} tells a response its own rewards, so that no two have one prompt and can be compared; use a loss "
@@ -78,10 +102,12 @@ def check(plan: Plan) -> None:
             "loss: `moalign plugins list --kind objective`"
         )
     equal = Preference("weights", dict.fromkeys(plan.objectives, 1 / len(plan.objectives)))
-    if plan.combiner.needs_gram or door.call(plan.combiner, "init", equal):
+    drawn = _drawn(conditioner, plan.objectives)
+    _check_rule(plan, [equal, *drawn], key)
+    if plan.combiner.needs_gram or _follows_one(plan.combiner, [equal, *drawn]):
         raise ConfigError(
             f"{key} does not go with combine '{config.combine.name}', which adapts to one preference while it trains; "
-            "use a rule without a state: `moalign plugins list --kind combiner`"
+            "use another rule: `moalign plugins list --kind combiner`"
         )
     if conditioner.by != "text" and config.rollouts is not None and config.rollouts.sampler is not None:
         how = "gates the adapter" if conditioner.by == "gates" else "has vectors in the place of tokens"
@@ -91,3 +117,32 @@ def check(plan: Plan) -> None:
         )
     if config.data.margins == "implicit":
         raise ConfigError(f"data.margins: {key} trains no one-hot candidates whose adapters could be the rewards")
+
+
+def _drawn(conditioner: Conditioner, objectives: tuple[str, ...]) -> list[Preference]:
+    """Some of those that it will be trained on. Raises PluginError where it draws what is none."""
+    rng, found = Random(0), []
+    for _ in range(TRIED):
+        drawn = door.call(conditioner, "draw", objectives, rng)
+        try:
+            found.append(preference.parse(drawn, objectives))
+        except PreferenceError as error:
+            raise PluginError(f"{door.origin(conditioner).who}, in draw: it drew no preference: {error}") from None
+    return found
+
+
+def _check_rule(plan: Plan, wanted: Sequence[Preference], key: str) -> None:
+    """Raise ConfigError where the combiner has no meaning for what is drawn."""
+    for each in wanted:
+        try:
+            door.call(plan.combiner, "check", each)
+        except PreferenceError as error:
+            raise ConfigError(
+                f"{key} draws preferences that combine '{plan.config.combine.name}' refuses: {error}"
+            ) from None
+
+
+def _follows_one(combiner: Combiner, wanted: Sequence[Preference]) -> bool:
+    """Whether the combiner's state, or what it multiplies all advantages by, is that of one preference."""
+    first, *others = [door.call(combiner, "init", each) for each in wanted]
+    return type(combiner).multiplier is not Combiner.multiplier or any(other != first for other in others)

@@ -27,6 +27,8 @@ from moalign.types import Preference, Sample
 
 log = logging.getLogger(__name__)
 
+ONE_MODEL = "this run trained one model for all preferences; ask it without a decoder"
+
 Judge = Callable[[Sequence[Sample]], Sequence[float | None]]
 
 
@@ -63,11 +65,12 @@ def open_decoding(
             f"decoders hear candidates by their adapters, and the model of this run is told its preference {how}; "
             "ask it without a decoder"
         )
+    conditional = archive.config.condition is not None
     config = callables.replaced(archive.config, rewards or {})
     registry = callables.installed(registry, rewards or {})
     where = steering.place(device)
     decoder = registry.build("decoder", name, options, f"decoder {name}", config.plugin_deadline)
-    shares, why = _shares(archive, wanted)
+    shares, why = ({}, ONE_MODEL) if conditional else _shares(archive, wanted)
     request = Request(dict(zip(names, wanted.vector(names), strict=True)), shares, dict(values or {}))
     speakers = _speakers(decoder, request, why)
     judges = None

@@ -12,11 +12,12 @@ import numpy as np
 from moalign import storage
 from moalign.api import Reader
 from moalign.config import Shared
-from moalign.data.dataset import PairDataset, drop_unrewarded, with_rewards
+from moalign.data.dataset import PairDataset, drop_cut, drop_unrewarded, with_rewards
 from moalign.data.loading import read_file
 from moalign.data.pairing import labelled, scored
 from moalign.data.split import split
 from moalign.data.tokenise import Tokeniser
+from moalign.engine.conditioning import room_for
 from moalign.engine.evaluate import HeldOut
 from moalign.engine.model import LanguageModel
 from moalign.engine.rewards import Scored, Scorer, score_all
@@ -64,18 +65,20 @@ def gather(plan: Plan, model: LanguageModel, warn: Callable[[str], None]) -> Mat
     scorers = {name: Scorer(name, each, plan.config.objectives[name], warn) for name, each in plan.rewards.items()}
     training, held_out = records(plan.config, plan.readers, counts)
     tokeniser = model.tokeniser
-    limit = _longest_prompt(plan)
-    asked = _asked(tokeniser, _distinct_prompts(training), limit, counts)
-    held_out_asked = _asked(tokeniser, _distinct_prompts(held_out), limit, counts)[: plan.config.evaluate.prompts]
+    room = room_for(plan.conditioner, plan.objectives, tokeniser)
+    limit, whole = _longest_prompt(plan, room), plan.told_in_text and tokeniser.has_template
+    asked = _asked(tokeniser, _distinct_prompts(training), limit, counts, whole)
+    held_out_asked = _asked(tokeniser, _distinct_prompts(held_out), limit, counts, whole)
+    held_out_asked = held_out_asked[: plan.config.evaluate.prompts]
     if not held_out_asked:
         raise DataError("no held-out prompt is left to evaluate on", file=plan.config.data_paths[0])
     margins = {name: _margin_source(plan, name, training) for name in plan.objectives}
     train = None
     if plan.config.rollouts is None:
-        train = _dataset(plan, scorers, training, tokeniser, margins)
+        train = _dataset(plan, scorers, training, tokeniser, margins, room)
         counts.update({f"training: {reason}": number for reason, number in train.counts.items()})
         counts["training pairs"] = len(train.pairs)
-    pairs = _held_out_pairs(plan, held_out, tokeniser)
+    pairs = _held_out_pairs(plan, held_out, tokeniser, room)
     counts["held-out prompts"] = len(held_out_asked)
     counts["held-out pairs"] = 0 if pairs is None else len(pairs.pairs)
     if plan.evaluation_kind == "preference":
@@ -102,7 +105,7 @@ def gather(plan: Plan, model: LanguageModel, warn: Callable[[str], None]) -> Mat
         if plan.references
         else None,
         texts=tuple(prompt for prompt, _ in asked),
-        longest_prompt=limit,
+        longest_prompt=limit + room,
     )
 
 
@@ -135,8 +138,13 @@ def _distinct_prompts(records: Sequence[Record]) -> list[Prompt]:
     return list(seen.values())
 
 
-def _asked(tokeniser: Tokeniser, prompts: Sequence[Prompt], limit: int, counts: Counter[str]) -> list[Asked]:
-    """Prompts that the policy can be asked, with their ids, at most ``limit``; the rest is counted."""
+def _asked(
+    tokeniser: Tokeniser, prompts: Sequence[Prompt], limit: int, counts: Counter[str], whole: bool
+) -> list[Asked]:
+    """Prompts that the policy can be asked, with their ids, at most ``limit``; the rest is counted.
+
+    ``whole``: longer ones are left out and not cut, because a template puts a text in front of them as they are.
+    """
     from jinja2 import TemplateError
 
     asked: list[Asked] = []
@@ -146,6 +154,9 @@ def _asked(tokeniser: Tokeniser, prompts: Sequence[Prompt], limit: int, counts: 
         except TemplateError:
             counts["prompts for sampling that the chat template refuses"] += 1
             continue
+        if len(ids) > limit and whole:
+            counts["prompts for sampling without room for the text of a preference"] += 1
+            continue
         if len(ids) > limit:
             counts["prompts for sampling that lost their beginning"] += 1
             keep = 1 if tokeniser.bos_id is not None and ids[0] == tokeniser.bos_id else 0
@@ -154,13 +165,16 @@ def _asked(tokeniser: Tokeniser, prompts: Sequence[Prompt], limit: int, counts: 
     return asked
 
 
-def _longest_prompt(plan: Plan) -> int:
-    """Tokens that leave room for a response within data.max_length."""
+def _longest_prompt(plan: Plan, room: int) -> int:
+    """Tokens that leave room for a response, and ``room`` for what tells a preference, within data.max_length."""
     config = plan.config
     response = max(config.evaluate.max_new_tokens, config.rollouts.max_new_tokens if config.rollouts else 0)
-    if response >= config.data.max_length:
-        raise ConfigError(f"data.max_length: {config.data.max_length} leaves no prompt beside {response} new tokens")
-    return config.data.max_length - response
+    if response + room >= config.data.max_length:
+        beside = f" and {room} that tell a preference" if room else ""
+        raise ConfigError(
+            f"data.max_length: {config.data.max_length} leaves no prompt beside {response} new tokens{beside}"
+        )
+    return config.data.max_length - response - room
 
 
 def _margin_source(plan: Plan, name: str, records: Sequence[Record]) -> str:
@@ -174,9 +188,14 @@ def _margin_source(plan: Plan, name: str, records: Sequence[Record]) -> str:
 
 
 def _dataset(
-    plan: Plan, scorers: Scorers, records: Sequence[Record], tokeniser: Tokeniser, margins: Mapping[str, str]
+    plan: Plan,
+    scorers: Scorers,
+    records: Sequence[Record],
+    tokeniser: Tokeniser,
+    margins: Mapping[str, str],
+    room: int,
 ) -> PairDataset:
-    settings = plan.config.data
+    longest = plan.config.data.max_length - room
     directions = {name: spec.direction for name, spec in plan.config.objectives.items()}
     from_rewards = [name for name, source in margins.items() if source == "reward"]
     if plan.scored:
@@ -190,12 +209,14 @@ def _dataset(
             records,
             tokeniser,
             plan.objectives,
-            max_length=settings.max_length,
+            max_length=longest,
             directions=directions,
             later=from_rewards,
         )
     else:
-        dataset = labelled(records, tokeniser, plan.objectives, max_length=settings.max_length, directions=directions)
+        dataset = labelled(records, tokeniser, plan.objectives, max_length=longest, directions=directions)
+    if plan.told_in_text and tokeniser.has_template:
+        dataset = drop_cut(dataset)
     return _rewarded(plan, scorers, dataset, margins)
 
 
@@ -217,14 +238,15 @@ def _rewarded(plan: Plan, scorers: Scorers, dataset: PairDataset, margins: Mappi
     return dataset
 
 
-def _held_out_pairs(plan: Plan, records: Sequence[Record], tokeniser: Tokeniser) -> PairDataset | None:
+def _held_out_pairs(plan: Plan, records: Sequence[Record], tokeniser: Tokeniser, room: int) -> PairDataset | None:
     judged = any(record.pairs or record.scores for record in records)
     if not judged:
         return None
     directions = {name: spec.direction for name, spec in plan.config.objectives.items()}
-    max_length = plan.config.data.max_length
+    max_length = plan.config.data.max_length - room
     try:
-        return labelled(records, tokeniser, plan.objectives, max_length=max_length, directions=directions)
+        pairs = labelled(records, tokeniser, plan.objectives, max_length=max_length, directions=directions)
+        return drop_cut(pairs) if plan.told_in_text and tokeniser.has_template else pairs
     except DataError:
         return None  # nothing but ties and dropped pairs; whoever needs them says so
 

@@ -56,6 +56,11 @@ class Plan:
         return "groups" in self.objective.wants
 
     @property
+    def told_in_text(self) -> bool:
+        """Whether prompts tell the model its preference."""
+        return self.conditioner is not None and self.conditioner.by == "text"
+
+    @property
     def references(self) -> dict[str, int]:
         """How many of the base's responses to each prompt an objective's transforms compare with, where one does."""
         most = {name: max(map(references_of, chain)) for name, chain in self.transforms.items()}

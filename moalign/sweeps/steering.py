@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moalign import lora, registry, storage
+from moalign import lora, preference, registry, storage
 from moalign.api import Conditioner
 from moalign.engine import model as models
 from moalign.engine.conditioning import text_of
-from moalign.errors import CorruptFileError, ModelError, RunError, UserError
+from moalign.errors import CorruptFileError, ModelError, PreferenceError, RunError, UserError
 from moalign.lora import mixing, ordinary
 from moalign.lora.mixing import Adapter
 from moalign.sweeps import conditioned, conditions, journal, posteriors
@@ -47,10 +47,10 @@ def adapter(archive: Archive, mix: Mix, r: int | None = None) -> tuple[Adapter, 
 def _asked(archive: Archive, mix: Mix) -> Adapter:
     """The adapter that the run's one model has for the preference."""
     (model,) = mix.shares
-    assert mix.wanted is not None
+    wanted = _wanted(archive, mix)
     verified(archive, model, alone=True)
     folder, names = archive.directory / "candidates" / model, archive.config.objective_names
-    return replace(conditioned.adapter(folder, _conditioner(archive), mix.wanted, names), name=model)
+    return replace(conditioned.adapter(folder, _conditioner(archive), wanted, names), name=model)
 
 
 def _drawn(archive: Archive, mix: Mix, draw: Draw) -> Adapter:
@@ -98,8 +98,12 @@ def told_in_prompt(archive: Archive) -> str:
 
 
 def _wanted(archive: Archive, mix: Mix) -> Preference:
-    """What the run's one model is asked for at this point."""
+    """What the run's one model is asked for at this point. Raises PreferenceError for what it cannot be told."""
     if mix.wanted is not None:
+        if mix.wanted.kind == "direction" and _conditioner(archive).by != "text":
+            raise PreferenceError(
+                f"{preference.format(mix.wanted)}: the model of this run is told weights that sum to 1; write weights"
+            )
         return mix.wanted
     (name,) = mix.shares
     return next(outcome.preference for outcome in archive.history if outcome.id == name)

@@ -22,7 +22,7 @@ from moalign.engine.rollouts import Rollout
 from moalign.engine.row_conditions import RowConditions, embeddings_of
 from moalign.engine.scoring import LogpCache
 from moalign.engine.shaping import References
-from moalign.errors import ModelError, PluginError
+from moalign.errors import ConfigError, ModelError, PluginError
 from moalign.sweeps.material import Material, gather
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import Plan
@@ -180,8 +180,9 @@ def open_workshop(plan: Plan, directory: Path, observer: Observer, *, keep_cache
         observer.on_phase(f"prompts are computed anew for each response to them: {model.unshared}")
     if model.uncached:
         observer.on_phase(f"prompts are computed anew for each response that is sampled: {model.uncached}")
+    _check_condition(plan, model)
     observer.on_phase("reading the data")
-    return Workshop(
+    workshop = Workshop(
         plan=plan,
         directory=directory,
         model=model,
@@ -189,3 +190,20 @@ def open_workshop(plan: Plan, directory: Path, observer: Observer, *, keep_cache
         cache=LogpCache(model, directory / "cache" if keep_cache else None),
         accelerator=accelerator,
     )
+    if plan.conditioner is not None and (without := workshop.implicit(plan.propose(())[:1])):
+        raise ConfigError(
+            f"combine: '{plan.config.combine.name}' needs rewards, there are none for {' and '.join(without)}; with "
+            "condition no one-hot candidates are trained whose adapters could be the rewards: give scores in the "
+            "data, or objectives.NAME.reward"
+        )
+    return workshop
+
+
+def _check_condition(plan: Plan, model: LanguageModel) -> None:
+    """Raise ConfigError where the adapter sits where a conditioner's gates do not reach."""
+    reason = lora.why_not_together(model.policy)
+    if plan.conditioner is not None and plan.conditioner.by == "gates" and reason is not None:
+        raise ConfigError(
+            f"condition: it gates the adapter of linear layers row by row, and {reason}; leave that out of "
+            "model.lora.targets"
+        )

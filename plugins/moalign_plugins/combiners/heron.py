@@ -42,11 +42,11 @@ class HERON(Combiner):
     def signal(self, rewards: Tensor, preference: Tensor, groups: Tensor, state: Mapping[str, Any]) -> Tensor:
         import torch
 
-        levels = _levels(rewards, preference[0])
-        margins = self.margin * (levels.std(0) if len(levels) > 1 else torch.zeros_like(levels[0]))
         signal = torch.zeros_like(rewards[:, 0])
         for group in groups.unique():
             rows = (groups == group).nonzero().squeeze(1)
+            levels = _levels(rewards, preference[rows[0]])
+            margins = self.margin * (levels.std(0) if len(levels) > 1 else torch.zeros_like(levels[0]))
             signal[rows] = _won(levels[rows], margins) / max(len(rows) - 1, 1)
         return signal
 

@@ -38,8 +38,8 @@ class Soup(Conditioner):
         left = rank - self.shared
         if left < len(objectives) or left % len(objectives):
             raise ConfigError(
-                f"condition.shared: of rank {rank} (model.lora.r) {left} are left for {len(objectives)} objectives, "
-                f"which do not get equal parts; make it a multiple of {len(objectives)}"
+                f"condition: of rank {rank} (model.lora.r) {left} are left for {len(objectives)} objectives, "
+                f"which do not get equal parts; make model.lora.r - condition.shared a multiple of {len(objectives)}"
             )
 
     def gates(self, preference: Tensor, parameters: Mapping[str, Tensor], shape: AdapterShape) -> Tensor:

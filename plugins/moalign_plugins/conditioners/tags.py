@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from moalign.api import Conditioner, ConfigError, Preference
 
@@ -33,16 +33,25 @@ class Tags(Conditioner):
     of: Literal["preference", "rewards"] = "preference"
     """what the tags of a response say that is trained on: what it was asked for, or what it got"""
     ranges: dict[str, tuple[float, float]] = Field(default_factory=dict)
-    """of rewards: the worst and the best of an objective, which have level 0 and the highest; default 0 and 1. What
-    lies beyond has a level beyond"""
+    """of rewards: the worst and the best of an objective, which have level 0 and the highest; default 0 and 1. Larger
+    is better: rewards of an objective with direction min are negated by then. What lies beyond has a level beyond"""
 
     @field_validator("ranges")
     @classmethod
     def _has_an_extent(cls, ranges: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
         for name, (worst, best) in ranges.items():
             if not worst < best:
-                raise ValueError(f"{name}: write [worst, best], with the worst below the best")
+                raise ValueError(
+                    f"{name}: write [worst, best] with the worst below the best: larger is better, and with "
+                    "direction min rewards are negated by then"
+                )
         return ranges
+
+    @model_validator(mode="after")
+    def _ranges_are_of_rewards(self) -> Tags:
+        if self.ranges and self.of != "rewards":
+            raise ValueError("ranges are of rewards; add of: rewards, or leave them out")
+        return self
 
     @property
     def tells_rewards(self) -> bool:

@@ -62,22 +62,40 @@ def train(config: RewardModelConfig, out: Path, registry: Registry, observer: Ob
     used = provenance.used(plan, registry)
     shop = open_shop(plan, observer)
     members = train_members(shop, range(config.members), observer)
-    observer.on_phase("scoring the held-out responses")
-    report, scales = reporting.measure(shop.model, plan, shop.material, members)
-    record = _record(shop, members, used) | {"scale": scales}
+    report, failure = _write(shop, members, _record(shop, members, used), out, observer)
+    if failure is not None:
+        raise RunError(
+            f"{out}: trained and written, but not measured, so there is no {archive.REPORT}: {failure}"
+        ) from failure
+    return report
+
+
+def _write(
+    shop: Shop, members: Sequence[Member], record: dict[str, Any], out: Path, observer: Observer
+) -> tuple[dict[str, Any], Exception | None]:
+    """The report, and why there is none: what was trained is written whatever measuring it comes to."""
+    report, failure = {}, None
     observer.on_phase("writing")
     with storage.new_directory(out) as folder:
         for member in members:
-            how = writing.write_member(folder / member.name, shop.model, plan, member, shop.material)
+            writing.write_trained(folder / member.name, shop.model, member)
+            how = writing.write_classifier(folder / member.name, shop.model, shop.plan, member, shop.material)
             record["members"][member.name] |= how
+            if how.get("why", writing.NOT_LINEAR) != writing.NOT_LINEAR:
+                observer.on_warning(f"{member.name}: adapter and head are written, but no classifier: {how['why']}")
             if how.get("largest_difference", 0.0) > NOTICEABLE:
                 observer.on_warning(
                     f"{member.name}: scores of the written classifier differ from the trained model's by up to "
                     f"{how['largest_difference']:.3g}: its weights are rounded to {record['dtype']}"
                 )
+        observer.on_phase("scoring the held-out responses")
+        try:
+            report, record["scale"] = reporting.measure(shop.model, shop.plan, shop.material, members)
+            storage.write_json(folder / archive.REPORT, report)
+        except Exception as error:
+            failure, record["unmeasured"] = error, str(error) or type(error).__name__
         storage.write_json(folder / archive.RECORD, record)
-        storage.write_json(folder / archive.REPORT, report)
-    return report
+    return report, failure
 
 
 def open_shop(plan: Plan, observer: Observer) -> Shop:

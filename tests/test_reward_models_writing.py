@@ -115,7 +115,7 @@ def test_a_tokenizer_that_reads_differently_once_written_is_not_written(bytes_mo
 
 def test_what_was_trained_is_kept_where_it_cannot_be_measured(tiny_model_path, tmp_path, monkeypatch):
     from moalign.errors import RunError
-    from moalign.reward_models import reporting
+    from moalign.reward_models import archive, reporting
 
     def fails(*_):
         raise RuntimeError("no memory is left")
@@ -127,3 +127,5 @@ def test_what_was_trained_is_kept_where_it_cannot_be_measured(tiny_model_path, t
         moalign.train_reward_model(settings, tmp_path / "out")
     assert not (tmp_path / "out" / "report.json").exists()
     assert moalign.open_reward_model(tmp_path / "out").scores([Sample("say 1:", "abc")]).shape == (1, 2)
+    with pytest.raises(RunError, match=r"without report\.json; it was not measured: no memory is left"):
+        archive.read_report(tmp_path / "out")

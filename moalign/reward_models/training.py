@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 
 from moalign import calls, lora, storage
+from moalign.engine import judged
 from moalign.engine import model as models
 from moalign.engine.batches import OfflineSource
 from moalign.engine.judging import job_of
@@ -29,6 +30,7 @@ from moalign.reward_models.config import RewardModelConfig
 from moalign.reward_models.material import Material, gather
 from moalign.reward_models.members import Member
 from moalign.reward_models.plan import Plan, prepare
+from moalign.reward_models.rehearsal import telling_pairs
 from moalign.seeds import derive
 from moalign.sweeps import provenance
 from moalign.sweeps.candidate import slots
@@ -58,9 +60,10 @@ def train(config: RewardModelConfig, out: Path, registry: Registry, observer: Ob
     """
     plan = prepare(config, registry)
     _check_deaths()
-    _check_vacant(out)
+    archive.check_vacant(out)
     used = provenance.used(plan, registry)
     shop = open_shop(plan, observer)
+    rehearse(shop)
     members = train_members(shop, range(config.members), observer)
     report, failure = _write(shop, members, _record(shop, members, used), out, observer)
     if failure is not None:
@@ -110,6 +113,28 @@ def open_shop(plan: Plan, observer: Observer) -> Shop:
     material = gather(plan, model.tokeniser)
     observer.on_training_start(material.counts, material.warnings, plan.config.train.steps, plan.config.members)
     return Shop(plan, model, material, LogpCache(model), accelerator)
+
+
+def rehearse(shop: Shop) -> None:
+    """One step that is thrown away and scores, on few judgements: what is wrong with a form is said before training.
+
+    Raises TrainingError as ``train_members`` does, and PluginError.
+    """
+    plan, material = shop.plan, shop.material
+    few = reporting.part(material.train, telling_pairs(material.train))
+    (slot,) = slots(1)
+    lora.add_slots(shop.model.policy, [slot])
+    trainee, _ = _trainee(shop, 0, slot, Observer(), 1)
+    trainee.source = OfflineSource(few, 0, len(few.pairs), cacheable=False)
+    train_together(shop.model, [trainee], shop.cache, shop.accelerator)
+    if trainee.error is not None:
+        raise TrainingError(f"{_name(0)}: {trainee.error}") from trainee.error
+    writing.linear_head(plan, trainee.owned, shop.model.width)
+    for dataset in (few, material.held_out):
+        if dataset is not None:
+            asked = reporting.part(dataset, telling_pairs(dataset))
+            about = (asked.sequences, asked.groups.tolist(), asked.rewards)
+            judged.scores(shop.model, slot, plan.form, plan.objectives, trainee.owned, *about)
 
 
 def train_members(shop: Shop, numbers: Sequence[int], observer: Observer) -> list[Member]:
@@ -238,8 +263,3 @@ def _check_deaths() -> None:
     for death in calls.deaths():
         if (death.call.dispensable or ("",))[0] in ("candidate", calls.TOGETHER):
             raise TrainingError(death.reason)
-
-
-def _check_vacant(out: Path) -> None:
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise RunError(f"{out} exists already; it is never overwritten: choose another --out, or delete it")

@@ -13,6 +13,7 @@ import numpy as np
 from moalign import storage
 from moalign.data.dataset import PairDataset
 from moalign.data.pairing import labelled, rated
+from moalign.data.records import merge
 from moalign.data.tokenise import Tokeniser
 from moalign.errors import ConfigError, DataError
 from moalign.reward_models.plan import Plan
@@ -44,7 +45,7 @@ class Material:
 def gather(plan: Plan, tokeniser: Tokeniser) -> Material:
     """Read, split, tokenise. Raises DataError with file and line, ConfigError where nothing judges an objective."""
     counts: Counter[str] = Counter()
-    training, unseen = records(plan.config, plan.readers, counts)
+    training, unseen = (merge(found) for found in records(plan.config, plan.readers, counts))
     train = _training(plan, training, tokeniser)
     _check_labels(plan, train)
     counts.update({f"training: {reason}": number for reason, number in train.counts.items()})
@@ -80,7 +81,12 @@ def _training(plan: Plan, read: Sequence[Record], tokeniser: Tokeniser) -> PairD
         lacks = "pairs, and no prompt of this file has a judged pair or two scored responses"
     if lacks:
         raise DataError(f"reward model '{name}' learns from {lacks}", file=path)
-    return build(read, tokeniser, plan.objectives, **how)
+    try:
+        return build(read, tokeniser, plan.objectives, **how)
+    except DataError as error:
+        if error.file is not None:
+            raise
+        raise DataError(error.reason, file=path) from None
 
 
 def _several(record: Record) -> bool:
@@ -97,6 +103,11 @@ def _check_labels(plan: Plan, train: PairDataset) -> None:
             raise ConfigError(
                 f"objectives.{name}: no training {what} for it in {plan.config.data_paths[0]}; correct its name, or "
                 "leave it out (`moalign data check` shows what the file offers)"
+            )
+        if plan.config.objectives[name].direction == "min" and np.isnan(train.rewards[:, index]).all():
+            raise ConfigError(
+                f"objectives.{name}.direction: min negates scores, and {plan.config.data_paths[0]} has judged pairs "
+                "for it and no scores; exchange chosen and rejected in the data, or leave direction out"
             )
 
 

@@ -151,8 +151,8 @@ def _check_tokenizer(tokenizer: Any, trained: Tokeniser, material: Material) -> 
         )
         if ids != own:
             raise ModelError(
-                f"the tokenizer, once written, reads the response {sample.response[:40]!r} or its prompt in another way "
-                "than in training"
+                f"the tokenizer, once written, reads the response {sample.response[:40]!r} or its prompt in another "
+                "way than in training"
             )
 
 

@@ -17,9 +17,10 @@ import moalign
 from moalign.cli import app
 from moalign.data.dataset import PairDataset
 from moalign.data.tokenise import Sequence
-from moalign.errors import CorruptFileError, PluginError, RunError, TrainingError
+from moalign.errors import ConfigError, CorruptFileError, PluginError, RunError, TrainingError
 from moalign.reward_models import archive, training
 from moalign.reward_models.rehearsal import telling_pairs, telling_rows
+from moalign.sweeps.observe import Observer
 from moalign.types import Sample
 from moalign_plugins.reward_models.bradley_terry import BradleyTerry
 
@@ -157,3 +158,52 @@ def test_a_report_that_is_missing_is_said_to_be(written, tmp_path):
 def test_a_dry_run_refuses_a_directory_as_the_run_would(written):
     with pytest.raises(RunError, match="exists already; it is never overwritten"):
         typed("train", str(written / "rm.yaml"), "--dry-run", "--out", str(written / "out"))
+
+
+@pytest.fixture(scope="module")
+def short_sighted(tmp_path_factory, tiny_model_path):
+    """The tiny model's tokenizer on a GPT-2 with 24 learned positions."""
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("gpt2")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
+    torch.manual_seed(0)
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 24, "vocab_size": len(tokenizer)}
+    GPT2LMHeadModel(GPT2Config(**sizes, **ends)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_length_beyond_the_models_window_is_refused(short_sighted, tmp_path):
+    file = write_judgements(tmp_path / "pairs.jsonl", prompts=12)
+    content = judged_config(short_sighted, file)
+    content["data"]["max_length"] = 40
+    with pytest.raises(ConfigError, match=r"data\.max_length: 40 is more than the 24 tokens that .* takes"):
+        moalign.train_reward_model(content, tmp_path / "out")
+
+
+def test_where_no_length_is_stated_it_is_the_models(short_sighted, tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"say {n}: " * 9, "chosen": "ab", "rejected": "xy"} for n in range(8)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    content = judged_config(short_sighted, file, objectives={"good": None}, train={"steps": 1, "pairs_per_step": 2})
+    said: list[str] = []
+
+    class Listener(Observer):
+        def on_training_start(self, counts, warnings, *_):
+            said.extend(warnings)
+
+    moalign.train_reward_model(content, tmp_path / "out", observer=Listener())
+    assert any("takes 24 tokens, so data.max_length is 24 and longer texts are cut" in each for each in said)
+    written = [tmp_path / "out" / "reward_model.json", tmp_path / "out" / "member-0" / "config.json"]
+    record, config = (json.loads(each.read_text()) for each in written)
+    assert record["config"]["data"]["max_length"] == config["moalign"]["max_length"] == 24
+    assert np.isfinite(moalign.open_reward_model(tmp_path / "out").scores([Sample("say 1: " * 30, "ab")])).all()
+
+
+def test_a_posterior_is_refused_since_none_is_kept(tiny_model_path, tmp_path):
+    content = judged_config(tiny_model_path, write_judgements(tmp_path / "pairs.jsonl", prompts=4))
+    content["train"]["posterior"] = 0.5
+    with pytest.raises(ConfigError, match=r"train\.posterior: a reward model keeps no deviation of its weights"):
+        moalign.train_reward_model(content, tmp_path / "out")

@@ -20,12 +20,13 @@ from moalign.engine import model as models
 from moalign.engine.batches import OfflineSource
 from moalign.engine.judging import job_of
 from moalign.engine.model import LanguageModel
+from moalign.engine.replies import room
 from moalign.engine.scoring import LogpCache
 from moalign.engine.train import train_together
 from moalign.engine.trainee import Trainee
 from moalign.errors import ConfigError, ModelError, RunError, TrainingError
 from moalign.registry import Registry
-from moalign.reward_models import archive, reporting, writing
+from moalign.reward_models import archive, reporting, window, writing
 from moalign.reward_models.config import RewardModelConfig
 from moalign.reward_models.material import Material, gather
 from moalign.reward_models.members import Member
@@ -109,8 +110,11 @@ def open_shop(plan: Plan, observer: Observer) -> Shop:
         raise ModelError("moalign trains in one process; start it without `accelerate launch` or torchrun")
     model = models.load(plan.config.model_directory, plan.config.model, accelerator.device)
     model = replace(model, packing=replace(model.packing, whole=True))
+    asked, plan = plan, window.within(plan, room(model.base))
     observer.on_phase("reading the data")
     material = gather(plan, model.tokeniser)
+    if asked is not plan:
+        material = replace(material, warnings=(*material.warnings, *window.warnings(plan, material.counts)))
     observer.on_training_start(material.counts, material.warnings, plan.config.train.steps, plan.config.members)
     return Shop(plan, model, material, LogpCache(model), accelerator)
 

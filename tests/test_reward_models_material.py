@@ -46,8 +46,7 @@ def test_one_scored_response_a_row_makes_pairs_of_a_prompt(tiny_model_path, tmp_
 def test_forms_that_learn_from_scores_are_measured_on_the_pairs_of_such_rows(tiny_model_path, tmp_path):
     file = helpsteer(tmp_path / "hs.jsonl")
     found = gathered(tiny_model_path, file, objectives={"helpfulness": None}, reward_model={"name": "regression"})
-    assert found.held_out is not None and found.compared is not None
-    assert len(found.held_out.pairs) + len(found.compared.pairs) == 16 == len(found.train.pairs) // 2 + 4
+    assert found.held_out is not None and len(found.held_out.pairs) == 16 - len(found.train.pairs) // 2 > 0
 
 
 def test_ties_alone_are_refused_with_their_file(tiny_model_path, tmp_path):

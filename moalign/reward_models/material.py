@@ -25,15 +25,14 @@ TIE = "dropped pair: tie for "
 
 @dataclass(frozen=True)
 class Material:
-    """``train``: pairs, or for forms that learn from scores each response alone. ``compared``: labelled training pairs,
-    ``held_out``: labelled held-out pairs; None where there are none. ``looked_at``: what an early stop looks at.
+    """``train``: pairs, or for forms that learn from scores each response alone. ``held_out``: labelled
+    held-out pairs; None where there are none. ``looked_at``: what an early stop looks at.
 
     ``ties``: held-out judgements by objective that say neither is better. ``counts``: what was read, dropped and
     truncated, by reason; ``digest``: a hash over all that decides the result.
     """
 
     train: PairDataset
-    compared: PairDataset | None
     held_out: PairDataset | None
     looked_at: PairDataset | None
     ties: Mapping[str, int]
@@ -53,13 +52,11 @@ def gather(plan: Plan, tokeniser: Tokeniser) -> Material:
     held_out, left = _pairs(plan, unseen, tokeniser)
     counts.update({f"held out: {reason}": number for reason, number in left.items()})
     counts["held-out pairs"] = 0 if held_out is None else len(held_out.pairs)
-    compared = train if plan.compares else _pairs(plan, training, tokeniser)[0]
     looked_at = _looked_at(plan, unseen, held_out, tokeniser)
     hashes = [storage.sha256_of(path) for path in plan.config.data_paths if path is not None]
     hashes += [each.content_hash for each in (train, held_out) if each is not None]
     return Material(
         train=train,
-        compared=compared,
         held_out=held_out,
         looked_at=looked_at,
         ties={name: left.get(f"{TIE}{name}", 0) for name in plan.objectives},

@@ -77,8 +77,8 @@ def trained(
         finally:
             observer.close()
         seconds = time.perf_counter() - start
-    about = {"form": form, "settings": without_folders(settings), "changes": list(changes), "seconds": seconds, "report": found}
-    return about | {"hardware": measure.hardware(torch.device("cpu"))}
+    about = {"form": form, "settings": without_folders(settings), "changes": list(changes)}
+    return about | {"seconds": seconds, "report": found, "hardware": measure.hardware(torch.device("cpu"))}
 
 
 def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,6 +58,8 @@ def test_rows_that_tell_have_the_ends_of_scores_and_every_way_to_lack_some():
     rows = telling_rows(dataset)
     assert {1, 3, 4} <= set(rows.tolist())  # the ends of both
     assert {tuple(np.isnan(rewards[row])) for row in rows} == {(False, False), (False, True), (True, False)}
+    for column in range(2):
+        assert np.isnan(rewards[rows, column]).any()
     assert telling_pairs(dataset).tolist() == [0, 2, 3]
 
 

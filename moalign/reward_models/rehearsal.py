@@ -7,11 +7,12 @@ from numpy.typing import NDArray
 
 from moalign.data.dataset import PairDataset
 
-MOST = 32  # rows: one for each way in which scores are missing can be many
+WAYS = 32  # in which scores are missing together, of which there can be many
 
 
 def telling_rows(dataset: PairDataset) -> NDArray[np.int64]:
-    """Of each objective the rows with the smallest and the largest score, and a row of each way to lack scores."""
+    """Of each objective the rows with the smallest and the largest score and one without a score, then a row of each
+    way to lack scores."""
     rewards = dataset.rewards
     known = [np.flatnonzero(~np.isnan(column)) for column in rewards.T]
     ends = [
@@ -20,8 +21,9 @@ def telling_rows(dataset: PairDataset) -> NDArray[np.int64]:
         if len(rows)
         for place in (column[rows].argmin(), column[rows].argmax())
     ]
+    lacking = [int(column.argmax()) for column in np.isnan(rewards).T if column.any()]
     ways = np.unique(np.isnan(rewards), axis=0, return_index=True)[1]
-    return np.array(list(dict.fromkeys([*ends, *sorted(ways.tolist())]))[:MOST], dtype=np.int64)
+    return np.array(list(dict.fromkeys([*ends, *lacking, *sorted(ways.tolist())[:WAYS]])), dtype=np.int64)
 
 
 def telling_pairs(dataset: PairDataset) -> NDArray[np.int64]:

@@ -78,7 +78,8 @@ def _write(
     shop: Shop, members: Sequence[Member], record: dict[str, Any], out: Path, observer: Observer
 ) -> tuple[dict[str, Any], Exception | None]:
     """The report, and why there is none: what was trained is written whatever measuring it comes to."""
-    report, failure = {}, None
+    report: dict[str, Any] = {}
+    failure: Exception | None = None
     observer.on_phase("writing")
     with storage.new_directory(out) as folder:
         for member in members:

@@ -258,16 +258,14 @@ def write_manifest(path: str | Path) -> None:
 
 
 def verify(path: str | Path, only: Collection[str] | None = None) -> list[str]:
-    """Check a folder against its manifest; returns the files that the manifest does not name, which nobody vouches for.
+    """Check a folder, or ``only`` these files of it; returns the files that the manifest does not name or vouch for.
 
-    ``only``: the files whose content is checked; None: all. Raises CorruptFileError naming the file that is missing,
-    altered, a link, or lies outside the folder.
+    Raises CorruptFileError naming the file that is missing, altered, a link, or lies outside the folder.
     """
     path = Path(path)
     listed = _read_manifest(path)
-    for name, entry in listed.items():
-        if only is None or name in only:
-            _verify_file(path, name, entry)
+    for name in sorted(listed.keys() & set(listed if only is None else only)):
+        _verify_file(path, name, listed[name])
     present = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_symlink() or not p.is_dir()}
     return sorted(present - set(listed) - {MANIFEST})
 

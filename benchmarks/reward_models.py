@@ -77,9 +77,14 @@ def trained(
         finally:
             observer.close()
         seconds = time.perf_counter() - start
-    kept = {key: settings[key] for key in ("reward_model", "members", "train", "seed")}
-    about = {"form": form, "settings": kept, "changes": list(changes), "seconds": seconds, "report": found}
-    return about | {"hardware": measure.hardware(torch.device("cpu"))}
+    about = {"form": form, "settings": without_folders(settings), "changes": list(changes)}
+    return about | {"seconds": seconds, "report": found, "hardware": measure.hardware(torch.device("cpu"))}
+
+
+def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings; of base and data the name alone, since they lie elsewhere on other machines."""
+    named = {key: dict(settings[key], path=Path(settings[key]["path"]).name) for key in ("model", "data")}
+    return dict(settings) | named
 
 
 def tables_of(results: Sequence[Mapping[str, Any]]) -> list[tables.Table]:

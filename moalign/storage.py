@@ -14,7 +14,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -257,15 +257,15 @@ def write_manifest(path: str | Path) -> None:
     write_json(path / MANIFEST, _sealed(files))
 
 
-def verify(path: str | Path) -> list[str]:
-    """Check a folder against its manifest; returns the files that the manifest does not name, which nobody vouches for.
+def verify(path: str | Path, only: Collection[str] | None = None) -> list[str]:
+    """Check a folder, or ``only`` these files of it; returns the files that the manifest does not name or vouch for.
 
     Raises CorruptFileError naming the file that is missing, altered, a link, or lies outside the folder.
     """
     path = Path(path)
     listed = _read_manifest(path)
-    for name, entry in listed.items():
-        _verify_file(path, name, entry)
+    for name in sorted(listed.keys() & set(listed if only is None else only)):
+        _verify_file(path, name, listed[name])
     present = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_symlink() or not p.is_dir()}
     return sorted(present - set(listed) - {MANIFEST})
 

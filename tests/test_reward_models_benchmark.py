@@ -40,3 +40,14 @@ def test_the_settings_are_a_configuration_for_all_aspects(tmp_path):
     settings = config.from_mapping(content, ["train.steps=5"])
     assert settings.objective_names == tuple(sorted(reward_models.ASPECTS))
     assert settings.reward_model.options == {"components": 3} and settings.members == 3
+
+
+def test_all_settings_are_kept_without_the_folders_of_this_machine(tmp_path):
+    content = reward_models.settings_of(tmp_path / "data", tmp_path / "base", "bradley-terry", 3)
+    kept = reward_models.without_folders(content)
+    assert kept["model"] == {"path": "base", "lora": {"r": 8}}
+    assert kept["data"] == content["data"] | {"path": "feedback.json"}
+    assert {key: kept[key] for key in content.keys() - {"model", "data"}} == {
+        key: content[key] for key in content.keys() - {"model", "data"}
+    }
+    assert str(tmp_path) not in json.dumps(kept) and str(tmp_path) in json.dumps(content)

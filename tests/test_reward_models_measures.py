@@ -114,6 +114,37 @@ def test_a_slope_without_a_best_value_says_so():
     assert measures.fitted_slope([0.0, 0.0]) == 0
 
 
+def test_the_slope_of_a_pair_comes_of_other_groups():
+    generator = np.random.default_rng(2)
+    size = generator.normal(size=200) ** 2
+    values = np.where(generator.random(200) < measures.sigmoid(size), size, -size)
+    groups = [number // 2 for number in range(200)]
+    slopes = measures.cross_fitted_slopes(values, groups)
+    assert slopes is not None
+    one, other = sorted(set(slopes.tolist()))
+    assert (slopes[0::2] == slopes[1::2]).all()  # a group is in one half
+    halves = [values[slopes == each] for each in (one, other)]
+    assert sorted(measures.fitted_slope(each) for each in halves) == [one, other]
+    assert measures.fitted_slope(halves[0]) == other  # and has the slope of the other half
+    changed = values.copy()
+    changed[slopes == one] *= 3  # which does not depend on its own pairs
+    again = measures.cross_fitted_slopes(changed, groups)
+    assert again is not None and (again[slopes == one] == one).all()
+    assert again[slopes == other] == pytest.approx(other / 3)
+
+
+def test_no_slope_is_made_up_where_no_slope_is_the_best():
+    assert measures.cross_fitted_slopes([1.0, 2.0, 3.0, 4.0], [0, 1, 2, 3]) is None  # all in the right order
+    assert measures.cross_fitted_slopes([1.0, -2.0], [0, 0]) is None  # a single group has no halves
+
+
+def test_each_pair_may_have_a_slope_of_its_own():
+    values, slopes = np.array([0.5, -1.0, 2.0]), np.array([2.0, 3.0, 0.5])
+    assert measures.log_loss(values, slopes) == pytest.approx(measures.log_loss(values * slopes))
+    assert measures.calibration_error(values, slopes) == pytest.approx(measures.calibration_error(values * slopes))
+    assert measures.calibration_error(values, 0.0) == pytest.approx(abs(2 / 3 - 0.5))  # sure of nothing
+
+
 def test_agreement_has_accuracy_on_its_diagonal():
     differences = [[1.0, -1.0], [2.0, 1.0], [-1.0, 0.0]]
     judges = [0, 0, 1]

@@ -26,6 +26,12 @@ class RewardModel(Plugin):
 
     needs: ClassVar[frozenset[str]] = frozenset({"final", "pairs"})
 
+    @property
+    def log_odds(self) -> bool:
+        """Whether P(chosen above rejected) is the sigmoid of the difference of scores: what the loss fits, and not only
+        an order. False: the report fits a slope of its own."""
+        return False
+
     def check(self, objectives: tuple[str, ...]) -> None:
         """Raise ConfigError where options and objectives do not go together; before any model is loaded."""
 

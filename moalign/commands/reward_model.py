@@ -38,12 +38,14 @@ def train(
     """Train the reward model that the configuration describes, and report on held-out judgements."""
     from moalign import registry
     from moalign.reward_models import config as configuration
+    from moalign.reward_models.archive import check_vacant
     from moalign.reward_models.plan import prepare
 
     settings = configuration.load(config, overrides or ())
     installed = registry.discover(no_plugin or ())
     prepare(settings, installed)  # refuse in a second what can be refused without a model
     directory = out or Path("runs") / config.stem
+    check_vacant(directory)
     console = Console()
     if dry_run:
         _dry_run(settings, installed, console)
@@ -97,6 +99,7 @@ def _dry_run(settings: RewardModelConfig, installed: Registry, console: Console)
 
     ConsoleObserver(console).on_phase("loading, and training a few steps that are thrown away")
     shop = training.open_shop(prepare(settings, installed), Observer())
+    training.rehearse(shop)
     together, seconds = training.seconds_per_step(shop)
     passes = -(-settings.members // together)
     table = Table(box=None, show_header=False, pad_edge=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import combinations
 
@@ -31,11 +31,13 @@ def labelled(
 ) -> PairDataset:
     """Pairs judged by one objective each: those the data has, else (scores but no pairs) the higher score is chosen.
 
-    ``directions``: objective -> "max" or "min"; the scores of a "min" objective are negated. Ties are dropped and
-    counted. Raises DataError where no pair is left, ModelError where the tokenizer does not fit the data.
+    ``directions``: objective -> "max" or "min"; the scores of a "min" objective are negated, and pairs stay as they
+    are, with a warning where there are no scores. Ties are dropped and counted. Raises DataError where no pair is left,
+    ModelError where the tokenizer does not fit the data.
     """
     signs = _signs(objectives, directions)
-    return _build(records, tokeniser, signs, max_length, truncation, partial(_judged, signs=signs))
+    found = _build(records, tokeniser, signs, max_length, truncation, partial(_judged, signs=signs))
+    return replace(found, warnings=(*found.warnings, *_not_turned(found, signs)))
 
 
 def scored(
@@ -209,6 +211,13 @@ def _freeze(rows: _Rows, found: list[tuple[int, int, int, float]], counts: Mappi
         counts=counts,
         warnings=reward_warnings(rewards, objectives),
     )
+
+
+def _not_turned(dataset: PairDataset, signs: Mapping[str, float]) -> Iterator[str]:
+    for index, (name, sign) in enumerate(signs.items()):
+        judged = int((dataset.pair_objective == index).sum())
+        if sign < 0 and judged and np.isnan(dataset.rewards[:, index]).all():
+            yield f"{name}: direction min negates scores; its {judged} judged pairs keep chosen above rejected"
 
 
 def _signs(objectives: Collection[str], directions: Mapping[str, str] | None) -> dict[str, float]:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 Report = Mapping[str, Any]
+CHOSE = "train.early_stop looked at these held-out judgements and they chose the weights: figures are a little too good"
 
 
 def tables(report: Report) -> list[Table]:
@@ -32,9 +33,11 @@ def notes(report: Report) -> list[str]:
         f"{report['pairs']} held-out pairs of {report['groups']} groups; {sum(report['ties'].values())} ties left out"
     )
     return [
-        f"{counted}. ±: standard error, clustered by group. longer, shorter: what is right if the response of more, or "
-        "fewer, tokens always is. gain: accuracy minus that of the better of these two on the same pairs",
+        f"{counted}. ±: standard error, clustered by group (-: fewer than 5 groups). longer, shorter: what is right if "
+        "the response of more, or fewer, tokens always is. gain: accuracy minus that of the better of these two on the "
+        "same pairs",
         f"ECE: {report['calibration_error']}; {report['probability']}",
+        *[CHOSE for early_stop in [report.get("early_stop", False)] if early_stop],
     ]
 
 
@@ -80,5 +83,4 @@ def number(value: float | None) -> str:
 
 
 def with_error(figure: Mapping[str, float | None]) -> str:
-    error = figure["stderr"]
-    return number(figure["value"]) + ("" if error is None else f"±{number(error)}")
+    return f"{number(figure['value'])}±{number(figure['stderr'])}"

@@ -13,6 +13,7 @@ import numpy as np
 from moalign import storage
 from moalign.data.dataset import PairDataset
 from moalign.data.pairing import labelled, rated
+from moalign.data.records import merge
 from moalign.data.tokenise import Tokeniser
 from moalign.errors import ConfigError, DataError
 from moalign.reward_models.plan import Plan
@@ -24,15 +25,14 @@ TIE = "dropped pair: tie for "
 
 @dataclass(frozen=True)
 class Material:
-    """``train``: pairs, or for forms that learn from scores each response alone. ``compared``: labelled training pairs,
-    ``held_out``: labelled held-out pairs; None where there are none. ``looked_at``: what an early stop looks at.
+    """``train``: pairs, or for forms that learn from scores each response alone. ``held_out``: labelled
+    held-out pairs; None where there are none. ``looked_at``: what an early stop looks at.
 
     ``ties``: held-out judgements by objective that say neither is better. ``counts``: what was read, dropped and
     truncated, by reason; ``digest``: a hash over all that decides the result.
     """
 
     train: PairDataset
-    compared: PairDataset | None
     held_out: PairDataset | None
     looked_at: PairDataset | None
     ties: Mapping[str, int]
@@ -44,7 +44,7 @@ class Material:
 def gather(plan: Plan, tokeniser: Tokeniser) -> Material:
     """Read, split, tokenise. Raises DataError with file and line, ConfigError where nothing judges an objective."""
     counts: Counter[str] = Counter()
-    training, unseen = records(plan.config, plan.readers, counts)
+    training, unseen = (merge(found) for found in records(plan.config, plan.readers, counts))
     train = _training(plan, training, tokeniser)
     _check_labels(plan, train)
     counts.update({f"training: {reason}": number for reason, number in train.counts.items()})
@@ -52,13 +52,11 @@ def gather(plan: Plan, tokeniser: Tokeniser) -> Material:
     held_out, left = _pairs(plan, unseen, tokeniser)
     counts.update({f"held out: {reason}": number for reason, number in left.items()})
     counts["held-out pairs"] = 0 if held_out is None else len(held_out.pairs)
-    compared = train if plan.compares else _pairs(plan, training, tokeniser)[0]
     looked_at = _looked_at(plan, unseen, held_out, tokeniser)
     hashes = [storage.sha256_of(path) for path in plan.config.data_paths if path is not None]
     hashes += [each.content_hash for each in (train, held_out) if each is not None]
     return Material(
         train=train,
-        compared=compared,
         held_out=held_out,
         looked_at=looked_at,
         ties={name: left.get(f"{TIE}{name}", 0) for name in plan.objectives},
@@ -80,7 +78,12 @@ def _training(plan: Plan, read: Sequence[Record], tokeniser: Tokeniser) -> PairD
         lacks = "pairs, and no prompt of this file has a judged pair or two scored responses"
     if lacks:
         raise DataError(f"reward model '{name}' learns from {lacks}", file=path)
-    return build(read, tokeniser, plan.objectives, **how)
+    try:
+        return build(read, tokeniser, plan.objectives, **how)
+    except DataError as error:
+        if error.file is not None:
+            raise
+        raise DataError(error.reason, file=path) from None
 
 
 def _several(record: Record) -> bool:
@@ -97,6 +100,11 @@ def _check_labels(plan: Plan, train: PairDataset) -> None:
             raise ConfigError(
                 f"objectives.{name}: no training {what} for it in {plan.config.data_paths[0]}; correct its name, or "
                 "leave it out (`moalign data check` shows what the file offers)"
+            )
+        if plan.config.objectives[name].direction == "min" and np.isnan(train.rewards[:, index]).all():
+            raise ConfigError(
+                f"objectives.{name}.direction: min negates scores, and {plan.config.data_paths[0]} has judged pairs "
+                "for it and no scores; exchange chosen and rejected in the data, or leave direction out"
             )
 
 

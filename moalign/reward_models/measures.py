@@ -36,8 +36,8 @@ def gain(differences: ArrayLike, baseline: ArrayLike, groups: Sequence[Hashable]
     return standard_error_clustered(correct(differences) - correct(baseline), groups)
 
 
-def calibration_error(differences: ArrayLike, slope: float = 1.0, bins: int = BINS) -> float:
-    """Expected calibration error of P(chosen > rejected) = sigmoid(slope d).
+def calibration_error(differences: ArrayLike, slope: ArrayLike = 1.0, bins: int = BINS) -> float:
+    """Expected calibration error of P(chosen > rejected) = sigmoid(slope d); a slope for all pairs or for each, [P].
 
     Of each pair the confidence c = max(P, 1 - P) and y = ``correct(d)``; with bins of equal width over [1/2, 1], n_b
     of the P pairs in bin b, it is sum_b n_b / P |mean_b(y) - mean_b(c)|. arXiv 1706.04599.
@@ -45,15 +45,15 @@ def calibration_error(differences: ArrayLike, slope: float = 1.0, bins: int = BI
     values = np.asarray(differences, dtype=np.float64)
     if len(values) == 0:
         raise MoalignError("no pairs: calibration is a mean over pairs")
-    confidence = sigmoid(slope * np.abs(values))
+    confidence = sigmoid(np.asarray(slope) * np.abs(values))
     place = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
     gaps = np.bincount(place, weights=correct(values) - confidence, minlength=bins)
     return float(np.abs(gaps).sum() / len(values))
 
 
-def log_loss(differences: ArrayLike, slope: float = 1.0) -> float:
+def log_loss(differences: ArrayLike, slope: ArrayLike = 1.0) -> float:
     """The mean of -log sigmoid(slope d), in nats."""
-    return float(np.logaddexp(0.0, -slope * np.asarray(differences, dtype=np.float64)).mean())
+    return float(np.logaddexp(0.0, -np.asarray(slope) * np.asarray(differences, dtype=np.float64)).mean())
 
 
 def fitted_slope(differences: ArrayLike, largest: float = 1e6) -> float:
@@ -80,6 +80,21 @@ def fitted_slope(differences: ArrayLike, largest: float = 1e6) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if slope_of_loss(middle) < 0 else (low, middle)
     return (low + high) / 2 / scale
+
+
+def cross_fitted_slopes(differences: ArrayLike, groups: Sequence[Hashable]) -> NDArray[np.float64] | None:
+    """[P]: for each pair the ``fitted_slope`` of the other half of the groups, so that no pair chooses its own.
+
+    The halves are drawn once for all (seed 0). None where a half has no pair in the wrong order: no slope is the best.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    order = np.random.default_rng(0).permutation(len(numbers))
+    half = np.array([order[numbers[group]] % 2 for group in groups])
+    if any(not (values[half == side] < 0).any() for side in (0, 1)):
+        return None
+    slopes = [fitted_slope(values[half == side]) for side in (0, 1)]
+    return np.where(half == 0, slopes[1], slopes[0])
 
 
 def agreement(differences: ArrayLike, judges: ArrayLike) -> list[list[float | None]]:

@@ -47,6 +47,8 @@ def prepare(config: RewardModelConfig, registry: Registry) -> Plan:
         raise ConfigError("data.path: the built-in prompts have no judgements; name a file that has")
     if config.data.margins != "auto":
         raise ConfigError("data.margins: a reward model learns from what the data says; leave it out")
+    if config.train.posterior is not None:
+        raise ConfigError("train.posterior: a reward model keeps no deviation of its weights; leave it out")
     door.call(form, "check", config.objective_names)
     readers = readers_for(config.data.reader, registry, deadline)
     entries = [registry.find("reward-model", choice.name)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,14 @@ from moalign.reward_models.material import Material
 from moalign.reward_models.members import Member
 from moalign.reward_models.plan import Plan
 
-LOOKED_AT = 512  # training units from which scales, and slopes of forms that are no probability, are taken
+LOOKED_AT = 512  # training units from which scales are taken
+FEWEST = 5  # groups, below which a standard error over groups says nothing
 SIGMOID = "P(chosen > rejected) = sigmoid(d), d the difference of scores"
 FITTED = (
-    "the form learns scores, not probabilities: P(chosen > rejected) = sigmoid(slope d), with one slope for each "
-    "objective, fitted to training pairs by maximum likelihood"
+    "the form's differences of scores are no log-odds: P(chosen > rejected) = sigmoid(slope d), with two slopes for "
+    "each objective, each fitted by maximum likelihood to the pairs of one half of the held-out groups and used for "
+    "the other half; -: a half has no pair in the wrong order, so that no slope is the best"
 )
-NO_PAIRS = "the form learns scores, not probabilities, and there are no training pairs to fit a slope to"
 ERROR = (
     f"expected calibration error: {measures.BINS} bins of equal width over confidence max(P, 1 - P) in [1/2, 1]; the "
     "mean over pairs of |share put in the right order - mean confidence| in the pair's bin"
@@ -36,22 +37,22 @@ def measure(
     """The report, and the scale of each member's scores on training responses, by objective."""
     looked_at = _looked_at(material.train, plan.config.seed)
     training = _scores(model, plan, members, looked_at)
-    slopes = None if plan.compares else _slopes(model, plan, material, members)
     report: dict[str, Any] = {
         "format": 1,
         "form": plan.config.reward_model.name,
         "objectives": list(plan.objectives),
         "members": len(members),
-        "probability": SIGMOID if plan.compares else NO_PAIRS if slopes is None else FITTED,
+        "probability": SIGMOID if plan.form.log_odds else FITTED,
         "calibration_error": ERROR,
         "ties": dict(material.ties),
+        "early_stop": plan.config.train.early_stop is not None,
     }
     held_out = material.held_out
     if held_out is None:
         return report | {"pairs": 0, "per_objective": {}}, _scales(plan, looked_at, training, members)
     scores = _scores(model, plan, members, held_out)
     return (
-        report | _of_pairs(plan, held_out, scores, slopes),
+        report | _of_pairs(plan, held_out, scores),
         _scales(plan, looked_at, training, members),
     )
 
@@ -85,26 +86,12 @@ def part(dataset: PairDataset, pairs: NDArray[np.int64]) -> PairDataset:
     )
 
 
-def _slopes(model: LanguageModel, plan: Plan, material: Material, members: Sequence[Member]) -> dict[str, float] | None:
-    if material.compared is None:
-        return None
-    compared = _looked_at(material.compared, plan.config.seed)
-    differences = _differences(_scores(model, plan, members, compared).mean(0), compared)
-    return {
-        name: measures.fitted_slope(differences[compared.pair_objective == index, index])
-        for index, name in enumerate(plan.objectives)
-        if (compared.pair_objective == index).any()
-    }
-
-
 def _differences(scores: NDArray[np.float64], dataset: PairDataset) -> NDArray[np.float64]:
     """[N,M] -> [P,M], chosen minus rejected."""
     return np.asarray(scores[dataset.pairs[:, 0]] - scores[dataset.pairs[:, 1]])
 
 
-def _of_pairs(
-    plan: Plan, held_out: PairDataset, scores: NDArray[np.float64], slopes: Mapping[str, float] | None
-) -> dict[str, Any]:
+def _of_pairs(plan: Plan, held_out: PairDataset, scores: NDArray[np.float64]) -> dict[str, Any]:
     mean = scores.mean(0)
     differences = _differences(mean, held_out)
     each = [_differences(own, held_out) for own in scores]
@@ -116,8 +103,8 @@ def _of_pairs(
         mine = held_out.pair_objective == index
         if mine.any():
             own = [member[mine, index] for member in each]
-            slope = 1.0 if plan.compares else (slopes or {}).get(name)
-            found[name] = _objective(differences[mine, index], longer[mine], groups[mine], slope, own)
+            found[name] = _objective(differences[mine, index], longer[mine], groups[mine], own)
+            found[name] |= _calibration(plan.form.log_odds, differences[mine, index], groups[mine].tolist())
             found[name] |= _labels(mean[:, index], held_out.rewards[:, index])
     return {
         "pairs": len(held_out.pairs),
@@ -133,26 +120,32 @@ def _objective(
     differences: NDArray[np.float64],
     longer: NDArray[np.float64],
     groups: NDArray[np.int64],
-    slope: float | None,
     members: Sequence[NDArray[np.float64]],
 ) -> dict[str, Any]:
-    clusters = groups.tolist()
+    clusters, number = groups.tolist(), len(set(groups.tolist()))
     baselines = {"always longer": longer, "always shorter": -longer}
     rules = {name: measures.accuracy(values, clusters) for name, values in baselines.items()}
     better = max(rules, key=lambda name: rules[name][0])
     own = [measures.accuracy(member, clusters)[0] for member in members]
     return {
         "pairs": len(differences),
-        "groups": len(set(clusters)),
-        "accuracy": _figure(measures.accuracy(differences, clusters)),
+        "groups": number,
+        "accuracy": _figure(measures.accuracy(differences, clusters), number),
         "equal scores": int((differences == 0).sum()),
-        "baselines": {name: _figure(rule) for name, rule in rules.items()},
+        "baselines": {name: _figure(rule, number) for name, rule in rules.items()},
         "better_baseline": better,
-        "gain": _figure(measures.gain(differences, baselines[better], clusters)),
-        "slope": slope,
-        "calibration_error": None if slope is None else measures.calibration_error(differences, slope),
-        "log_loss": None if slope is None else measures.log_loss(differences, slope),
+        "gain": _figure(measures.gain(differences, baselines[better], clusters), number),
         "member_accuracy": {"each": own, "mean": float(np.mean(own)), "spread": measures.spread(own)},
+    }
+
+
+def _calibration(log_odds: bool, differences: NDArray[np.float64], groups: Sequence[int]) -> dict[str, Any]:
+    """``slopes``: the two of the halves of the groups; none where differences are log-odds as they are."""
+    slopes = np.ones(len(differences)) if log_odds else measures.cross_fitted_slopes(differences, groups)
+    return {
+        "slopes": None if log_odds or slopes is None else sorted(set(slopes.tolist())),
+        "calibration_error": None if slopes is None else measures.calibration_error(differences, slopes),
+        "log_loss": None if slopes is None else measures.log_loss(differences, slopes),
     }
 
 
@@ -165,8 +158,8 @@ def _labels(scores: NDArray[np.float64], labels: NDArray[np.float64]) -> dict[st
     return {"spearman_with_labels": table[0][1], "labelled_responses": int(known.sum())}
 
 
-def _figure(mean: measures.Mean) -> dict[str, float | None]:
-    return {"value": mean[0], "stderr": mean[1]}
+def _figure(mean: measures.Mean, groups: int) -> dict[str, float | None]:
+    return {"value": mean[0], "stderr": mean[1] if groups >= FEWEST else None}
 
 
 def _scales(

@@ -15,20 +15,23 @@ import torch
 from accelerate import Accelerator
 
 from moalign import calls, lora, storage
+from moalign.engine import judged
 from moalign.engine import model as models
 from moalign.engine.batches import OfflineSource
 from moalign.engine.judging import job_of
 from moalign.engine.model import LanguageModel
+from moalign.engine.replies import room
 from moalign.engine.scoring import LogpCache
 from moalign.engine.train import train_together
 from moalign.engine.trainee import Trainee
 from moalign.errors import ConfigError, ModelError, RunError, TrainingError
 from moalign.registry import Registry
-from moalign.reward_models import archive, reporting, writing
+from moalign.reward_models import archive, reporting, window, writing
 from moalign.reward_models.config import RewardModelConfig
 from moalign.reward_models.material import Material, gather
 from moalign.reward_models.members import Member
 from moalign.reward_models.plan import Plan, prepare
+from moalign.reward_models.rehearsal import telling_pairs
 from moalign.seeds import derive
 from moalign.sweeps import provenance
 from moalign.sweeps.candidate import slots
@@ -58,26 +61,46 @@ def train(config: RewardModelConfig, out: Path, registry: Registry, observer: Ob
     """
     plan = prepare(config, registry)
     _check_deaths()
-    _check_vacant(out)
+    archive.check_vacant(out)
     used = provenance.used(plan, registry)
     shop = open_shop(plan, observer)
+    rehearse(shop)
     members = train_members(shop, range(config.members), observer)
-    observer.on_phase("scoring the held-out responses")
-    report, scales = reporting.measure(shop.model, plan, shop.material, members)
-    record = _record(shop, members, used) | {"scale": scales}
+    report, failure = _write(shop, members, _record(shop, members, used), out, observer)
+    if failure is not None:
+        raise RunError(
+            f"{out}: trained and written, but not measured, so there is no {archive.REPORT}: {failure}"
+        ) from failure
+    return report
+
+
+def _write(
+    shop: Shop, members: Sequence[Member], record: dict[str, Any], out: Path, observer: Observer
+) -> tuple[dict[str, Any], Exception | None]:
+    """The report, and why there is none: what was trained is written whatever measuring it comes to."""
+    report: dict[str, Any] = {}
+    failure: Exception | None = None
     observer.on_phase("writing")
     with storage.new_directory(out) as folder:
         for member in members:
-            how = writing.write_member(folder / member.name, shop.model, plan, member, shop.material)
+            writing.write_trained(folder / member.name, shop.model, member)
+            how = writing.write_classifier(folder / member.name, shop.model, shop.plan, member, shop.material)
             record["members"][member.name] |= how
+            if how.get("why", writing.NOT_LINEAR) != writing.NOT_LINEAR:
+                observer.on_warning(f"{member.name}: adapter and head are written, but no classifier: {how['why']}")
             if how.get("largest_difference", 0.0) > NOTICEABLE:
                 observer.on_warning(
                     f"{member.name}: scores of the written classifier differ from the trained model's by up to "
                     f"{how['largest_difference']:.3g}: its weights are rounded to {record['dtype']}"
                 )
+        observer.on_phase("scoring the held-out responses")
+        try:
+            report, record["scale"] = reporting.measure(shop.model, shop.plan, shop.material, members)
+            storage.write_json(folder / archive.REPORT, report)
+        except Exception as error:
+            failure, record["unmeasured"] = error, str(error) or type(error).__name__
         storage.write_json(folder / archive.RECORD, record)
-        storage.write_json(folder / archive.REPORT, report)
-    return report
+    return report, failure
 
 
 def open_shop(plan: Plan, observer: Observer) -> Shop:
@@ -88,10 +111,35 @@ def open_shop(plan: Plan, observer: Observer) -> Shop:
         raise ModelError("moalign trains in one process; start it without `accelerate launch` or torchrun")
     model = models.load(plan.config.model_directory, plan.config.model, accelerator.device)
     model = replace(model, packing=replace(model.packing, whole=True))
+    asked, plan = plan, window.within(plan, room(model.base))
     observer.on_phase("reading the data")
     material = gather(plan, model.tokeniser)
+    if asked is not plan:
+        material = replace(material, warnings=(*material.warnings, *window.warnings(plan, material.counts)))
     observer.on_training_start(material.counts, material.warnings, plan.config.train.steps, plan.config.members)
     return Shop(plan, model, material, LogpCache(model), accelerator)
+
+
+def rehearse(shop: Shop) -> None:
+    """One step that is thrown away and scores, on few judgements: what is wrong with a form is said before training.
+
+    Raises TrainingError as ``train_members`` does, and PluginError.
+    """
+    plan, material = shop.plan, shop.material
+    few = reporting.part(material.train, telling_pairs(material.train))
+    (slot,) = slots(1)
+    lora.add_slots(shop.model.policy, [slot])
+    trainee, _ = _trainee(shop, 0, slot, Observer(), 1)
+    trainee.source = OfflineSource(few, 0, len(few.pairs), cacheable=False)
+    train_together(shop.model, [trainee], shop.cache, shop.accelerator)
+    if trainee.error is not None:
+        raise TrainingError(f"{_name(0)}: {trainee.error}") from trainee.error
+    writing.linear_head(plan, trainee.owned, shop.model.width)
+    for dataset in (few, material.held_out):
+        if dataset is not None:
+            asked = reporting.part(dataset, telling_pairs(dataset))
+            about = (asked.sequences, asked.groups.tolist(), asked.rewards)
+            judged.scores(shop.model, slot, plan.form, plan.objectives, trainee.owned, *about)
 
 
 def train_members(shop: Shop, numbers: Sequence[int], observer: Observer) -> list[Member]:
@@ -220,8 +268,3 @@ def _check_deaths() -> None:
     for death in calls.deaths():
         if (death.call.dispensable or ("",))[0] in ("candidate", calls.TOGETHER):
             raise TrainingError(death.reason)
-
-
-def _check_vacant(out: Path) -> None:
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise RunError(f"{out} exists already; it is never overwritten: choose another --out, or delete it")

@@ -4,12 +4,15 @@ What is pooled: the hidden state of the last token, which in training is the tok
 (``Tokeniser.end_id``); the ids of prompt and response are joined, and a prompt begins with the begin token where the
 tokenizer has one. A classifier of transformers pools the last token that is not its padding, so the padding that is
 written is never the end token, and whoever feeds it closes the ids with that token. ``config.json`` says so under
-``moalign``, which the reward ``sequence-classification`` follows by itself.
+``moalign``, with ``max_length``, the tokens that prompt and response were cut to, which the reward
+``sequence-classification`` follows by itself.
 """
 
 from __future__ import annotations
 
+import copy
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from moalign.data.tokenise import Tokeniser
 from moalign.engine import judged
 from moalign.engine import model as models
 from moalign.engine.model import LanguageModel
-from moalign.errors import MoalignError, ModelError, PluginError
+from moalign.errors import ModelError, PluginError
 from moalign.lora import mixing, ordinary
 from moalign.reward_models.material import Material
 from moalign.reward_models.members import Member
@@ -32,24 +35,34 @@ from moalign.reward_models.plan import Plan
 
 ADAPTER, HEAD, METRICS = "adapter", "head.safetensors", "metrics.jsonl"
 COMPARED = 8  # sequences on which the written classifier is compared with the trained model
+NOT_LINEAR = "the form's scores are not linear in the last hidden state"
+TOKENISED = 256  # samples, of training and of held-out data each, that the written tokenizer has to read as in training
 
 
-def write_member(folder: Path, model: LanguageModel, plan: Plan, member: Member, material: Material) -> dict[str, Any]:
-    """Adapter, head, metrics, and the classifier where there is one; what was written, for ``reward_model.json``."""
+def write_trained(folder: Path, model: LanguageModel, member: Member) -> None:
+    """Adapter, head and metrics: all that training made."""
     lines = (json.dumps(line, sort_keys=True, allow_nan=False) + "\n" for line in member.metrics)
     storage.write_text(folder / METRICS, "".join(lines))
     lora.write(model.policy, member.slot, folder / ADAPTER, model.fingerprint)
     storage.write_tensors(folder / HEAD, member.parameters, {"base": model.fingerprint})
-    weights = linear_head(plan, member.parameters, model.width)
-    if weights is None:
-        return {"classifier": None, "why": "the form's scores are not linear in the last hidden state"}
+
+
+def write_classifier(
+    folder: Path, model: LanguageModel, plan: Plan, member: Member, material: Material
+) -> dict[str, Any]:
+    """The classifier beside what ``write_trained`` wrote, where there is one; what it is, for ``reward_model.json``."""
     try:
+        weights = linear_head(plan, member.parameters, model.width)
+        if weights is None:
+            return {"classifier": None, "why": NOT_LINEAR}
+        tokenizer = written_tokenizer(model.tokeniser)
+        _check_tokenizer(tokenizer, model.tokeniser, material)
         classifier = _classifier(folder / ADAPTER, model, plan, weights)
-    except MoalignError as error:  # what was trained is kept, whatever transformers makes of it
-        return {"classifier": None, "why": str(error)}
-    largest = _largest_difference(classifier, model, plan, member, material)
+        largest = _largest_difference(classifier, model, plan, member, material)
+    except Exception as error:  # what was trained is kept, whatever transformers makes of it
+        return {"classifier": None, "why": str(error) or type(error).__name__}
     classifier.save_pretrained(folder)
-    _tokenizer(model.tokeniser, classifier.config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return {"classifier": member.name, "largest_difference": largest}
 
 
@@ -77,7 +90,11 @@ def _classifier(adapter: Path, model: LanguageModel, plan: Plan, weights: Tensor
     config.num_labels = len(plan.objectives)
     config.id2label = dict(enumerate(plan.objectives))
     config.label2id = {name: index for index, name in enumerate(plan.objectives)}
-    config.moalign = {"read": "tokens", "end_token_id": model.tokeniser.end_id}
+    config.moalign = {
+        "read": "tokens",
+        "end_token_id": model.tokeniser.end_id,
+        "max_length": plan.config.data.max_length,
+    }
     for each in (config, config.get_text_config()):
         each.pad_token_id = padding(model.tokeniser)
     try:
@@ -94,18 +111,49 @@ def _classifier(adapter: Path, model: LanguageModel, plan: Plan, weights: Tensor
 
 
 def padding(tokeniser: Tokeniser) -> int:
-    """A token that no sequence ends with, since the last one that is not padding is what counts."""
-    tokenizer = tokeniser.tokenizer
-    known = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, 0, 1]
-    return next(each for each in known if each is not None and each not in (tokeniser.end_id, tokeniser.eos_id))
+    """An id that no sequence ends with, since the last token that is not padding is what counts."""
+    found = special_padding(tokeniser)
+    return found if found is not None else min({0, 1, 2} - {tokeniser.end_id, tokeniser.eos_id})
 
 
-def _tokenizer(tokeniser: Tokeniser, config: Any) -> Any:
-    """With the classifier's padding."""
+def special_padding(tokeniser: Tokeniser) -> int | None:
+    """The first such id among the tokenizer's special and added tokens; None where all of them end sequences.
+
+    An ordinary token is none: a tokenizer takes its padding for special, and would cut texts at it.
+    """
     tokenizer = tokeniser.tokenizer
-    if tokenizer.pad_token_id != config.pad_token_id:
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    named = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id)
+    known = [*(each for each in named if each in special), *sorted(special)]
+    return next((each for each in known if each not in (tokeniser.end_id, tokeniser.eos_id)), None)
+
+
+def written_tokenizer(tokeniser: Tokeniser) -> Any:
+    """A copy with the classifier's padding.
+
+    Without any where only an ordinary token is left for it: to pad with the end token would move what is pooled.
+    """
+    tokenizer, found = copy.deepcopy(tokeniser.tokenizer), special_padding(tokeniser)
+    if tokenizer.pad_token_id != found:
+        tokenizer.pad_token = None if found is None else tokenizer.convert_ids_to_tokens(found)
     return tokenizer
+
+
+def _check_tokenizer(tokenizer: Any, trained: Tokeniser, material: Material) -> None:
+    """Raises ModelError where the tokenizer, written and read again, reads the data in another way than training."""
+    with tempfile.TemporaryDirectory(prefix="moalign-tokenizer-") as folder:
+        tokenizer.save_pretrained(folder)
+        written = Tokeniser.of(models.load_tokenizer(folder))
+    held_out = () if material.held_out is None else material.held_out.samples[:TOKENISED]
+    for sample in (*held_out, *material.train.samples[:TOKENISED]):
+        ids, own = (
+            (each.end_id, each.prompt(sample.prompt), each.response(sample.response)) for each in (written, trained)
+        )
+        if ids != own:
+            raise ModelError(
+                f"the tokenizer, once written, reads the response {sample.response[:40]!r} or its prompt in another "
+                "way than in training"
+            )
 
 
 @torch.no_grad()

@@ -54,6 +54,10 @@ class BradleyTerry(RewardModel):
             raise ValueError("smooth_below has no effect where label_smoothing is 0")
         return self
 
+    @property
+    def log_odds(self) -> bool:
+        return self.margin == "none" and self.label_smoothing == 0  # else the loss fits another probability
+
     def parameters(self, width: int, objectives: tuple[str, ...], generator: Generator) -> Mapping[str, Tensor]:
         return {"head.weight": first_weights((len(objectives), width), generator)}
 

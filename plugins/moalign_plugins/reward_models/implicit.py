@@ -36,6 +36,10 @@ class ImplicitFromPairs(Implicit):
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """share of the labels that is replaced by a toss of a coin"""
 
+    @property
+    def log_odds(self) -> bool:
+        return self.label_smoothing == 0  # else the loss fits another probability
+
     def loss(self, batch: Batch) -> Tensor:
         chosen, rejected = of_pairs(self.scores(batch), batch)
         return logistic(chosen - rejected, self.label_smoothing)

@@ -43,6 +43,10 @@ class Mixture(RewardModel):
     head_lr: Positive = 1.0
     """the learning rate of heads and router, in units of the adapter's"""
 
+    @property
+    def log_odds(self) -> bool:
+        return self.components == 1
+
     def parameters(self, width: int, objectives: tuple[str, ...], generator: Generator) -> Mapping[str, Tensor]:
         import torch
 

@@ -14,8 +14,10 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 import moalign
-from moalign import registry, storage
-from moalign.api import ModelError, Sample
+from moalign import config, registry, storage
+from moalign.api import ConfigError, ModelError, Sample
+from moalign.sweeps import callables
+from moalign.sweeps.plan import prepare
 from moalign_plugins.rewards.trained_reward_model import TrainedRewardModel
 
 SAMPLES = [Sample("say 1:", text) for text in ("abc", "wxyzabc", "", "a", "za" * 60)]
@@ -62,6 +64,54 @@ def test_what_training_refuses_is_not_scored_and_what_it_cuts_is_cut(directory):
     expected = moalign.open_reward_model(directory).scores(samples)[:, 0]
     assert scores_of(directory, samples) == pytest.approx(expected, abs=1e-4, nan_ok=True)
     assert np.isnan(expected[1:5]).all() and np.isfinite(expected[[0, 5, 9]]).all()  # 9: its prompt was cut
+
+
+def test_one_rule_and_one_default_however_the_members_are_asked(directory):
+    """Of this reward, of `ensemble` and from Python: the same options, and the same refusals."""
+    opened = moalign.open_reward_model(directory)
+    for rule in ({}, {"combine": "mean"}, {"combine": "worst"}, {"combine": "uncertainty", "lam": 3.0}):
+        expected = opened.reward("letters", **rule)(SAMPLES[:2])
+        assert scores_of(directory, SAMPLES[:2], **rule) == pytest.approx(expected, abs=1e-4)
+    assert [opened.reward("letters", **rule).pessimistic() for rule in ({}, {"combine": "worst"})] == [False, True]
+    for wrong, reason in (
+        ({"combine": "wosrt"}, "combine"),
+        ({"combine": "worst", "lam": 1.0}, "lam has no effect with 'combine: worst'"),
+        ({"lam": 1.0}, "lam has no effect with 'combine: mean'"),
+        ({"combine": "uncertainty", "lam": -1.0}, "lam"),
+        ({"combine": "uncertainty", "lam": float("nan")}, "lam"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            opened.reward("letters", **wrong)
+        with pytest.raises(ValidationError, match=reason):
+            TrainedRewardModel.model_validate({"path": str(directory), "head": "letters"} | wrong)
+
+
+def test_doubt_is_never_added_where_less_is_better(directory, tmp_path):
+    """A sweep negates what a reward of direction min says, after its members were combined."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "say 1:"}\n')
+    found = registry.discover()
+    opened = moalign.open_reward_model(directory)
+    for rule in ({"combine": "worst"}, {"combine": "uncertainty"}, {"combine": "mean"}):
+        choice = {"name": "trained-reward-model", "path": str(directory), "head": "letters"} | rule
+        for direction in ("max", "min"):
+            letters = {"reward": choice, "direction": direction}
+            content = {
+                "objectives": {"letters": letters, "brief": {"reward": "length"}},
+                "data": {"path": str(prompts)},
+            }
+            content |= {"loss": "rloo", "rollouts": {}}
+            settings = config.from_mapping(content)
+            asked = {"letters": opened.reward("letters", **rule)}
+            content["objectives"]["letters"] = {"direction": direction}
+            without = config.from_mapping(content)
+            given, installed = callables.chosen(without, asked), callables.installed(found, asked)
+            for each, known in ((settings, found), (given, installed)):
+                if direction == "min" and rule["combine"] != "mean":
+                    with pytest.raises(ConfigError, match=r"objectives\.letters\.direction: min negates the scores"):
+                        prepare(each, known)
+                else:
+                    assert prepare(each, known).rewards["letters"].pessimistic() == (rule["combine"] != "mean")
 
 
 def test_the_number_format_is_that_of_training(directory, tmp_path):
@@ -119,7 +169,7 @@ def test_a_record_that_lacks_something_is_refused_before_anything_is_loaded(dire
     record = json.loads((copy / "reward_model.json").read_text())
     for change in ({"members": {}}, {"objectives": []}, {"members": ["a"]}, {"end_token_id": None}, {"base": None}):
         (copy / "reward_model.json").write_text(json.dumps(record | change))
-        with pytest.raises(ModelError, match=r"reward_model\.json: (it has no|cannot be read)"):
+        with pytest.raises(ValidationError, match=r"path\n.*reward_model\.json: (it has no|cannot be read)"):
             scores_of(sealed(copy), SAMPLES[:1])
 
 
@@ -135,8 +185,12 @@ def test_another_base_is_refused(directory, tiny_model_path, tmp_path):
 
 
 def test_what_is_not_there_is_named(directory, tmp_path):
-    with pytest.raises(ModelError, match="head: no 'kind' of letters"):
-        TrainedRewardModel(path=str(directory), head="kind", device="cpu").score(SAMPLES[:1])
+    options = {"path": str(directory), "head": "kind"}
+    with pytest.raises(ConfigError, match=r"objectives\.letters\.reward\.head: no 'kind' of letters"):
+        registry.discover().build("reward", "trained-reward-model", options, "objectives.letters.reward")
+    if directory.parent.name.startswith("mixture"):
+        with pytest.raises(ValidationError, match=r"head\n.*choose one of letters, short"):
+            TrainedRewardModel(path=str(directory))
     with pytest.raises(ValidationError, match=r"no directory with a reward_model\.json"):
         TrainedRewardModel(path=str(tmp_path))
     with pytest.raises(ModelError, match="cannot be read as a reward model on"):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from torch import Tensor
 
 from moalign import lora, storage
-from moalign.api import RewardModel
+from moalign.api import Combine, Combining, RewardModel
 from moalign.data.tokenise import encode_record
 from moalign.engine import judged
 from moalign.engine import model as models
@@ -24,9 +25,7 @@ from moalign.reward_models import archive, writing
 from moalign.reward_models.config import RewardModelConfig
 from moalign.sweeps.candidate import slots
 from moalign.types import Record, Sample
-from moalign.validation import nearest
-
-Combine = Literal["mean", "worst", "uncertainty"]
+from moalign.validation import explain, nearest
 
 
 @dataclass(frozen=True)
@@ -56,25 +55,35 @@ class TrainedRewardModel:
         """[N,M]: the mean over members."""
         return np.asarray(self.member_scores(samples).mean(0))
 
-    def reward(
-        self, objective: str, combine: Combine = "mean", lam: float = 0.1
-    ) -> Callable[[Sequence[Sample]], list[float | None]]:
+    def reward(self, objective: str, combine: Combine = "mean", lam: float | None = None) -> Asked:
         """A function of samples for ``moalign.sweep(rewards={...})``; None where a sample cannot be scored.
 
-        ``combine``: the members' mean, the worst of them, or mean - lam * variance. arXiv 2310.02743.
+        ``combine``: the members' mean, the worst of them, or mean - lam * variance (arXiv 2310.02743), which the sweep
+        refuses where the objective has direction min: a head points up. Raises ConfigError.
         """
         if objective not in self.objectives:
             raise ConfigError(f"no head is called '{objective}'{nearest(objective, self.objectives)}")
-        column = self.objectives.index(objective)
+        try:
+            rule = Combining(combine=combine, lam=lam)
+        except ValidationError as error:
+            raise ConfigError(explain(error, Combining)) from None
+        return Asked(self, self.objectives.index(objective), rule)
 
-        def score(samples: Sequence[Sample]) -> list[float | None]:
-            members = self.member_scores(samples)[:, :, column]
-            combined = members.min(0) if combine == "worst" else members.mean(0)
-            if combine == "uncertainty":
-                combined = combined - lam * members.var(0)
-            return [None if np.isnan(value) else float(value) for value in combined]
 
-        return score
+@dataclass(frozen=True)
+class Asked:
+    """One head of a reward model, as a function of samples."""
+
+    model: TrainedRewardModel
+    column: int
+    rule: Combining
+
+    def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
+        rows = self.model.member_scores(samples)[:, :, self.column].T.tolist()
+        return [None if any(map(math.isnan, row)) else self.rule.combined(row) for row in rows]
+
+    def pessimistic(self) -> bool:
+        return self.rule.pessimistic()
 
 
 def load(directory: Path, registry: Registry, base: str | None = None, device: str = "cpu") -> TrainedRewardModel:

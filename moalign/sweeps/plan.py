@@ -172,6 +172,7 @@ def prepare(config: Config, registry: Registry) -> Plan:
     check_files(config)
     _check_reference_point(config)
     _check_rewards(plan)
+    _check_directions(plan)
     _check_transforms(plan)
     _check_early_stop(plan)
     conditions.check(plan)
@@ -352,6 +353,18 @@ def _check_rewards(plan: Plan) -> None:
         raise ConfigError(f"{reason}, but objectives.{without[0]} has no reward; add objectives.{without[0]}.reward")
     if plan.scored and config.data.margins == "implicit":
         raise ConfigError(f"data.margins: loss '{config.loss.name}' regresses on rewards; implicit ones are not enough")
+
+
+def _check_directions(plan: Plan) -> None:
+    """A score is negated after its reward has taken off for doubt, so that doubt would be added."""
+    for name, reward in plan.rewards.items():
+        if plan.config.objectives[name].direction == "min" and door.call(reward, "pessimistic"):
+            raise ConfigError(
+                f"objectives.{name}.direction: min negates the scores, and what reward "
+                f"'{plan.config.objectives[name].reward.name}' takes off for doubt would make them better; combine its "
+                "members by their mean, or use one for which larger is better, with direction: max (a head that was "
+                "trained with direction: min is one)"
+            )
 
 
 def _check_transforms(plan: Plan) -> None:

@@ -12,11 +12,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
-from moalign.api import Batch, ModelError, Reward, RewardModel, Sample
+from moalign.api import Batch, Combining, ModelError, Reward, RewardModel, Sample
 from moalign_plugins import reward_models
-from moalign_plugins.rewards._combining import Combine, combined
 from moalign_plugins.rewards._models import LOCAL, Dtype, device_and_dtype, window
 from moalign_plugins.rewards._tokens import Joining
 from moalign_plugins.rewards._written import (
@@ -42,25 +41,22 @@ REGISTRATION = {
 BLOCK = re.compile(r"^REGISTRATION = (\{$.*?^\})$", re.MULTILINE | re.DOTALL)
 
 
-class TrainedRewardModel(Reward):
+class TrainedRewardModel(Combining, Reward):
     """One head of base, adapters and heads in the directory, the members combined as the reward `ensemble` does.
 
-    For forms that ship with moalign; from Python ``moalign.open_reward_model`` takes all. The base is loaded once for
-    all members. Files that are not what was written, by MANIFEST.json, and another base than was trained on are refused.
-    Samples are read as in training: a prompt that is too long loses its beginning, and it abstains where the response
-    is empty or too long, or holds a special token. Safetensors only, no remote code, nothing is downloaded.
+    For forms that ship with moalign; from Python ``moalign.open_reward_model`` takes all. A head points up, also one of
+    an objective that was trained with ``direction: min``: use it with ``direction: max``. The base is loaded once for
+    all members. Files that are not what was written, by MANIFEST.json, and another base than was trained on are
+    refused. Samples are read as in training: a prompt that is too long loses its beginning, and it abstains where the
+    response is empty or too long, or holds a special token. Safetensors only, no remote code, nothing is downloaded.
     """
 
     deterministic: ClassVar[bool] = False  # the last bits depend on who shares a padded batch
 
     path: str
     """a directory with a reward_model.json"""
-    head: str | None = None
+    head: str | None = Field(default=None, validate_default=True)
     """the name of an objective; not needed where there is one"""
-    combine: Combine = "mean"
-    """of the members: their mean, the worst of them, or mean - lam * variance"""
-    lam: float = Field(default=0.1, ge=0)
-    """of ``combine: uncertainty``: what a unit of variance costs"""
     base: str | None = None
     """the directory of the base model and its tokenizer, if it is not where it was in training"""
     batch_size: int = Field(default=8, ge=1)
@@ -74,11 +70,25 @@ class TrainedRewardModel(Reward):
     def _is_a_reward_model(cls, path: str) -> str:
         if not (Path(path).expanduser() / RECORD).is_file():
             raise ValueError(f"no directory with a {RECORD}: {path}")
+        try:
+            record_of(path)
+        except ModelError as error:
+            raise ValueError(str(error)) from error
         return path
+
+    @field_validator("head")
+    @classmethod
+    def _is_an_objective(cls, head: str | None, others: ValidationInfo) -> str | None:
+        if "path" in others.data:
+            try:
+                column_of(head, record_of(others.data["path"]).objectives)
+            except ModelError as error:
+                raise ValueError(str(error)) from error
+        return head
 
     def score(self, samples: Sequence[Sample]) -> list[float | None]:
         judge = _judge(str(Path(self.path).expanduser()), self.base, self.device, self.dtype)
-        column = judge.column(self.head)
+        column = column_of(self.head, judge.objectives)
         encoded = [judge.joining.ids(each.prompt, each.response, judge.most, "beginning") for each in samples]
         found: list[float | None] = [None] * len(samples)
         fitting = [(index, each) for index, each in enumerate(encoded) if each is not None]
@@ -87,7 +97,7 @@ class TrainedRewardModel(Reward):
             part = fitting[start : start + self.batch_size]
             rows = judge.scores([each for _, each in part], column)
             for (index, _), members in zip(part, rows, strict=True):
-                found[index] = combined(members, self.combine, self.lam)
+                found[index] = self.combined(members)
         return found
 
 
@@ -171,6 +181,15 @@ def _form(path: str, choice: dict[str, Any]) -> RewardModel:
     raise ModelError(f"{path}: its form '{name}' does not ship with moalign; see moalign.open_reward_model")
 
 
+def column_of(head: str | None, objectives: Sequence[str]) -> int:
+    """Raises ModelError naming those that there are."""
+    if head is None and len(objectives) == 1:
+        return 0
+    if head not in objectives:
+        raise ModelError(f"{'choose one' if head is None else f'no {head!r}'} of {', '.join(objectives)}")
+    return objectives.index(head)
+
+
 @dataclass(frozen=True)
 class _Judge:
     """A base with an adapter and a head for each member, and how they read."""
@@ -182,14 +201,6 @@ class _Judge:
     heads: Mapping[str, Mapping[str, Tensor]]
     joining: Joining
     most: int
-
-    def column(self, head: str | None) -> int:
-        if head is None and len(self.objectives) == 1:
-            return 0
-        if head not in self.objectives:
-            listed = ", ".join(self.objectives)
-            raise ModelError(f"{self.path}: head: {'choose one' if head is None else f'no {head!r}'} of {listed}")
-        return self.objectives.index(head)
 
     def scores(self, rows: Sequence[tuple[list[int], int]], column: int) -> list[list[float]]:
         """Of each row, what each member says."""

@@ -15,7 +15,7 @@ from sweeps import small_config
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from moalign import registry
-from moalign.api import Combining, ModelError, Sample
+from moalign.api import Combining, Sample
 from moalign.sweeps import run
 from moalign.sweeps.observe import Observer
 from moalign.testing import check_reward
@@ -133,13 +133,13 @@ def test_what_it_refuses(members, tmp_path):
         ({"paths": (members[0], str(tmp_path))}, r"no directory with a config\.json"),
         ({"paths": members, "combine": "median"}, "combine"),
         ({"paths": members, "combine": "uncertainty", "lam": -1.0}, "lam"),
-        ({"paths": members, "combine": "worst", "lam": 0.5}, "lam has no effect with 'combine: worst'"),
-        ({"paths": members, "lam": 0.5}, "lam has no effect with 'combine: mean'"),
+        ({"paths": members, "head": 0, "combine": "worst", "lam": 0.5}, "lam has no effect with 'combine: worst'"),
+        ({"paths": members, "head": 0, "lam": 0.5}, "lam has no effect with 'combine: mean'"),
     ):
         with pytest.raises(ValidationError, match=message):
             Ensemble.model_validate(options)
-    with pytest.raises(ModelError, match=r"no 'brief' of 0 \(kind\), 1 \(true\)"):
-        Ensemble(paths=tuple(members), head="brief", device="cpu").score(SAMPLES)
+    with pytest.raises(ValidationError, match=r"no 'brief' of 0 \(kind\), 1 \(true\), in "):
+        Ensemble(paths=tuple(members), head="brief", device="cpu")
 
 
 def test_a_sweep_can_train_on_it(members, tiny_model_path, tmp_path: Path):

@@ -30,7 +30,11 @@ from moalign.validation import explain, nearest
 
 @dataclass(frozen=True)
 class TrainedRewardModel:
-    """Scores by objective, larger is better. ``heads``: the tensors of each member, by the slot of its adapter."""
+    """Scores by objective, larger is better, also for an objective that was trained with ``direction: min``.
+
+    ``heads``: the tensors of each member, by the slot of its adapter. ``max_length``: as trained, at most what the
+    model takes.
+    """
 
     objectives: tuple[str, ...]
     form: RewardModel
@@ -39,7 +43,10 @@ class TrainedRewardModel:
     max_length: int
 
     def member_scores(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
-        """[K,N,M]; NaN where a response is empty, or longer than the model was trained to read."""
+        """[K,N,M]; NaN where a response is never trained on: blank, with a special token in it, or too long.
+
+        Of a text longer than ``max_length`` the prompt loses its beginning, as in training.
+        """
         records = [Record(sample.prompt, (sample.response,)) for sample in samples]
         encoded = [encode_record(self.model.tokeniser, each, self.max_length).sequences[0] for each in records]
         fitting = [index for index, each in enumerate(encoded) if each is not None]
@@ -108,4 +115,5 @@ def load(directory: Path, registry: Registry, base: str | None = None, device: s
         lora.read(model.policy, slot, folder / writing.ADAPTER, model.fingerprint)
         tensors = storage.read_tensors(folder / writing.HEAD)
         heads[slot] = {key: value.to(model.device) for key, value in tensors.items()}
-    return TrainedRewardModel(config.objective_names, form, model, heads, config.data.max_length)
+    takes = getattr(model.policy.config.get_text_config(), "max_position_embeddings", None) or config.data.max_length
+    return TrainedRewardModel(config.objective_names, form, model, heads, min(config.data.max_length, takes))

@@ -358,12 +358,12 @@ def _check_rewards(plan: Plan) -> None:
 def _check_directions(plan: Plan) -> None:
     """A score is negated after its reward has taken off for doubt, so that doubt would be added."""
     for name, reward in plan.rewards.items():
-        if plan.config.objectives[name].direction == "min" and door.call(reward, "pessimistic"):
+        spec = plan.config.objectives[name]
+        if spec.reward is not None and spec.direction == "min" and door.call(reward, "pessimistic"):
             raise ConfigError(
-                f"objectives.{name}.direction: min negates the scores, and what reward "
-                f"'{plan.config.objectives[name].reward.name}' takes off for doubt would make them better; combine its "
-                "members by their mean, or use one for which larger is better, with direction: max (a head that was "
-                "trained with direction: min is one)"
+                f"objectives.{name}.direction: min negates the scores, and what reward '{spec.reward.name}' takes off "
+                "for doubt would make them better; combine its members by their mean, or use a head for which larger "
+                "is better, with direction: max (one that was trained with direction: min is such a head)"
             )
 
 

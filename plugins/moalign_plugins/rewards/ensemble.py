@@ -39,6 +39,9 @@ class Ensemble(Combining, FromClassifier):
             model_directory(path)
         return paths
 
+    def models(self) -> tuple[str, ...]:
+        return self.paths
+
     def score(self, samples: Sequence[Sample]) -> list[float | None]:
         members = [self.logits(path, samples) for path in self.paths]
         found: list[float | None] = []

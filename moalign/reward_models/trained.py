@@ -27,6 +27,8 @@ from moalign.sweeps.candidate import slots
 from moalign.types import Record, Sample
 from moalign.validation import explain, nearest
 
+Scores = Mapping[str, Sequence[float | None]]
+
 
 @dataclass(frozen=True)
 class TrainedRewardModel:
@@ -42,25 +44,43 @@ class TrainedRewardModel:
     heads: Mapping[str, Mapping[str, Tensor]]
     max_length: int
 
-    def member_scores(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
+    def member_scores(self, samples: Sequence[Sample], rewards: Scores | None = None) -> NDArray[np.float64]:
         """[K,N,M]; NaN where a response is never trained on: blank, with a special token in it, or too long.
 
-        Of a text longer than ``max_length`` the prompt loses its beginning, as in training.
+        Of a text longer than ``max_length`` the prompt loses its beginning, as in training. ``rewards``: for a form
+        that reads other scores of the samples, those by objective, larger is better. Raises ConfigError without them.
         """
+        known = self._known(samples, rewards)
         records = [Record(sample.prompt, (sample.response,)) for sample in samples]
         encoded = [encode_record(self.model.tokeniser, each, self.max_length).sequences[0] for each in records]
         fitting = [index for index, each in enumerate(encoded) if each is not None]
         found = np.full((len(self.heads), len(samples), len(self.objectives)), np.nan)
         if fitting:
             sequences = [each for each in encoded if each is not None]
-            about = (sequences, list(range(len(sequences))))
+            about = (sequences, list(range(len(sequences))), known[fitting])
             for place, (slot, head) in enumerate(self.heads.items()):
                 found[place, fitting] = judged.scores(self.model, slot, self.form, self.objectives, head, *about)
         return found
 
-    def scores(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
-        """[N,M]: the mean over members."""
-        return np.asarray(self.member_scores(samples).mean(0))
+    def scores(self, samples: Sequence[Sample], rewards: Scores | None = None) -> NDArray[np.float64]:
+        """[N,M]: the mean over members; NaN and ``rewards`` as for ``member_scores``."""
+        return np.asarray(self.member_scores(samples, rewards).mean(0))
+
+    def _known(self, samples: Sequence[Sample], rewards: Scores | None) -> NDArray[np.float64]:
+        """[N,M], NaN where nothing is said."""
+        found = np.full((len(samples), len(self.objectives)), np.nan)
+        reads = getattr(self.form, "scores_from_rewards", False)
+        if reads and rewards is None:
+            raise ConfigError("rewards: this form reads other scores of the samples; give them by objective")
+        if rewards and not reads:
+            raise ConfigError("rewards: this form reads no other scores; leave them out")
+        for name, values in (rewards or {}).items():
+            if name not in self.objectives:
+                raise ConfigError(f"rewards: no objective is called '{name}'{nearest(name, self.objectives)}")
+            if len(values) != len(samples):
+                raise ConfigError(f"rewards.{name}: {len(values)} scores for {len(samples)} samples")
+            found[:, self.objectives.index(name)] = [np.nan if value is None else value for value in values]
+        return found
 
     def reward(self, objective: str, combine: Combine = "mean", lam: float | None = None) -> Asked:
         """A function of samples for ``moalign.sweep(rewards={...})``; None where a sample cannot be scored.
@@ -70,6 +90,8 @@ class TrainedRewardModel:
         """
         if objective not in self.objectives:
             raise ConfigError(f"no head is called '{objective}'{nearest(objective, self.objectives)}")
+        if getattr(self.form, "scores_from_rewards", False):
+            raise ConfigError("this form reads other scores of a sample, which a sweep does not give; see `scores`")
         try:
             rule = Combining(combine=combine, lam=lam)
         except ValidationError as error:

@@ -17,7 +17,7 @@ from moalign.errors import ConfigError, ModelError, PluginError, PreferenceError
 from moalign.registry import Entry, Registry
 from moalign.seeds import derive
 from moalign.storage import safe_name
-from moalign.sweeps import conditions
+from moalign.sweeps import conditions, directions
 from moalign.sweeps.changes import Variant, variant
 from moalign.types import Candidate, Outcome, Preference, Space
 
@@ -172,7 +172,7 @@ def prepare(config: Config, registry: Registry) -> Plan:
     check_files(config)
     _check_reference_point(config)
     _check_rewards(plan)
-    _check_directions(plan)
+    directions.check(config, plan.rewards)
     _check_transforms(plan)
     _check_early_stop(plan)
     conditions.check(plan)
@@ -353,18 +353,6 @@ def _check_rewards(plan: Plan) -> None:
         raise ConfigError(f"{reason}, but objectives.{without[0]} has no reward; add objectives.{without[0]}.reward")
     if plan.scored and config.data.margins == "implicit":
         raise ConfigError(f"data.margins: loss '{config.loss.name}' regresses on rewards; implicit ones are not enough")
-
-
-def _check_directions(plan: Plan) -> None:
-    """A score is negated after its reward has taken off for doubt, so that doubt would be added."""
-    for name, reward in plan.rewards.items():
-        spec = plan.config.objectives[name]
-        if spec.reward is not None and spec.direction == "min" and door.call(reward, "pessimistic"):
-            raise ConfigError(
-                f"objectives.{name}.direction: min negates the scores, and what reward '{spec.reward.name}' takes off "
-                "for doubt would make them better; combine its members by their mean, or use a head for which larger "
-                "is better, with direction: max (one that was trained with direction: min is such a head)"
-            )
 
 
 def _check_transforms(plan: Plan) -> None:

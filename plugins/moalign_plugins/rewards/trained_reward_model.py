@@ -174,6 +174,9 @@ def _form(path: str, choice: dict[str, Any]) -> RewardModel:
         if entry.get("name") == name:
             module = importlib.import_module(f"{reward_models.__name__}.{file.stem}")
             form: type[RewardModel] = getattr(module, entry["class"])
+            if getattr(form, "scores_from_rewards", False):
+                fault = "reads other scores of a sample, which a sweep does not give"
+                raise ModelError(f"{path}: its form '{name}' {fault}; see moalign.open_reward_model(...).scores")
             try:
                 return form.model_validate(choice)
             except ValidationError as error:

@@ -29,8 +29,8 @@ class Features(RewardModel):
 
     phi_k is a feed-forward network, one for each objective, over the vector of the response's scores for ``features``;
     it reads nothing of the text, and no adapter is trained. Without hidden layers it is logistic regression on the
-    differences of the features. An objective that is a feature is not learned: its judgements have loss 0, and it scores
-    0, as one that no pair judged. The features should be of one order of magnitude; a response that lacks one is
+    differences of the features. An objective that is a feature is not learned: its judgements have loss 0, and it
+    scores 0, as one that no pair judged. The features should be of one order of magnitude; a response that lacks one is
     refused. It scores through ``moalign.open_reward_model(...).scores(samples, rewards={...})``, which gives it the
     features; no reward of a sweep does.
     """
@@ -77,9 +77,8 @@ class Features(RewardModel):
 
     def loss(self, batch: Batch) -> Tensor:
         features = self.vectors(batch)
-        learned = (
-            features.new_tensor([name not in self.features for name in batch.objectives])[batch.pair_objective] > 0
-        )
+        own = features.new_tensor([name not in self.features for name in batch.objectives]).bool()
+        learned = own[batch.pair_objective]
         self._check_known(features[batch.pairs[learned].flatten()])
         chosen, rejected = of_pairs(self._phi(features.nan_to_num(0.0), batch), batch)  # NaN: of rows in no such pair
         return logistic(chosen - rejected).where(learned, 0.0)

@@ -71,7 +71,7 @@ class TrainedRewardModel(Combining, Reward):
         if not (Path(path).expanduser() / RECORD).is_file():
             raise ValueError(f"no directory with a {RECORD}: {path}")
         try:
-            record_of(path)
+            _form(path, dict(record_of(path).form))
         except ModelError as error:
             raise ValueError(str(error)) from error
         return path

@@ -66,6 +66,21 @@ def test_what_training_refuses_is_not_scored_and_what_it_cuts_is_cut(directory):
     assert np.isnan(expected[1:5]).all() and np.isfinite(expected[[0, 5, 9]]).all()  # 9: its prompt was cut
 
 
+def test_the_rewards_of_tokens_sum_to_the_score(directory):
+    """Of the implicit form; a mixture has none."""
+    opened = moalign.open_reward_model(directory)
+    if directory.parent.name.startswith("mixture"):
+        with pytest.raises(ConfigError, match="Mixture: this form has no rewards of single tokens"):
+            opened.token_rewards(SAMPLES)
+        return
+    found, scores = opened.token_rewards(SAMPLES), opened.member_scores(SAMPLES)[:, :, 0]
+    assert [rewards is None for rewards in found] == np.isnan(scores).any(0).tolist()
+    for rewards, score, sample in zip(found, scores.T, SAMPLES, strict=True):
+        if rewards is not None:
+            assert rewards.shape == (2, len(sample.response) + 1) and (rewards != 0).all()
+            assert rewards.sum(1) == pytest.approx(score, abs=1e-6)
+
+
 def test_one_rule_and_one_default_however_the_members_are_asked(directory):
     """Of this reward, of `ensemble` and from Python: the same options, and the same refusals."""
     opened = moalign.open_reward_model(directory)

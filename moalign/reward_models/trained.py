@@ -15,6 +15,7 @@ from torch import Tensor
 
 from moalign import lora, storage
 from moalign.api import Combine, Combining, RewardModel
+from moalign.data.tokenise import Sequence as TokenSequence
 from moalign.data.tokenise import encode_record
 from moalign.engine import judged
 from moalign.engine import model as models
@@ -51,8 +52,7 @@ class TrainedRewardModel:
         that reads other scores of the samples, those by objective, larger is better. Raises ConfigError without them.
         """
         known = self._known(samples, rewards)
-        records = [Record(sample.prompt, (sample.response,)) for sample in samples]
-        encoded = [encode_record(self.model.tokeniser, each, self.max_length).sequences[0] for each in records]
+        encoded = self._encoded(samples)
         fitting = [index for index, each in enumerate(encoded) if each is not None]
         found = np.full((len(self.heads), len(samples), len(self.objectives)), np.nan)
         if fitting:
@@ -65,6 +65,25 @@ class TrainedRewardModel:
     def scores(self, samples: Sequence[Sample], rewards: Scores | None = None) -> NDArray[np.float64]:
         """[N,M]: the mean over members; NaN and ``rewards`` as for ``member_scores``."""
         return np.asarray(self.member_scores(samples, rewards).mean(0))
+
+    def token_rewards(self, samples: Sequence[Sample]) -> list[NDArray[np.float64] | None]:
+        """Of each sample [K,T], one reward for each token of the response and the one that ends it; their sum over T
+        is the score. None where ``member_scores`` has NaN. Raises ConfigError for forms without rewards of tokens.
+        """
+        if not hasattr(self.form, "token_rewards"):
+            raise ConfigError(f"{type(self.form).__name__}: this form has no rewards of single tokens")
+        encoded = self._encoded(samples)
+        sequences = [each for each in encoded if each is not None]
+        members = [
+            judged.token_rewards(self.model, slot, self.form, self.objectives, head, sequences)
+            for slot, head in self.heads.items()
+        ]
+        stacked = iter([np.stack(rows) for rows in zip(*members, strict=True)])
+        return [None if each is None else next(stacked) for each in encoded]
+
+    def _encoded(self, samples: Sequence[Sample]) -> list[TokenSequence | None]:
+        records = [Record(sample.prompt, (sample.response,)) for sample in samples]
+        return [encode_record(self.model.tokeniser, each, self.max_length).sequences[0] for each in records]
 
     def _known(self, samples: Sequence[Sample], rewards: Scores | None) -> NDArray[np.float64]:
         """[N,M], NaN where nothing is said."""

@@ -34,7 +34,20 @@ def test_the_networks_are_these():
         torch.testing.assert_close(form.scores(batch)[:, column], expected)
     scores, judged = form.scores(batch), batch.pair_objective.tolist()
     difference = torch.stack([scores[w, k] - scores[r, k] for (w, r), k in zip(PAIRS, judged, strict=True)])
-    torch.testing.assert_close(form.loss(batch), -logsigmoid(difference))
+    learned = torch.tensor([NAMES[k] == "helpful" for k in judged])
+    torch.testing.assert_close(form.loss(batch), -logsigmoid(difference).where(learned, 0.0))
+
+
+def test_an_objective_that_is_a_feature_is_not_learned():
+    form = Features(**TWO)
+    batch = made_up(form)
+    losses, found = gradients(form, batch)
+    of_features = batch.pair_objective != 0
+    assert losses[of_features].eq(0).all() and losses[~of_features].gt(0).all()
+    assert all(value[1:].eq(0).all() and value[0].ne(0).any() for value in found.values())
+    batch.rewards[batch.pairs[of_features].flatten(), 1] = torch.nan  # who judges by a feature need not know it
+    batch = replace(batch, pair_objective=torch.ones_like(batch.pair_objective))
+    assert form.loss(batch).eq(0).all()
 
 
 def test_an_objective_that_no_pair_judged_scores_0():
@@ -42,8 +55,8 @@ def test_an_objective_that_no_pair_judged_scores_0():
     first = form.parameters(4, NAMES, torch.Generator().manual_seed(0))
     batch = replace(made_up(form), parameters={name: value.double() for name, value in first.items()})
     assert form.scores(batch).eq(0).all()
-    _, found = gradients(form, replace(batch, pair_objective=torch.full((len(PAIRS),), 2)))
-    assert found["output.weight"][:2].eq(0).all() and found["output.weight"][2].ne(0).any()
+    _, found = gradients(form, replace(batch, pair_objective=torch.full((len(PAIRS),), 0)))
+    assert found["output.weight"][1:].eq(0).all() and found["output.weight"][0].ne(0).any()
 
 
 def newton(differences: np.ndarray, ridge: float) -> np.ndarray:
@@ -112,7 +125,7 @@ def test_a_response_without_a_feature_is_refused_and_without_another_score_is_no
     assert losses.isfinite().all() and all(value.isfinite().all() for value in found.values())
     with pytest.raises(DataError, match="no score for 'harmless'"):
         form.scores(batch)
-    batch.rewards[2, 2] = torch.nan
+    batch.rewards[0, 2] = torch.nan
     with pytest.raises(DataError, match="no score for 'brief'"):
         form.loss(batch)
 
@@ -123,5 +136,7 @@ def test_what_it_refuses():
             Features(**wrong)
     with pytest.raises(ConfigError, match="features: no objective 'short'; there is helpful, harmless, brief"):
         Features(features=("short",)).check(NAMES)
+    with pytest.raises(ConfigError, match="every objective is a feature"):
+        Features(features=NAMES).check(NAMES)
     with pytest.raises(PluginError, match="by name"):
         Features(**TWO).loss(replace(made_up(Features(**TWO)), objectives=()))

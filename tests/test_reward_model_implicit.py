@@ -13,7 +13,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from moalign.api import ConfigError, DataError, PairTerms, PluginError, log_ratios
 from moalign_plugins.objectives.dpo import DPO
-from moalign_plugins.reward_models._implicit import normalised, process_rewards
 from moalign_plugins.reward_models.implicit import ImplicitFromPairs
 from moalign_plugins.reward_models.implicit_outcome import ImplicitFromOutcomes
 
@@ -31,19 +30,19 @@ def test_it_is_one_with_missing_outcomes():
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_score_is_beta_times_the_sum_of_the_process_rewards(form):
+def test_the_score_is_the_sum_of_the_rewards_of_tokens(form):
     batch = made_up(form(), ONE)
-    process = process_rewards(batch)
-    assert process.shape == batch.mask.shape and process[batch.mask == 0].eq(0).all()
-    torch.testing.assert_close(process.sum(1), log_ratios(batch))
-    torch.testing.assert_close(form(beta=0.3).scores(batch)[:, 0], 0.3 * process.sum(1))
+    rewards = form(beta=0.3).token_rewards(batch)
+    assert rewards.shape == batch.mask.shape and rewards[batch.mask == 0].eq(0).all()
+    torch.testing.assert_close(rewards.sum(1), 0.3 * log_ratios(batch))
+    torch.testing.assert_close(form(beta=0.3).scores(batch)[:, 0], rewards.sum(1))
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_model_that_is_its_base_has_no_reward_and_costs_log_2(form):
     batch = made_up(form(), ONE)
     batch = replace(batch, logps=batch.ref_logps)
-    assert form().scores(batch).eq(0).all() and process_rewards(batch).eq(0).all()
+    assert form().scores(batch).eq(0).all() and form().token_rewards(batch).eq(0).all()
     torch.testing.assert_close(form().loss(batch), torch.full_like(form().loss(batch), math.log(2)))
 
 
@@ -86,18 +85,7 @@ def test_tokens_outside_the_response_do_not_matter():
         batch = made_up(form(), ONE)
         noisy = replace(batch, logps=batch.logps + 5 * (1 - batch.mask))
         assert form().loss(noisy).equal(form().loss(batch))
-        assert process_rewards(noisy).equal(process_rewards(batch))
-
-
-def test_normalised_returns_reach_1_and_no_further():
-    process = process_rewards(made_up(ImplicitFromPairs(), ONE))
-    found = normalised(process)
-    returns = torch.stack([found[:, start:].sum(1) for start in range(found.shape[1])])
-    assert returns.abs().max().item() == pytest.approx(1)
-    largest = max(abs(process[:, start:].sum(1)).max().item() for start in range(process.shape[1]))
-    torch.testing.assert_close(found * largest, process)
-    torch.testing.assert_close(normalised(-7 * process), -found)
-    assert normalised(0 * process).eq(0).all()
+        assert form().token_rewards(noisy).equal(form().token_rewards(batch))
 
 
 def test_what_it_refuses():

@@ -8,12 +8,12 @@ from itertools import permutations
 
 import pytest
 import torch
-from reward_forms import NAMES, PAIRS, check_form, gradients, made_up, moved
+from reward_forms import NAMES, PAIRS, check_form, gradients, made_up
 from torch import Tensor
 
 from moalign.api import Batch, PluginError, RewardModel
 from moalign_plugins.reward_models.bradley_terry import BradleyTerry
-from moalign_plugins.reward_models.mixture import Mixture, hedge
+from moalign_plugins.reward_models.mixture import Mixture
 
 
 @pytest.mark.parametrize("options", [{}, {"components": 3, "balance": 0.2}, {"components": 1}], ids=str)
@@ -134,42 +134,6 @@ def test_a_mixture_fits_two_populations_and_bradley_terry_cannot():
     plain, mixed = fitted(BradleyTerry()), fitted(Mixture())
     assert mixed == pytest.approx(entropy, abs=1e-6)
     assert plain > entropy + 0.01
-
-
-# --- the weights of one user ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("eta", [0.0, 0.3, 5.0])
-def test_hedge_round_by_round_is_the_softmax_of_the_losses_so_far(eta):
-    losses = torch.rand(20, 4, dtype=torch.float64)
-    weights = torch.full((4,), 1 / 4, dtype=torch.float64).log()
-    for loss in losses:
-        before = weights.exp()
-        weights = hedge(weights, loss, eta)
-        torch.testing.assert_close(weights.exp(), before * (-eta * loss).exp() / (before * (-eta * loss).exp()).sum())
-    torch.testing.assert_close(weights.exp(), (-eta * losses.sum(0)).softmax(0))
-    torch.testing.assert_close(hedge(torch.zeros(4, dtype=torch.float64), losses, eta), weights)
-
-
-def test_hedge_finds_the_component_of_a_user():
-    """From the losses of the components on judgements as one of them makes them."""
-    form = Mixture()
-    batch = replace(
-        made_up(form), parameters=moved(form, by=2.0), pair_objective=torch.zeros(len(PAIRS), dtype=torch.long)
-    )
-    for user in (0, 1):
-        scores = batch.final @ batch.parameters["head.weight"][user, 0]
-        chosen_first = scores[batch.pairs[:, 0]] > scores[batch.pairs[:, 1]]
-        judged = replace(batch, pairs=batch.pairs.where(chosen_first[:, None], batch.pairs.flip(1)))
-        losses = form.component_losses(judged)
-        assert losses.shape == (2, len(PAIRS))
-        weights = hedge(torch.zeros(2, dtype=torch.float64), losses.T, 5.0).exp()
-        assert weights[user] > 0.9
-
-
-def test_hedge_with_huge_losses_stays_a_distribution():
-    weights = hedge(torch.zeros(3), torch.tensor([[1e6, 2e6, 3e6]]), 10.0).exp()
-    assert weights.tolist() == [1.0, 0.0, 0.0]
 
 
 def test_it_says_what_is_not_supplied():

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 from judged_worlds import BAD, GOOD, judged_config, scored_config, write_judgements, write_scores
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 import moalign
 from moalign import registry
+from moalign.api import Sample
 from moalign.errors import ConfigError, TrainingError
+from moalign_plugins.rewards.trained_reward_model import TrainedRewardModel
 
 FROM_PAIRS = [
     {"name": "bradley-terry", "head_lr": 3, "label_smoothing": 0.1, "margin": "strength", "centre": 0.01},
@@ -108,6 +110,16 @@ def test_a_form_of_features_learns_from_other_scores(tiny_model_path, tmp_path):
     content["data"]["reader"]["better"] = {"good": "good"}
     report = trained(content, tmp_path)
     assert accuracy(report, "good") > 0.9
+    judge, samples = moalign.open_reward_model(tmp_path / "out"), [Sample("say 1:", "a"), Sample("say 1:", "z")]
+    scores = judge.scores(samples, rewards={"letters": [1.0, 0.0], "short": [-0.1, -0.1]})
+    assert scores[0, 0] > scores[1, 0] and (scores[:, 1:] == 0).all()  # features are not learned
+    for asked in (lambda: judge.scores(samples), lambda: judge.reward("good")):
+        with pytest.raises(ConfigError, match="reads other scores"):
+            asked()
+    with pytest.raises(ConfigError, match=r"rewards\.letters: 1 scores for 2 samples"):
+        judge.scores(samples, rewards={"letters": [1.0]})
+    with pytest.raises(ValidationError, match="'features' reads other scores of a sample"):
+        TrainedRewardModel(path=str(tmp_path / "out"), head="good")
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_the_ensemble_of_trained_members_is_their_scores_combined(trained):
     file, directory = trained
     asked = samples(file)[0]
     alone = [SequenceClassification(path=path, device="cpu").score(asked) for path in members(directory)]
-    worst = Ensemble(paths=tuple(members(directory)), device="cpu").score(asked)
+    worst = Ensemble(paths=tuple(members(directory)), combine="worst", device="cpu").score(asked)
     assert worst == pytest.approx([min(row) for row in zip(*alone, strict=True)])
     assert len({tuple(row) for row in alone}) == 3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from interruptions import StopAfterCandidates
 from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
 from sweeps import contents, small_config
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
@@ -127,9 +129,32 @@ def test_it_conforms(heads):
 
 
 @pytest.mark.parametrize("head", [None, 3, -1, "kinder"])
-def test_a_head_that_is_not_there_names_those_that_are(heads, head):
-    with pytest.raises(ModelError, match=r"head: .* of 0 \(kind\), 1 \(true\), 2 \(brief\)"):
-        reward(heads, head=head).score(SAMPLES)
+def test_a_head_that_is_not_there_names_those_that_are(heads, head, tmp_path):
+    """Before anything is loaded where config.json names them; the model itself knows how many it has otherwise."""
+    with pytest.raises(ValidationError, match=r"head: .* of 0 \(kind\), 1 \(true\), 2 \(brief\)"):
+        reward(heads, head=head)
+    copy = Path(shutil.copytree(heads, tmp_path / "unnamed"))
+    content = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({name: content[name] for name in content if "label" not in name}))
+    asked = reward(copy, head=head)
+    tensors = load_file(copy / "model.safetensors")
+    save_file(tensors | {"score.weight": tensors["score.weight"][:2]}, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"head: .* of 0 \(LABEL_0\), 1 \(LABEL_1\)"):
+        asked.score(SAMPLES)
+
+
+@pytest.mark.parametrize("left", [["score.bias"], ["gating.weight", "regression_layer.weight"]], ids=str)
+def test_weights_beside_the_head_that_would_be_left_out_are_refused_by_name(heads, tmp_path, left, capfd):
+    copy = Path(shutil.copytree(heads, tmp_path / "more"))
+    tensors = load_file(copy / "model.safetensors")
+    save_file(tensors | {name: torch.ones(3) for name in left}, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=f"would not be those that were trained: {', '.join(left)} in them"):
+        reward(copy, head="kind").score(SAMPLES[:1])
+    said = "".join(capfd.readouterr())
+    assert left[0] not in said and "LOAD REPORT" not in said
+    save_file(tensors | {"lm_head.weight": torch.ones(3)}, copy / "model.safetensors", {"format": "pt"})
+    _classifiers.classifier_of.cache_clear()
+    assert reward(copy, head="kind").score(SAMPLES) == reward(heads, head="kind").score(SAMPLES)
 
 
 def test_what_is_no_classifier_is_refused(tiny_model_path, tmp_path):
@@ -140,8 +165,6 @@ def test_what_is_no_classifier_is_refused(tiny_model_path, tmp_path):
 
 
 def test_weights_in_pickles_are_refused(single, tmp_path):
-    import shutil
-
     copy = Path(shutil.copytree(single, tmp_path / "pickled"))
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(ModelError, match="safetensors"):
@@ -149,8 +172,6 @@ def test_weights_in_pickles_are_refused(single, tmp_path):
 
 
 def test_a_conversation_that_the_template_refuses(single, tmp_path):
-    import shutil
-
     copy = Path(shutil.copytree(single, tmp_path / "plain"))
     (copy / "chat_template.jinja").unlink()
     with pytest.raises(DataError, match="chat template"):
@@ -181,17 +202,13 @@ def test_a_sweep_on_two_heads_interrupted_and_resumed_is_the_unbroken_one(heads,
 
 def test_heads_under_names_of_another_code_are_refused_by_name(heads, tmp_path):
     """As ArmoRM has them: heads that transformers' classifier does not know, mixed by a network that it has not."""
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
-    copy = shutil.copytree(heads, tmp_path / "armo")
+    copy = Path(shutil.copytree(heads, tmp_path / "armo"))
     tensors = load_file(copy / "model.safetensors")
     tensors["regression_layer.weight"] = tensors.pop("score.weight")
     tensors["gating.layers.0.weight"] = torch.ones(4, 32)
     save_file(tensors, copy / "model.safetensors", {"format": "pt"})
     with pytest.raises(
-        ModelError, match=r"no weights for score\.weight; gating\.layers\.0\.weight in them is for code"
+        ModelError, match=r"no weights for score\.weight; gating\.layers\.0\.weight, regression_layer\.weight in them"
     ):
         SequenceClassification(path=str(copy), head="kind").score(SAMPLES[:1])
 
@@ -213,3 +230,19 @@ def test_tokens_are_those_that_training_joins(heads):
             cut = ids if limit is None else ids[1:]  # no token that begins a text: the template writes none
             expected = model(input_ids=torch.tensor([cut])).logits[0, 1].item()
             assert read.score([Sample(prompt, answer)]) == pytest.approx([expected], abs=1e-5)
+
+
+def test_a_classifier_of_moalign_reads_as_it_was_trained_by_itself(heads, tmp_path):
+    """Its config.json says that it reads tokens, what ends them and how many: long prompts lose their beginning."""
+    copy = Path(shutil.copytree(heads, tmp_path / "trained"))
+    content = json.loads((copy / "config.json").read_text())
+    end = AutoTokenizer.from_pretrained(heads).eos_token_id
+    content["moalign"] = {"read": "tokens", "end_token_id": end, "max_length": 20}
+    (copy / "config.json").write_text(json.dumps(content))
+    samples = [Sample(prompt, text) for prompt in ("q: ", "a long prompt " * 3) for text in ("yes", "", " ", "b" * 30)]
+    samples.append(Sample("q: ", "a</s>b"))
+    asked = reward(heads, head="kind", read="tokens", max_length=20, lose="beginning").score(samples)
+    assert reward(copy, head="kind").score(samples) == asked
+    assert [score is None for score in asked] == [False, True, True, True] * 2 + [True]
+    uncut = reward(heads, head="kind", read="tokens").score(samples[4:5])
+    assert asked[4] != uncut[0] and reward(copy, head="kind", max_length=60).score(samples[4:5]) == uncut

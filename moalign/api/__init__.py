@@ -23,6 +23,7 @@ from __future__ import annotations
 import pluggy
 
 from moalign.api.combiner import Combiner
+from moalign.api.combining import Combine, Combining
 from moalign.api.conditioner import Conditioner
 from moalign.api.kinds import Decoder, Observer, Reader, Reward, Row, Sampler, Search, Transform
 from moalign.api.objective import Objective
@@ -85,7 +86,9 @@ __all__ = [
     "AdapterShape",
     "Batch",
     "Candidate",
+    "Combine",
     "Combiner",
+    "Combining",
     "Conditioner",
     "ConfigError",
     "DataError",

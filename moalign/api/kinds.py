@@ -43,6 +43,10 @@ class Reward(Plugin):
         """One finite number per sample, or None to abstain; may be a coroutine function (``async def``)."""
         raise NotImplementedError
 
+    def pessimistic(self) -> bool:
+        """Whether doubt makes a score smaller. With ``direction: min`` it would make it better, and is refused."""
+        return False
+
 
 class Transform(Plugin):
     """Shapes the rewards of one objective before the combiner sees them; what is evaluated stays as it was.

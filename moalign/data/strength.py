@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,36 +88,52 @@ def flipped(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rewrite(
-    source: str | Path, target: str | Path, strength: Strength, flip_share: float = 0.1, soft_share: float = 0.3
+    source: str | Path,
+    target: str | Path,
+    strength: Strength,
+    flip_share: float = 0.1,
+    soft_share: float = 0.3,
+    rows: Iterable[int] | None = None,
 ) -> Treatment:
     """Write preference rows, in the order of ``source``, to the new JSONL file ``target``; every row is kept.
 
     Each gets ``strength``, and besides it what it comes from: ``strength_mean``, ``strength_deviation`` and
-    ``strength_flipped``. Raises DataError where rows and pairs do not match, and where a row has no chosen and rejected
+    ``strength_flipped``. ``rows``: which rows, from 0, the pairs are, in their order (None: all); others are written as
+    they are. Raises DataError where rows and pairs do not match, and where a row of a pair has no chosen and rejected
     or has a strength already; RunError where ``target`` exists.
     """
     if Path(target).exists():
         raise RunError(f"{target} exists already; it is never overwritten")
     found = treated(strength.mean, flip_share, soft_share)
-    rows = list(read_rows(source))
-    if len(rows) != len(found.flipped):
-        raise DataError(f"it has {len(rows)} rows, and there are differences of {len(found.flipped)}", file=str(source))
+    read = list(read_rows(source))
+    place = {row: pair for pair, row in enumerate(range(len(read)) if rows is None else rows)}
+    if len(place) != len(found.flipped) or not set(place) <= set(range(len(read))):
+        part = "" if rows is None else f", {len(place)} of which are asked for"
+        fault = f"it has {len(read)} rows{part}, and there are differences of {len(found.flipped)}"
+        raise DataError(fault, file=str(source))
     lines = []
-    for index, (file, line, row) in enumerate(rows):
-        if "chosen" not in row or "rejected" not in row:
-            raise DataError("a row without chosen and rejected", file=file, line=line)
-        if "strength" in row:
-            raise DataError("a row that has a strength already, which would be lost", file=file, line=line)
-        known = {
-            "strength": float(found.strength[index]),
-            "strength_mean": float(strength.mean[index]),
-            "strength_deviation": float(strength.deviation[index]),
-            "strength_flipped": bool(found.flipped[index]),
-        }
-        turned = flipped(row) if found.flipped[index] else dict(row)
-        lines.append(json.dumps(turned | known, ensure_ascii=False, allow_nan=False) + "\n")
+    for index, (file, line, row) in enumerate(read):
+        written = dict(row)
+        if index in place:
+            _check_row(row, file, line)
+            pair = place[index]
+            turned = flipped(row) if found.flipped[pair] else written
+            written = turned | {
+                "strength": float(found.strength[pair]),
+                "strength_mean": float(strength.mean[pair]),
+                "strength_deviation": float(strength.deviation[pair]),
+                "strength_flipped": bool(found.flipped[pair]),
+            }
+        lines.append(json.dumps(written, ensure_ascii=False, allow_nan=False) + "\n")
     storage.write_text(target, "".join(lines))
     return found
+
+
+def _check_row(row: Mapping[str, Any], file: str, line: int) -> None:
+    if "chosen" not in row or "rejected" not in row:
+        raise DataError("a row without chosen and rejected", file=file, line=line)
+    if "strength" in row:
+        raise DataError("a row that has a strength already, which would be lost", file=file, line=line)
 
 
 def counts(treatment: Treatment) -> Mapping[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -36,6 +36,45 @@ def scores(
     are whole (``Packing.whole``). Raises PluginError where the scores are not finite [N,M].
     """
     found = np.empty((len(sequences), len(objectives)))
+    about = (objectives, parameters, sequences, groups, rewards)
+    for chosen, batch in _batches(model, slot, form, *about):
+        found[chosen] = _checked(door.call(form, "scores", batch), form, (len(chosen), len(objectives)))
+    return found
+
+
+@torch.no_grad()
+def token_rewards(
+    model: LanguageModel,
+    slot: str,
+    form: RewardModel,
+    objectives: tuple[str, ...],
+    parameters: Mapping[str, Tensor],
+    sequences: Sequence[TokenSequence],
+) -> list[NDArray[np.float64]]:
+    """Of each sequence [T], one reward for each token of its response, by a form that has a method ``token_rewards``.
+
+    Raises PluginError where they are not finite [N,T].
+    """
+    found: list[NDArray[np.float64]] = [np.empty(0)] * len(sequences)
+    for chosen, batch in _batches(model, slot, form, objectives, parameters, sequences, range(len(sequences)), None):
+        shape = (len(chosen), batch.mask.shape[1])
+        values = _checked(door.call(form, "token_rewards", batch), form, shape, "token_rewards")
+        for index, row, counts in zip(chosen, values, batch.mask.bool().cpu().numpy(), strict=True):
+            found[index] = row[counts]
+    return found
+
+
+def _batches(
+    model: LanguageModel,
+    slot: str,
+    form: RewardModel,
+    objectives: tuple[str, ...],
+    parameters: Mapping[str, Tensor],
+    sequences: Sequence[TokenSequence],
+    groups: Sequence[int],
+    rewards: NDArray[np.float64] | None,
+) -> Iterator[tuple[list[int], Batch]]:
+    """Parts of the sequences, by index, that fit a pass."""
     of_group: dict[int, list[int]] = {}
     for index, group in enumerate(groups):
         of_group.setdefault(group, []).append(index)
@@ -45,9 +84,7 @@ def scores(
         layout = model.lay_out([sequences[index] for index in chosen], part.rows)
         numbers = torch.tensor([groups[index] for index in chosen], device=model.device)
         known = np.full((len(chosen), len(objectives)), np.nan) if rewards is None else rewards[chosen]
-        batch = _batch(model, slot, form, layout, objectives, parameters, numbers, known)
-        found[chosen] = _checked(door.call(form, "scores", batch), form, (len(chosen), len(objectives)))
-    return found
+        yield chosen, _batch(model, slot, form, layout, objectives, parameters, numbers, known)
 
 
 def _batch(
@@ -89,11 +126,12 @@ def _batch(
     )
 
 
-def _checked(values: object, form: RewardModel, shape: tuple[int, int]) -> NDArray[np.float64]:
-    who = f"{door.origin(form).who}, in scores"
+def _checked(values: object, form: RewardModel, shape: tuple[int, int], hook: str = "scores") -> NDArray[np.float64]:
+    who = f"{door.origin(form).who}, in {hook}"
     if not isinstance(values, Tensor) or tuple(values.shape) != shape:
         given = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise PluginError(f"{who}: it must return one score per row and objective, {list(shape)}, not {given}")
+        each = "objective" if hook == "scores" else "token"
+        raise PluginError(f"{who}: it must return one score per row and {each}, {list(shape)}, not {given}")
     numbers: NDArray[np.float64] = values.double().cpu().numpy()
     if not np.isfinite(numbers).all():
         raise PluginError(f"{who}: a score is not finite")

@@ -82,12 +82,16 @@ def _entry(objective: str, function: RewardFunction) -> Entry:
 
 def _plugin(function: RewardFunction) -> type[Reward]:
     class PythonCallable(Reward):
-        """Asks the callable, whose attribute ``deterministic`` counts, if it has one."""
+        """Asks the callable, whose attribute ``deterministic`` and method ``pessimistic`` count, if it has them."""
 
         deterministic = getattr(function, "deterministic", True)
 
         def score(self, samples: Sequence[Sample]) -> Any:
             return function(samples)
+
+        def pessimistic(self) -> bool:
+            asked = getattr(function, "pessimistic", None)
+            return bool(asked()) if callable(asked) else False
 
     # whose file a resumed run is compared with
     PythonCallable.__module__ = getattr(function, "__module__", None) or type(function).__module__

@@ -17,7 +17,7 @@ from moalign.errors import ConfigError, ModelError, PluginError, PreferenceError
 from moalign.registry import Entry, Registry
 from moalign.seeds import derive
 from moalign.storage import safe_name
-from moalign.sweeps import conditions
+from moalign.sweeps import conditions, directions
 from moalign.sweeps.changes import Variant, variant
 from moalign.types import Candidate, Outcome, Preference, Space
 
@@ -177,6 +177,7 @@ def prepare(config: Config, registry: Registry) -> Plan:
     check_files(config)
     _check_reference_point(config)
     _check_rewards(plan)
+    directions.check(config, plan.rewards)
     _check_transforms(plan)
     _check_early_stop(plan)
     conditions.check(plan)

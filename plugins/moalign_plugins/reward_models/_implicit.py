@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 class Implicit(RewardModel):
-    """beta times the log-ratio of the adapted model to its base, summed over the response's tokens."""
+    """beta times the log-ratio of the adapted model to its base, summed over the response's tokens.
+
+    ``moalign.open_reward_model(...).token_rewards(samples)`` has the rewards of the single tokens.
+    """
 
     beta: float
 
@@ -24,19 +27,11 @@ class Implicit(RewardModel):
     def scores(self, batch: Batch) -> Tensor:
         return self.beta * log_ratios(batch)[:, None]
 
+    def token_rewards(self, batch: Batch) -> Tensor:
+        """beta (log pi_t - log pi_ref,t) of each response token, 0 elsewhere; [N,T], whose sum is the score.
 
-def process_rewards(batch: Batch) -> Tensor:
-    """q_t = log pi_t - log pi_ref,t of each response token, without beta, 0 elsewhere; [N,T]. arXiv 2502.01456."""
-    if batch.ref_logps is None:
-        raise PluginError('the reward model reads a reference but does not declare "reference" in `needs`')
-    return (batch.logps - batch.ref_logps) * batch.mask
-
-
-def normalised(process: Tensor) -> Tensor:
-    """Divided by the largest size, in the batch, of a sum of a response's rewards from a token to its end; [N,T].
-
-    So no return is beyond 1 in size. All 0 where all are. arXiv 2502.01456.
-    """
-    to_come = process.flip(1).cumsum(1).flip(1)
-    largest = to_come.abs().max()
-    return process / largest.where(largest > 0, 1.0)
+        arXiv 2502.01456, where they are called process rewards.
+        """
+        if batch.ref_logps is None:
+            raise PluginError('the reward model reads a reference but does not declare "reference" in `needs`')
+        return self.beta * (batch.logps - batch.ref_logps) * batch.mask

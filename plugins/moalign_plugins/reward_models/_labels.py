@@ -40,10 +40,6 @@ class FromScores(RewardModel):
         """[N,M] in units of the model's scores, from the units of the data."""
         return labels * _row(self.scale, 1.0, labels, objectives) + _row(self.shift, 0.0, labels, objectives)
 
-    def to_labels(self, scores: Tensor, objectives: tuple[str, ...] = ()) -> Tensor:
-        """The inverse of ``from_labels``."""
-        return (scores - _row(self.shift, 0.0, scores, objectives)) / _row(self.scale, 1.0, scores, objectives)
-
 
 def mean_of_known(values: Tensor, known: Tensor) -> Tensor:
     """[N]: of [N,M], over the known ones of each row; 0 where there is none. Unknown ones get no gradient."""

@@ -29,11 +29,15 @@ class Features(RewardModel):
 
     phi_k is a feed-forward network, one for each objective, over the vector of the response's scores for ``features``;
     it reads nothing of the text, and no adapter is trained. Without hidden layers it is logistic regression on the
-    differences of the features. An objective that no pair judged scores 0. The features should be of one order of
-    magnitude; a response that lacks one is refused.
+    differences of the features. An objective that is a feature is not learned: its judgements have loss 0, and it
+    scores 0, as one that no pair judged. The features should be of one order of magnitude; a response that lacks one is
+    refused. It scores through ``moalign.open_reward_model(...).scores(samples, rewards={...})``, which gives it the
+    features; no reward of a sweep does.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"pairs", "rewards"})
+    scores_from_rewards: ClassVar[bool] = True
+    """whether ``scores`` reads ``batch.rewards`` too"""
 
     features: tuple[str, ...] = Field(min_length=1)
     """names of objectives whose scores are the features, larger is better: [faithful, concise, relevant]"""
@@ -54,6 +58,8 @@ class Features(RewardModel):
         unknown = [name for name in self.features if name not in objectives]
         if unknown:
             raise ConfigError(f"reward_model.features: no objective '{unknown[0]}'; there is {', '.join(objectives)}")
+        if set(self.features) == set(objectives):
+            raise ConfigError("reward_model.features: every objective is a feature, so that none is left to be learned")
 
     def parameters(self, width: int, objectives: tuple[str, ...], generator: Generator) -> Mapping[str, Tensor]:
         import torch
@@ -71,9 +77,11 @@ class Features(RewardModel):
 
     def loss(self, batch: Batch) -> Tensor:
         features = self.vectors(batch)
-        self._check_known(features[batch.pairs.flatten()])
-        chosen, rejected = of_pairs(self._phi(features.nan_to_num(0.0), batch), batch)  # NaN: of rows in no pair
-        return logistic(chosen - rejected)
+        own = features.new_tensor([name not in self.features for name in batch.objectives]).bool()
+        learned = own[batch.pair_objective]
+        self._check_known(features[batch.pairs[learned].flatten()])
+        chosen, rejected = of_pairs(self._phi(features.nan_to_num(0.0), batch), batch)  # NaN: of rows in no such pair
+        return logistic(chosen - rejected).where(learned, 0.0)
 
     def scores(self, batch: Batch) -> Tensor:
         features = self.vectors(batch)

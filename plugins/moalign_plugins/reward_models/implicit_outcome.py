@@ -24,8 +24,9 @@ class ImplicitFromOutcomes(Implicit):
     """-o log sigmoid(r) - (1 - o) log sigmoid(-r), o the response's score: 1 where it is right, 0 where it is wrong.
 
     r = beta * sum over the response's tokens of q_t, q_t = log pi - log pi_ref, with pi the adapted model and pi_ref
-    its base. There is no head, and one objective only. The q_t are rewards of single tokens, without a label for any
-    (arXiv 2502.01456). A response without a score has loss 0 and no gradient.
+    its base. There is no head, and one objective only. beta q_t are rewards of single tokens, without a label for any
+    (arXiv 2502.01456): `token_rewards` of `moalign.open_reward_model`. A response without a score has
+    loss 0 and no gradient.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"rewards", "logps", "reference"})

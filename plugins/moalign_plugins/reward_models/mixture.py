@@ -30,8 +30,6 @@ class Mixture(RewardModel):
     1/components. The score is sum over k of f_k(x) r_k; P is not the sigmoid of its difference unless there is one
     component, with which this is bradley-terry. ``balance`` adds balance * KL(f || uniform) of each pair's prompt, so
     that the loss of a pair stays its own; a balance of the mean weights over a batch would not.
-
-    To adapt the weights to a user from a few of their judgements, see ``component_losses`` and ``hedge``.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"final", "context", "pairs"})
@@ -62,13 +60,13 @@ class Mixture(RewardModel):
 
     def loss(self, batch: Batch) -> Tensor:
         log_weights = self._of_chosen(self.log_weights(batch), batch)
-        loss = -(log_weights - self.component_losses(batch)).logsumexp(0)
+        loss = -(log_weights - self._component_losses(batch)).logsumexp(0)
         if not self.balance:
             return loss
         unequal = (log_weights.exp() * (log_weights + math.log(self.components))).sum(0)
         return loss + self.balance * unequal
 
-    def component_losses(self, batch: Batch) -> Tensor:
+    def _component_losses(self, batch: Batch) -> Tensor:
         """-log sigmoid(r_k(chosen) - r_k(rejected)) of each component alone, [K,P]."""
         import torch
         from torch.nn.functional import logsigmoid
@@ -99,12 +97,3 @@ class Mixture(RewardModel):
         import torch
 
         return torch.stack([of_pairs(component, batch)[0] for component in values])
-
-
-def hedge(log_weights: Tensor, losses: Tensor, eta: float) -> Tensor:
-    """The logarithms of f_k exp(-eta loss_k) / Z, [K], after any number of losses [K] or, all at once, [T,K].
-
-    The update that adapts a mixture's weights to the judgements of one user, round after round; from equal weights it
-    is the softmax of -eta times the losses so far. arXiv 2505.24846.
-    """
-    return (log_weights - eta * losses.reshape(-1, losses.shape[-1]).sum(0)).log_softmax(-1)

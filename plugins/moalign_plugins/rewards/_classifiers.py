@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from moalign.api import DataError, ModelError, Reward, Sample
-from moalign_plugins.rewards._models import LOCAL, Dtype, device_and_dtype, most_tokens
+from moalign_plugins.rewards._models import LOCAL, Dtype, device_and_dtype, most_tokens, window
 from moalign_plugins.rewards._tokens import Joining, Lost
 
 if TYPE_CHECKING:
@@ -33,15 +35,32 @@ class FromClassifier(Reward):
     template through it, then those of the response, and the token that ends one: as moalign trains. auto: tokens where
     the model's config.json asks for it, as of `moalign reward-model train`, else text"""
     max_length: int | None = Field(default=None, ge=1)
-    """tokens; default: as many as the tokenizer and the model say they take"""
-    lose: Lost = "nothing"
+    """tokens; default: as many as the model was trained on, where its config.json says so, as of `moalign reward-model
+    train`, else as many as the tokenizer and the model say they take"""
+    lose: Lost | Literal["auto"] = "auto"
     """of what is longer: nothing, it is not scored; or its beginning, which is the prompt's, or its end. Of a pair, the
-    beginning or end of whichever text is the longer one"""
+    beginning or end of whichever text is the longer one. auto: as moalign trains where tokens are read, so the
+    beginning, else nothing"""
     batch_size: int = Field(default=8, ge=1)
     device: str = "auto"
     """auto: an accelerator where there is one, else the CPU"""
     dtype: Dtype = "auto"
     """auto: as stored on an accelerator, float32 on a CPU"""
+
+    def models(self) -> tuple[str, ...]:
+        """The directories that are asked."""
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _has_the_head(self) -> Self:
+        for path in self.models():
+            names = _names_in(path)
+            if names is not None:
+                try:
+                    head_of(names, self.head)
+                except ValueError as error:
+                    raise ValueError(f"{error}, in {path}") from None
+        return self
 
     def logits(self, path: str, samples: Sequence[Sample]) -> list[float | None]:
         """Of the head of the classifier in that directory; None where a sample is too long."""
@@ -49,29 +68,48 @@ class FromClassifier(Reward):
         head = classifier.head(self.head)
         asked = tuple((_canonical(sample.prompt), sample.response) for sample in samples)
         read = classifier.read if self.read == "auto" else self.read
-        logits = classifier.logits(asked, read, self.max_length, self.lose, self.batch_size)
+        lose: Lost = ("beginning" if read == "tokens" else "nothing") if self.lose == "auto" else self.lose
+        logits = classifier.logits(asked, read, self.max_length, lose, self.batch_size)
         return [None if row is None else row[head] for row in logits]
 
 
 @lru_cache(maxsize=16)  # an ensemble asks one after the other, again and again
 def classifier_of(path: str, device: str, dtype: str) -> Classifier:
-    """Loaded once. Raises ModelError where a weight is missing, which transformers would fill with random numbers."""
+    """Loaded once. Raises ModelError where a weight is missing, which transformers would fill with random numbers, and
+    where one is left over, without which the logits are others."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     place, dtype = device_and_dtype(device, dtype)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **LOCAL)
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            path, use_safetensors=True, dtype=dtype, output_loading_info=True, **LOCAL
-        )
+        with _without_report():
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                path, use_safetensors=True, dtype=dtype, output_loading_info=True, **LOCAL
+            )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{path}: cannot be read as a sequence classifier: {error}") from error
     absent = sorted(info["missing_keys"]) + sorted(str(each[0]) for each in info["mismatched_keys"])
+    unread = [name for name in sorted(info["unexpected_keys"]) if not name.startswith("lm_head.")]
+    also = f"{', '.join(unread)} in them is for code of its own, which is not run" if unread else ""
     if absent:
-        unread = [name for name in sorted(info["unexpected_keys"]) if not name.startswith("lm_head.")]
-        also = f"; {unread[0]} in them is for code of its own, which is not run" if unread else ""
-        raise ModelError(f"{path}: is no trained sequence classifier, its files have no weights for {absent[0]}{also}")
+        fault = f"is no trained sequence classifier, its files have no weights for {', '.join(absent)}"
+        raise ModelError(f"{path}: {fault}{'; ' if also else ''}{also}")
+    if unread:
+        raise ModelError(f"{path}: its logits would not be those that were trained: {also}")
     return Classifier(path, tokenizer, model.eval().requires_grad_(False).to(place))
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """transformers' table of missing and unexpected weights, which are refused by name instead."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 @dataclass
@@ -86,31 +124,35 @@ class Classifier:
     @property
     def read(self) -> Read:
         """What ``auto`` means for this model."""
-        asked = getattr(self.model.config, "moalign", None)
-        return "tokens" if isinstance(asked, dict) and asked.get("read") == "tokens" else "text"
+        return "tokens" if self._said.get("read") == "tokens" else "text"
+
+    @property
+    def _said(self) -> dict[str, Any]:
+        """What moalign's training says of it in config.json; empty for models of others."""
+        said = getattr(self.model.config, "moalign", None)
+        return said if isinstance(said, dict) else {}
+
+    def limit(self, read: Read) -> int:
+        """How many tokens it takes where no option says it: of those that moalign joins, as in training."""
+        trained = self._said.get("max_length")
+        if read == "tokens" and isinstance(trained, int):
+            return min(trained, window(self.model.config))
+        return most_tokens(self.tokenizer, self.model.config)
 
     @property
     def end(self) -> int:
         """The token that ends a response. Raises ModelError where there is none."""
-        asked = getattr(self.model.config, "moalign", None)
-        known = asked.get("end_token_id") if isinstance(asked, dict) else self.tokenizer.eos_token_id
+        known = self._said.get("end_token_id", self.tokenizer.eos_token_id)
         if not isinstance(known, int):
             raise ModelError(f"{self.path}: read: tokens: its tokenizer has no token that ends a response")
         return known
 
     def head(self, wanted: int | str | None) -> int:
         """The index of a head. Raises ModelError naming those that there are."""
-        names: dict[int, str] = self.model.config.id2label
-        number = self.model.config.num_labels
-        if wanted is None and number == 1:
-            return 0
-        if isinstance(wanted, int) and 0 <= wanted < number:
-            return wanted
-        found = [index for index, name in names.items() if name == wanted]
-        if len(found) == 1:
-            return int(found[0])
-        listed = ", ".join(f"{index} ({name})" for index, name in sorted(names.items()))
-        raise ModelError(f"{self.path}: head: {'choose one' if wanted is None else f'no {wanted!r}'} of {listed}")
+        try:
+            return head_of(self.model.config.id2label, wanted)
+        except ValueError as error:
+            raise ModelError(f"{self.path}: {error}") from None
 
     def logits(
         self, asked: tuple[Any, ...], read: Read, max_length: int | None, lose: Lost, batch_size: int
@@ -126,7 +168,7 @@ class Classifier:
     ) -> list[list[float] | None]:
         import torch
 
-        limit = max_length or most_tokens(self.tokenizer, self.model.config)
+        limit = max_length or self.limit(read)
         encoded = [self._encoded(prompt, response, read, limit, lose) for prompt, response in asked]
         found: list[list[float] | None] = [None] * len(asked)
         fitting = [index for index, each in enumerate(encoded) if each is not None]
@@ -180,6 +222,28 @@ class Classifier:
             return (self.tokenizer.apply_chat_template(talk, tokenize=False),)
         except (TemplateError, ValueError) as error:
             raise DataError(f"{self.path}: its chat template does not take this conversation: {error}") from None
+
+
+def head_of(names: Mapping[int, str], wanted: int | str | None) -> int:
+    """The index of a head, by index or name. Raises ValueError naming those that there are."""
+    if wanted is None and len(names) == 1:
+        return 0
+    if isinstance(wanted, int) and wanted in names:
+        return wanted
+    found = [index for index, name in names.items() if name == wanted]
+    if len(found) == 1:
+        return found[0]
+    listed = ", ".join(f"{index} ({name})" for index, name in sorted(names.items()))
+    raise ValueError(f"head: {'choose one' if wanted is None else f'no {wanted!r}'} of {listed}")
+
+
+def _names_in(path: str) -> dict[int, str] | None:
+    """The heads that config.json names; None where it does not."""
+    try:
+        content = json.loads((Path(path).expanduser() / "config.json").read_text(encoding="utf-8"))
+        return {int(index): str(name) for index, name in content["id2label"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _canonical(prompt: Any) -> Any:

@@ -27,7 +27,11 @@ def device_and_dtype(device: str, dtype: str) -> tuple[torch.device, str]:
     return place, "float32" if dtype == "auto" and place.type == "cpu" else dtype
 
 
+def window(config: Any) -> int:
+    """How many tokens the model takes, a large number where it does not say."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or 10**6
+
+
 def most_tokens(tokenizer: Any, config: Any) -> int:
     """As many as tokenizer and model say they take."""
-    known = [tokenizer.model_max_length, getattr(config.get_text_config(), "max_position_embeddings", None)]
-    return min(each for each in [*known, 10**6] if each)
+    return min(tokenizer.model_max_length or 10**6, window(config))

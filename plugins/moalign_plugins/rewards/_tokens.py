@@ -21,18 +21,25 @@ class Joining:
     def ids(self, prompt: Any, response: str, limit: int, lose: Lost = "nothing") -> tuple[list[int], int] | None:
         """Ids, and how many are the prompt's; cut as ``lose`` says, but for the end token, which stays last.
 
-        None where it does not fit, or one of both is empty.
+        ``beginning`` is the prompt's, of which at least its last token stays, behind the token that begins a text. None
+        where it does not fit, and for what is never trained on: an empty prompt, a response that is blank or holds a
+        token that begins or ends a text.
         """
-        own, answer = self._prompt(prompt), self._plain(response)
-        while answer and answer[-1] in (self.end, self.tokenizer.eos_token_id):
+        own, answer = self._prompt(prompt), self._plain(response) if response.strip() else []
+        eos, bos = self.tokenizer.eos_token_id, self.tokenizer.bos_token_id
+        while answer and answer[-1] in (self.end, eos):
             answer.pop()
+        if not own or not answer or not {self.end, eos, bos}.isdisjoint(answer):
+            return None
         over = len(own) + len(answer) + 1 - limit
         if over > 0 and lose == "beginning":
-            keep = int(own[:1] == [self.tokenizer.bos_token_id])
-            own, over = own[:keep] + own[keep + over :], over - (len(own) - keep)
+            keep = int(own[0] == bos)
+            loss = min(over, max(0, len(own) - keep - 1))
+            own, over = own[:keep] + own[keep + loss :], over - loss
         if over > 0 and lose == "end":
-            answer, over = answer[: max(0, len(answer) - over)], over - len(answer)
-        return None if over > 0 or not own or not answer else ([*own, *answer, self.end], len(own))
+            loss = min(over, len(answer) - 1)
+            answer, over = answer[: len(answer) - loss], over - loss
+        return None if over > 0 else ([*own, *answer, self.end], len(own))
 
     def _prompt(self, prompt: Any) -> list[int]:
         """Through the chat template where there is one; else with the token that begins a text, once."""

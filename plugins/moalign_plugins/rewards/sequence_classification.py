@@ -24,9 +24,12 @@ class SequenceClassification(FromClassifier):
     message, whatever ``read`` says, unless that is ``response`` or ``tokens``. Objectives that name the same directory,
     device, dtype and way of reading share one model and, for the same samples, one pass.
 
-    Of a model with code of its own only what transformers' classifier has is loaded, a linear head ``score.weight``. So
-    ArmoRM (arXiv 2406.12845) is refused: its ``regression_layer`` is such a head under another name, but its
+    Of a model with code of its own only what transformers' classifier has is loaded, a linear head ``score.weight``. A
+    model with any other weight, but the language model's own head, is refused with the weight's name: it would be left
+    out. So is ArmoRM (arXiv 2406.12845): its ``regression_layer`` is such a head under another name, but its
     ``gating`` network, which mixes the heads by prompt, is not.
+
+    A head that moalign trained points up: use it with ``direction: max``, whatever the direction was in training.
     """
 
     path: str
@@ -36,6 +39,9 @@ class SequenceClassification(FromClassifier):
     @classmethod
     def _is_a_model(cls, path: str) -> str:
         return model_directory(path)
+
+    def models(self) -> tuple[str, ...]:
+        return (self.path,)
 
     def score(self, samples: Sequence[Sample]) -> list[float | None]:
         return self.logits(self.path, samples)

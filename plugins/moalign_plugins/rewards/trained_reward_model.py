@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -13,15 +12,24 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
-from moalign.api import Batch, ModelError, Reward, RewardModel, Sample
+from moalign.api import Batch, Combining, ModelError, Reward, RewardModel, Sample
 from moalign_plugins import reward_models
-from moalign_plugins.rewards._combining import Combine, combined
-from moalign_plugins.rewards._models import LOCAL, Dtype, device_and_dtype, most_tokens
+from moalign_plugins.rewards._models import LOCAL, Dtype, device_and_dtype, window
 from moalign_plugins.rewards._tokens import Joining
+from moalign_plugins.rewards._written import (
+    ADAPTER,
+    RECORD,
+    Written,
+    check_names,
+    fingerprint,
+    record_of,
+    verify,
+)
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 REGISTRATION = {
@@ -30,47 +38,58 @@ REGISTRATION = {
     "summary": "the score of a reward model trained with moalign, of any form and with all its members",
     "paper": "arXiv:2310.02743",
 }
-RECORD = "reward_model.json"
 BLOCK = re.compile(r"^REGISTRATION = (\{$.*?^\})$", re.MULTILINE | re.DOTALL)
 
 
-class TrainedRewardModel(Reward):
+class TrainedRewardModel(Combining, Reward):
     """One head of base, adapters and heads in the directory, the members combined as the reward `ensemble` does.
 
-    For forms that ship with moalign; from Python ``moalign.open_reward_model`` takes all. The base is loaded once for
-    all members. Abstains where prompt and response are longer than what was trained on. Safetensors only, no remote
-    code, nothing is downloaded; that the base is the one that was trained on is not checked.
+    For forms that ship with moalign; from Python ``moalign.open_reward_model`` takes all. A head points up, also one of
+    an objective that was trained with ``direction: min``: use it with ``direction: max``. The base is loaded once for
+    all members. Files that are not what was written, by MANIFEST.json, and another base than was trained on are
+    refused. Samples are read as in training: a prompt that is too long loses its beginning, and it abstains where the
+    response is empty or too long, or holds a special token. Safetensors only, no remote code, nothing is downloaded.
     """
 
     deterministic: ClassVar[bool] = False  # the last bits depend on who shares a padded batch
 
     path: str
     """a directory with a reward_model.json"""
-    head: str | None = None
+    head: str | None = Field(default=None, validate_default=True)
     """the name of an objective; not needed where there is one"""
-    combine: Combine = "mean"
-    """of the members: their mean, the worst of them, or mean - lam * variance"""
-    lam: float = Field(default=0.1, ge=0)
-    """of ``combine: uncertainty``: what a unit of variance costs"""
     base: str | None = None
     """the directory of the base model and its tokenizer, if it is not where it was in training"""
     batch_size: int = Field(default=8, ge=1)
     device: str = "auto"
     """auto: an accelerator where there is one, else the CPU"""
     dtype: Dtype = "auto"
-    """of the base; auto: as stored on an accelerator, float32 on a CPU"""
+    """of the base; auto: that of training"""
 
     @field_validator("path")
     @classmethod
     def _is_a_reward_model(cls, path: str) -> str:
         if not (Path(path).expanduser() / RECORD).is_file():
             raise ValueError(f"no directory with a {RECORD}: {path}")
+        try:
+            _form(path, dict(record_of(path).form))
+        except ModelError as error:
+            raise ValueError(str(error)) from error
         return path
+
+    @field_validator("head")
+    @classmethod
+    def _is_an_objective(cls, head: str | None, others: ValidationInfo) -> str | None:
+        if "path" in others.data:
+            try:
+                column_of(head, record_of(others.data["path"]).objectives)
+            except ModelError as error:
+                raise ValueError(str(error)) from error
+        return head
 
     def score(self, samples: Sequence[Sample]) -> list[float | None]:
         judge = _judge(str(Path(self.path).expanduser()), self.base, self.device, self.dtype)
-        column = judge.column(self.head)
-        encoded = [judge.joining.ids(each.prompt, each.response, judge.most) for each in samples]
+        column = column_of(self.head, judge.objectives)
+        encoded = [judge.joining.ids(each.prompt, each.response, judge.most, "beginning") for each in samples]
         found: list[float | None] = [None] * len(samples)
         fitting = [(index, each) for index, each in enumerate(encoded) if each is not None]
         fitting.sort(key=lambda each: len(each[1][0]))
@@ -78,51 +97,100 @@ class TrainedRewardModel(Reward):
             part = fitting[start : start + self.batch_size]
             rows = judge.scores([each for _, each in part], column)
             for (index, _), members in zip(part, rows, strict=True):
-                found[index] = combined(members, self.combine, self.lam)
+                found[index] = self.combined(members)
         return found
 
 
 @lru_cache(maxsize=2)
 def _judge(path: str, base: str | None, device: str, dtype: str) -> _Judge:
-    """Loaded once. Raises ModelError."""
-    from peft import PeftModel
-    from safetensors.torch import load_file
+    """Loaded once. Raises ModelError where a file is not what was written, and for another base."""
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    try:
-        record = json.loads((Path(path) / RECORD).read_text())
-        choice, members = dict(record["config"]["reward_model"]), sorted(record["members"])
-        objectives, most = tuple(record["objectives"]), int(record["config"]["data"]["max_length"])
-        where, end = base or record["base_directory"], int(record["end_token_id"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: its {RECORD} cannot be read: {error!r}") from error
-    form = _form(path, choice)
-    place, dtype = device_and_dtype(device, dtype)
+    verify(path)
+    record = record_of(path)
+    form, where = _form(path, dict(record.form)), base or record.base_directory
+    place, _ = device_and_dtype(device, dtype)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, **LOCAL)
-        model = AutoModelForCausalLM.from_pretrained(where, use_safetensors=True, dtype=dtype, **LOCAL)
-        policy: Any = PeftModel.from_pretrained(model, Path(path) / members[0] / "adapter", adapter_name=members[0])
-        for name in members[1:]:
-            policy.load_adapter(Path(path) / name / "adapter", adapter_name=name)
-        heads = {name: load_file(Path(path) / name / "head.safetensors", device=str(place)) for name in members}
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        model = AutoModelForCausalLM.from_pretrained(where, use_safetensors=True, dtype=record.dtype, **LOCAL)
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
         raise ModelError(f"{path}: cannot be read as a reward model on {where}: {error}") from error
-    most = min(most, most_tokens(tokenizer, model.config))
+    if fingerprint(model) != record.base:
+        raise ModelError(f"{path}: was trained on another base model than {where}; name its directory with base")
+    width = model.get_output_embeddings().weight.shape[1]
+    if dtype != "auto":
+        model = model.to(getattr(torch, dtype))
+    policy = _with_adapters(model, path, record)
     policy = policy.eval().requires_grad_(False).to(place)
-    return _Judge(path, form, objectives, policy, heads, Joining(tokenizer, end, where), most)
+    heads = _heads(path, record, form, width, place)
+    most = min(record.max_length, window(model.config))
+    return _Judge(path, form, record.objectives, policy, heads, Joining(tokenizer, record.end, where), most)
+
+
+def _with_adapters(model: Any, path: str, record: Written) -> Any:
+    """A peft model with one adapter for each member, every tensor of whose file has its place, and none is left out."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    policy: Any = None
+    for name in record.members:
+        folder = Path(path) / name / "adapter"
+        try:
+            if policy is None:
+                policy = PeftModel.from_pretrained(model, folder, adapter_name=name)
+            else:
+                policy.load_adapter(folder, adapter_name=name)
+            found = load_file(Path(path) / name / ADAPTER)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise ModelError(f"{folder}: cannot be read as an adapter: {error}") from error
+        expected = get_peft_model_state_dict(policy, adapter_name=name, save_embedding_layers=False)
+        check_names(found, expected, Path(path) / name / ADAPTER)
+    return policy
+
+
+def _heads(path: str, record: Written, form: RewardModel, width: int, place: torch.device) -> dict[str, Any]:
+    import torch
+    from safetensors.torch import load_file
+
+    expected = form.parameters(width, record.objectives, torch.Generator().manual_seed(0))
+    found = {}
+    for name in record.members:
+        file = Path(path) / name / "head.safetensors"
+        try:
+            found[name] = load_file(file, device=str(place))
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ModelError(f"{file}: cannot be read: {error}") from error
+        check_names(found[name], expected, file)
+    return found
 
 
 def _form(path: str, choice: dict[str, Any]) -> RewardModel:
     """A form among the files of moalign's own, with its options. Raises ModelError where there is none of the name."""
-    name = choice.pop("name").removeprefix("moalign:")
+    name = str(choice.pop("name", "")).removeprefix("moalign:")
     for file in sorted(Path(reward_models.__file__).parent.glob("[!_]*.py")):
         block = BLOCK.search(file.read_text(encoding="utf-8"))
         entry = {} if block is None else ast.literal_eval(block[1])
         if entry.get("name") == name:
             module = importlib.import_module(f"{reward_models.__name__}.{file.stem}")
             form: type[RewardModel] = getattr(module, entry["class"])
-            return form(**choice)
+            if getattr(form, "scores_from_rewards", False):
+                fault = "reads other scores of a sample, which a sweep does not give"
+                raise ModelError(f"{path}: its form '{name}' {fault}; see moalign.open_reward_model(...).scores")
+            try:
+                return form.model_validate(choice)
+            except ValidationError as error:
+                raise ModelError(f"{path}: its form '{name}' does not take the options in {RECORD}: {error}") from error
     raise ModelError(f"{path}: its form '{name}' does not ship with moalign; see moalign.open_reward_model")
+
+
+def column_of(head: str | None, objectives: Sequence[str]) -> int:
+    """Raises ModelError naming those that there are."""
+    if head is None and len(objectives) == 1:
+        return 0
+    if head not in objectives:
+        raise ModelError(f"{'choose one' if head is None else f'no {head!r}'} of {', '.join(objectives)}")
+    return objectives.index(head)
 
 
 @dataclass(frozen=True)
@@ -136,14 +204,6 @@ class _Judge:
     heads: Mapping[str, Mapping[str, Tensor]]
     joining: Joining
     most: int
-
-    def column(self, head: str | None) -> int:
-        if head is None and len(self.objectives) == 1:
-            return 0
-        if head not in self.objectives:
-            listed = ", ".join(self.objectives)
-            raise ModelError(f"{self.path}: head: {'choose one' if head is None else f'no {head!r}'} of {listed}")
-        return self.objectives.index(head)
 
     def scores(self, rows: Sequence[tuple[list[int], int]], column: int) -> list[list[float]]:
         """Of each row, what each member says."""

@@ -214,7 +214,7 @@ def test_a_mixture_that_does_not_fit_the_batch_is_refused(workshop):
 
 
 def test_where_memory_does_not_suffice_half_are_trained_at_a_time(tiny_model_path, pairs, tmp_path, monkeypatch):
-    forward = LanguageModel.response_states
+    forward = LanguageModel.hidden_states
     phases = []
 
     def limited(self, layout, *arguments, **options):
@@ -229,7 +229,7 @@ def test_where_memory_does_not_suffice_half_are_trained_at_a_time(tiny_model_pat
     changes = {"train": {"steps": 3, "pairs_per_step": 8, "together": 3}}
     settings = small_config(tiny_model_path, pairs, **changes)
     expected = run.start(settings, tmp_path / "enough", registry.discover(), Observer())
-    monkeypatch.setattr(LanguageModel, "response_states", limited)
+    monkeypatch.setattr(LanguageModel, "hidden_states", limited)
     found = run.start(settings, tmp_path / "little", registry.discover(), Watch())
     assert any("3 candidates together: out of memory" in phase and "1 at a time" in phase for phase in phases)
     assert [point["id"] for point in found["points"]] == [point["id"] for point in expected["points"]]

@@ -14,11 +14,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from moalign.api import Reader, Refusal
+from moalign.api import Reader, Refusal, Row
+from moalign.config import PluginChoice
 from moalign.data import strength
+from moalign.data.loading import choose_reader
 from moalign.data.rows import read_rows
 from moalign.errors import DataError
 from moalign.registry import Registry, discover
+from moalign.sweeps.plan import readers_for
 from moalign.types import Sample
 
 
@@ -57,8 +60,8 @@ def rewrite(
     are of the other rows of all objectives together, whose heads should have one unit, as log-odds have. Raises as
     ``strength.rewrite`` does, and DataError where no row is left.
     """
-    reader = (registry or discover()).build("reader", "preference", {}, "reader")
     rows = list(read_rows(source))
+    reader = _reader(rows, registry or discover())
     apart: Counter[str] = Counter()
     found: list[tuple[int, int, tuple[Sample, Sample]]] = []
     for index, row in enumerate(rows):
@@ -82,9 +85,17 @@ def rewrite(
     )
 
 
-def _judged(
-    judge: Judge, reader: Reader, row: tuple[str, int, Mapping[str, object]]
-) -> tuple[int, tuple[Sample, Sample]] | str:
+def _reader(rows: Sequence[Row], registry: Registry) -> Reader:
+    """The one that recognises the columns that hold a pair, whatever stands beside them."""
+    readers = readers_for(PluginChoice(name="auto"), registry)
+    for file, line, row in rows:
+        columns = {name: row[name] for name in ("prompt", "chosen", "rejected") if name in row}
+        if len(columns) > 1:
+            return readers[choose_reader((file, line, columns), readers)]
+    raise DataError("no row has chosen and rejected", file=rows[0][0] if rows else None)
+
+
+def _judged(judge: Judge, reader: Reader, row: Row) -> tuple[int, tuple[Sample, Sample]] | str:
     """The head that judged the row's pair, and its two sides; or why it stays apart."""
     named = row[2].get("objective")
     if isinstance(named, str) and named and named not in judge.objectives:

@@ -93,10 +93,14 @@ def training_can_begin(t: Trial) -> None:
 
 def better_is_more(t: Trial) -> None:
     """Trained on its batch, hidden states and all, it scores the chosen above the rejected response, by the objective
-    that judged, and rows with more reward above those with less."""
+    that judged, and rows with more reward above those with less. An objective all of whose pairs have loss 0 is one
+    that it does not learn."""
     batch = _quiet(t.batch())
+    learned = set(batch.pair_objective[t.loss("a batch", batch) != 0].tolist()) if t.paired else ()
     scores = _trained(t, batch)
     for place, name in enumerate(t.objectives):
+        if learned and place not in learned:
+            continue
         found = _agreement(t, batch, scores[:, place], place)
         what = "scores of chosen less rejected responses" if t.paired else "rewards times scores"
         got = f"{what}, for {name}: {', '.join(f'{each:.2g}' for each in found)}"

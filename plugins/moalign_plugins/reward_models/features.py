@@ -54,6 +54,10 @@ class Features(RewardModel):
             raise ValueError(f"'{twice[0]}' stands there twice")
         return features
 
+    @property
+    def log_odds(self) -> bool:
+        return True
+
     def check(self, objectives: tuple[str, ...]) -> None:
         unknown = [name for name in self.features if name not in objectives]
         if unknown:

@@ -50,7 +50,8 @@ def test_one_model_is_trained_and_asked(angles, tmp_path, monkeypatch):
         return plain(self, batch, terms)
 
     monkeypatch.setattr(RejectionSampling, "loss", looking)
-    wanted = settings(*SHORT, f"condition.angles={angles}")
+    told = "name: prompt-text, written: tally, scale: 6, template: '{weights}; '"
+    wanted = settings(*SHORT, "condition={" + told + f", angles: {angles}}}")
     run.start(wanted, tmp_path / "run", registry.discover(), Observer())
     points = front.read(tmp_path / "run")["points"]
     assert [point["kind"] for point in points] == ["trained", "conditioned", "conditioned"]

@@ -200,16 +200,37 @@ def test_a_sweep_on_two_heads_interrupted_and_resumed_is_the_unbroken_one(heads,
     assert contents(cut) == contents(whole)
 
 
-def test_heads_under_names_of_another_code_are_refused_by_name(heads, tmp_path):
-    """As ArmoRM has them: heads that transformers' classifier does not know, mixed by a network that it has not."""
-    copy = Path(shutil.copytree(heads, tmp_path / "armo"))
+def armo(heads: Path, to: Path, **further: torch.Tensor) -> Path:
+    """The same classifier in the form of ArmoRM: heads under another name, and a network that mixes them."""
+    copy = Path(shutil.copytree(heads, to))
     tensors = load_file(copy / "model.safetensors")
     tensors["regression_layer.weight"] = tensors.pop("score.weight")
-    tensors["gating.layers.0.weight"] = torch.ones(4, 32)
-    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
-    with pytest.raises(
-        ModelError, match=r"no weights for score\.weight; gating\.layers\.0\.weight, regression_layer\.weight in them"
-    ):
+    tensors |= {"gating.layers.0.weight": torch.ones(4, 32), "reward_transform_matrix": torch.eye(3)}
+    save_file(tensors | further, copy / "model.safetensors", {"format": "pt"})
+    return copy
+
+
+def test_each_head_of_a_model_in_the_form_of_armorm_is_asked_for_itself(heads, tmp_path):
+    copy = armo(heads, tmp_path / "armo")
+    for head in (0, "true"):
+        expected = SequenceClassification(path=str(heads), head=head, device="cpu").score(SAMPLES)
+        assert SequenceClassification(path=str(copy), head=head, device="cpu").score(SAMPLES) == expected
+
+
+def test_how_many_heads_there_are_the_weights_say(heads, tmp_path):
+    """A configuration of ArmoRM's kind need not name them."""
+    copy = armo(heads, tmp_path / "armo")
+    settings = json.loads((copy / "config.json").read_text())
+    number = len(settings.pop("id2label"))
+    settings.pop("label2id", None)
+    (copy / "config.json").write_text(json.dumps(settings))
+    expected = SequenceClassification(path=str(heads), head=number - 1, device="cpu").score(SAMPLES)
+    assert SequenceClassification(path=str(copy), head=number - 1, device="cpu").score(SAMPLES) == expected
+
+
+def test_weights_that_nobody_knows_are_refused_by_name(heads, tmp_path):
+    copy = armo(heads, tmp_path / "armo", **{"another.weight": torch.ones(2)})
+    with pytest.raises(ModelError, match=r"its logits would not be those that were trained: another\.weight in them"):
         SequenceClassification(path=str(copy), head="kind").score(SAMPLES[:1])
 
 

@@ -73,6 +73,10 @@ class FromClassifier(Reward):
         return [None if row is None else row[head] for row in logits]
 
 
+HEADS = "regression_layer.weight"
+MIXED = (HEADS, "gating.", "reward_transform_matrix")  # what ArmoRM has beside, and its own code reads
+
+
 @lru_cache(maxsize=16)  # an ensemble asks one after the other, again and again
 def classifier_of(path: str, device: str, dtype: str) -> Classifier:
     """Loaded once. Raises ModelError where a weight is missing, which transformers would fill with random numbers, and
@@ -81,15 +85,21 @@ def classifier_of(path: str, device: str, dtype: str) -> Classifier:
 
     place, dtype = device_and_dtype(device, dtype)
     try:
+        heads = regression_heads(path)
+        number = {} if heads is None else {"num_labels": len(heads)}
         tokenizer = AutoTokenizer.from_pretrained(path, **LOCAL)
         with _without_report():
             model, info = AutoModelForSequenceClassification.from_pretrained(
-                path, use_safetensors=True, dtype=dtype, output_loading_info=True, **LOCAL
+                path, use_safetensors=True, dtype=dtype, output_loading_info=True, **number, **LOCAL
             )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{path}: cannot be read as a sequence classifier: {error}") from error
     absent = sorted(info["missing_keys"]) + sorted(str(each[0]) for each in info["mismatched_keys"])
-    unread = [name for name in sorted(info["unexpected_keys"]) if not name.startswith("lm_head.")]
+    known: tuple[str, ...] = ("lm_head.",)
+    if heads is not None and absent == ["score.weight"] and model.score.weight.shape == heads.shape:
+        model.score.weight.data.copy_(heads)
+        absent, known = [], (*known, *MIXED)
+    unread = [name for name in sorted(info["unexpected_keys"]) if not name.startswith(known)]
     also = f"{', '.join(unread)} in them is for code of its own, which is not run" if unread else ""
     if absent:
         fault = f"is no trained sequence classifier, its files have no weights for {', '.join(absent)}"
@@ -97,6 +107,20 @@ def classifier_of(path: str, device: str, dtype: str) -> Classifier:
     if unread:
         raise ModelError(f"{path}: its logits would not be those that were trained: {also}")
     return Classifier(path, tokenizer, model.eval().requires_grad_(False).to(place))
+
+
+def regression_heads(path: str) -> Tensor | None:
+    """The heads [M,D] of a model in the form of ArmoRM (arXiv 2406.12845), one for each of its objectives; else None.
+
+    What it mixes them with, its ``gating`` network, is for code of its own: a head is asked for itself.
+    """
+    from safetensors import safe_open
+
+    for file in sorted(Path(path).glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            if HEADS in tensors.keys():  # noqa: SIM118  (it is no mapping)
+                return tensors.get_tensor(HEADS)
+    return None
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,10 +21,9 @@ from benchmarks import measure, tables
 from benchmarks.decoding import front_of
 from moalign import config, lora, recipes
 from moalign.demo import world as worlds
-from moalign.demo.enumeration import Enumeration, enumerate_replies, reply_logps
+from moalign.demo.enumeration import Enumeration, behind, enumerate_replies, reply_logps
 from moalign.demo.world import World
 from moalign.engine import model as models
-from moalign.engine.conditioning import told_ids
 from moalign.engine.model import TRAINED, LanguageModel
 from moalign.lora import mixing
 from moalign.registry import discover
@@ -111,9 +111,7 @@ def _policy(archive: Archive, model: LanguageModel, replies: Enumeration, world:
         lora.read(model.policy, TRAINED, Path(folder), model.fingerprint)
     text = steering.text(archive, mix)
     if text:
-        tokeniser = model.tokeniser
-        asked = lambda ids: told_ids(tokeniser, "", ids, text, "front")  # noqa: E731
-        replies = enumerate_replies(tokeniser.tokenizer, world.prompts, asked)
+        replies = enumerate_replies(model.tokeniser.tokenizer, world.prompts, partial(behind, model.tokeniser, text))
     with lora.active(model.policy, TRAINED):
         return reply_logps(model.policy, replies)
 
@@ -127,8 +125,11 @@ def table_of(results: Sequence[Mapping[str, Any]]) -> tables.Table:
     rows = []
     for way in dict.fromkeys(result["way"] for result in results):
         found = [result for result in results if result["way"] == way]
-        cells = [_mean([each[key] for each in found]) for key in ("front_share", "front_share_worst")]
-        cells += [_mean([statistics.mean(each["own"]) for each in found]), _mean([min(each["own"]) for each in found])]
+        cells = [tables.mean([each[key] for each in found]) for key in ("front_share", "front_share_worst")]
+        cells += [
+            tables.mean([statistics.mean(each["own"]) for each in found]),
+            tables.mean([min(each["own"]) for each in found]),
+        ]
         cells += [f"{min(min(each['spearman'].values()) for each in found):.3f}"]
         cells += [f"{found[0]['trained']}", f"{statistics.mean(each['tokens'] for each in found) / 1e3:.0f}"]
         cells += [f"{statistics.mean(each['seconds'] for each in found):.0f}", str(len(found))]
@@ -138,17 +139,13 @@ def table_of(results: Sequence[Mapping[str, Any]]) -> tables.Table:
     return tables.Table("21 preferences", columns, rows)
 
 
-def _mean(values: Sequence[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{spread}"
-
-
 def _about() -> list[str]:
     return [
         "Front share is the best of the points for each of 21 preferences; `own policy` is the mean over the 21 of "
         "what the policy asked for each gains, as a share of the possible gain. `least Spearman` is the smallest rank "
         "correlation, over objectives and seeds, of asked weight and expected reward. Tokens are response tokens "
-        "trained on, seconds those of the whole sweep, evaluation of its points among them.",
+        "trained on, seconds those of the whole sweep, evaluation of its points among them. ±: standard deviation over "
+        "the seeds.",
     ]
 
 

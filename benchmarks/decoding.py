@@ -199,18 +199,16 @@ def table_of(results: Sequence[Mapping[str, Any]]) -> tables.Table:
     rows = []
     for way in results[0]["ways"]:
         found = [result["ways"][way] for result in results]
-        cells = [_mean([each[key] for each in found]) for key in ("front_share", "front_share_worst")]
-        cells += [_mean([statistics.mean(each["own"]) for each in found]), _mean([min(each["own"]) for each in found])]
+        cells = [tables.mean([each[key] for each in found]) for key in ("front_share", "front_share_worst")]
+        cells += [
+            tables.mean([statistics.mean(each["own"]) for each in found]),
+            tables.mean([min(each["own"]) for each in found]),
+        ]
         cells += [f"{min(each['mass'] for each in found):.3f}"]
         rows.append([way, *cells])
     columns = ["11 preferences from 2 candidates", "front share", "worst served", "own policy", "its worst", "mass"]
     seconds = ", ".join(f"{result['seconds']:.0f} s" for result in results)
     return tables.Table(f"{len(results)} seeds", columns, rows, [f"Training of the two candidates: {seconds}"])
-
-
-def _mean(values: Sequence[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{spread}"
 
 
 def _about() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,12 @@ def markdown(heading: str, report: Mapping[str, Any], about: Sequence[str], tabl
         lines.append("")
         lines += [line for note in table.notes for line in (note, "")]
     return "\n".join(lines)
+
+
+def mean(values: Sequence[float]) -> Cell:
+    """With the standard deviation, where there are several."""
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{spread}"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sweeps import small_config
 
+import moalign
 from moalign.config import Config
 from moalign.types import Candidate, Preference
 
@@ -40,3 +43,18 @@ EQUAL = Candidate("model", Preference("weights", dict.fromkeys(NAMES, 0.5), "equ
 
 def settings(model_path: Path, pairs: Path, way: str, **changes: Any) -> Config:
     return small_config(model_path, pairs, **(WAYS[way] | changes))
+
+
+def runs_of(
+    ways: Mapping[str, Mapping[str, Any]], model_path: Path, pairs: Path, folders: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """A run of each way, made when it is first asked for; its folder is to be read only."""
+    made: dict[str, Path] = {}
+
+    def of(way: str) -> Path:
+        if way not in made:
+            made[way] = folders.mktemp("conditioned") / "run"
+            moalign.sweep(small_config(model_path, pairs, **ways[way]), made[way])
+        return made[way]
+
+    return of

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conditioned import EQUAL, NAMES, WAYS, settings
+from conditioned import EQUAL, NAMES, WAYS, runs_of, settings
 from interruptions import StopAfterCandidates, StopAfterSteps
 from peft import PeftModel
 from sweeps import contents, write_pairs
@@ -40,16 +40,7 @@ def pairs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny_model_path, pairs):
-    """A run of each way, made when it is first asked for; its folder is to be read only."""
-    made: dict[str, Path] = {}
-
-    def of(way: str) -> Path:
-        if way not in made:
-            made[way] = tmp_path_factory.mktemp("conditioned") / "run"
-            moalign.sweep(settings(tiny_model_path, pairs, way), made[way])
-        return made[way]
-
-    return of
+    return runs_of(WAYS, tiny_model_path, pairs, tmp_path_factory)
 
 
 @pytest.mark.parametrize("way", WAYS)

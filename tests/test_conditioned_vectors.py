@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conditioned import runs_of
 from peft import PeftModel
 from safetensors.torch import load_file
 from sweeps import small_config, write_pairs
@@ -53,16 +54,7 @@ def pairs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny_model_path, pairs):
-    """A run of each way, made when it is first asked for; its folder is to be read only."""
-    made: dict[str, Path] = {}
-
-    def of(way: str) -> Path:
-        if way not in made:
-            made[way] = tmp_path_factory.mktemp("told-by-vectors") / "run"
-            moalign.sweep(small_config(tiny_model_path, pairs, **WAYS[way]), made[way])
-        return made[way]
-
-    return of
+    return runs_of(WAYS, tiny_model_path, pairs, tmp_path_factory)
 
 
 def source(model_path: Path, pairs: Path, way: str, tmp_path: Path) -> Any:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moalign.data.tokenise import Ids
+from moalign.data.tokenise import Ids, Tokeniser
 from moalign.demo import grammar
+from moalign.engine.conditioning import told_ids
 from moalign.errors import MoalignError
 
 ROUNDING = 1e-4  # of a float32 sum of probabilities
@@ -83,6 +84,11 @@ def enumerate_replies(
     padded = [[path + [len(edges)] * (longest - len(path)) for path in replies] for replies in paths]
     parent = edges[:, 0] * length + edges[:, 1]
     return Enumeration(tuple(prompts), ids, depth, attention[:, None], parent, edges[:, 2], torch.tensor(padded))
+
+
+def behind(tokeniser: Tokeniser, text: str, ids: Ids) -> Ids:
+    """A prompt's ids with a text in front, as the tiny assistant, which has no chat template, reads them."""
+    return told_ids(tokeniser, "", ids, text, "front")
 
 
 class _Forest:

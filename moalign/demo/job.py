@@ -11,12 +11,10 @@ import yaml
 
 from moalign import config, lora, recipes, storage
 from moalign.config import BUILT_IN_MODEL, Config
-from moalign.data.tokenise import Ids, Tokeniser
 from moalign.demo import world as worlds
-from moalign.demo.enumeration import Enumeration, enumerate_replies, reply_logps
+from moalign.demo.enumeration import Enumeration, behind, enumerate_replies, reply_logps
 from moalign.demo.world import Value, World
 from moalign.engine import model as models
-from moalign.engine.conditioning import told_ids
 from moalign.engine.model import TRAINED, LanguageModel
 from moalign.engine.row_conditions import RowConditions, conditioned, place_of_vectors, with_places
 from moalign.errors import RunError
@@ -78,7 +76,7 @@ def measure(directory: Path, observer: Observer) -> dict[str, Any]:
     for name in ids:
         point, read, conditions = archive.of_candidate(name), replies, None
         if text := steering.text(archive, point):
-            read = enumerate_replies(tokenizer, world.prompts, partial(_told, model.tokeniser, text))
+            read = enumerate_replies(tokenizer, world.prompts, partial(behind, model.tokeniser, text))
         if (vectors := steering.vectors(archive, point)) is not None:
             conditions = RowConditions(vectors=vectors[None], place=place_of_vectors(model.tokeniser))
             places = partial(with_places, number=len(vectors), tokeniser=model.tokeniser)
@@ -86,10 +84,6 @@ def measure(directory: Path, observer: Observer) -> dict[str, Any]:
         values[name] = _value(model, directory / "candidates" / name, world, read, reference, conditions)
     storage.write_json(directory / front.WORLD, _content(world, reference, values))
     return front.write(directory)
-
-
-def _told(tokeniser: Tokeniser, text: str, ids: Ids) -> Ids:
-    return told_ids(tokeniser, "", ids, text, "front")
 
 
 def _value(

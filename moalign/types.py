@@ -5,7 +5,7 @@ Shapes: N sequences, T tokens, P pairs, M objectives, D the width of the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -44,11 +44,23 @@ class Space:
     """What a search may choose from: the objectives' names in order, and the preferences that the user named.
 
     ``steps``: of training, as the configuration has it; a candidate's ``changes`` may say otherwise.
+    ``together``: how many candidates one pass over the base holds, as far as that is known; proposing so many costs
+    no more time than fewer.
+    ``base``: scores of the untouched model, ``reference_point``: of the hypervolume; empty before they are known.
+    ``kl_price``: what a nat of KL costs, in rewards; 0 where nothing prices it.
+    ``affordable``: how many trainings of all steps the budget still pays; None without a budget.
+    ``seed``: the configuration's; a candidate's ``changes`` may name another.
     """
 
     objectives: tuple[str, ...]
     preferences: Mapping[str, Preference] = field(default_factory=dict)
     steps: int = 1
+    together: int = 1
+    base: Mapping[str, float] = field(default_factory=dict)
+    reference_point: Mapping[str, float] = field(default_factory=dict)
+    kl_price: float = 0.0
+    affordable: float | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +68,13 @@ class Candidate:
     """One point of the front to be: an id that is also a folder name, its preference, and whom it builds on.
 
     ``parents``: the finished candidate from whose adapter the training starts; empty: from fresh weights.
-    ``mixed``: not trained, but put together from the adapters of its trained neighbours in preference.
+    ``mixed``: not trained, but put together from the adapters of its trained neighbours in preference, or with
+    ``shares`` from those named, each by so much of what it adds to the base; they need not sum to 1. Several numbers
+    for one are for as many blocks of layers, of equal size, from the bottom.
     ``conditioned``: not trained either, but its parent, which is trained for many preferences, asked for this one.
     ``changes``: where it is trained differently from the configuration: {"train.steps": 60, "loss.beta": 0.2,
-    "model.lora.r": 4}, with the keys of ``train``, the loss's own options, and the adapter's rank (not above the
-    configuration's) and alpha.
+    "model.lora.r": 4}, with the keys of ``train``, the loss's own options, the adapter's rank (not above the
+    configuration's) and alpha, and ``seed``.
     """
 
     id: str
@@ -69,6 +83,7 @@ class Candidate:
     mixed: bool = False
     changes: Mapping[str, Any] = field(default_factory=dict)
     conditioned: bool = False
+    shares: Mapping[str, float | tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def kind(self) -> Literal["trained", "mixed", "conditioned"]:
@@ -80,13 +95,14 @@ class Candidate:
 class Outcome:
     """What became of a candidate. ``scores`` are larger-is-better per objective, ``stderr`` beside them.
 
+    ``skipped``: not trained, because the budget did not suffice.
     ``kl`` is KL(policy || reference) in nats per response, estimated on the policy's own samples (None: not measured).
     ``parents``: whose adapters it was made from, with the share of each; where it was trained, the one it started from.
     ``changes`` are the candidate's.
     """
 
     id: str
-    status: Literal["done", "failed"]
+    status: Literal["done", "failed", "skipped"]
     preference: Preference
     scores: Mapping[str, float] = field(default_factory=dict)
     stderr: Mapping[str, float] = field(default_factory=dict)
@@ -362,37 +378,3 @@ class PairTerms:
         """The terms of rows [N] that are units of their own: what a combiner has to say is in their advantages."""
         one = logps.new_ones(len(logps))
         return cls(one, one * 0, one)
-
-
-# --- what a decoder sees --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What is asked of a decoder.
-
-    ``preference``  the weight of each objective; rewards of responses stand in this order
-    ``shares``      the trained candidates whose preferences, so mixed, are this one: not negative, sum 1
-    ``values``      objective -> what is still to be expected of its reward: hidden states [...,D] -> [...]
-    """
-
-    preference: Mapping[str, float] = field(default_factory=dict)
-    shares: Mapping[str, float] = field(default_factory=dict)
-    values: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class NextToken:
-    """What there is to know when the next token of N responses is chosen; K speakers, V tokens, D the model's width.
-
-    ``ids[N,T]``       prompt and response so far, padded on the left
-    ``logits[K,N,V]``  of the next token, as the model gives them under each speaker
-    ``past[K,N]``      float64: log-probability of the response so far under each speaker, 0 at its beginning
-    ``ahead``          tokens [N,k] -> float32 [N,k,D]: the last hidden states, under the first speaker, at each of
-                       these tokens if it came next; a forward pass of N k tokens
-    """
-
-    ids: Tensor
-    logits: Tensor
-    past: Tensor
-    ahead: Callable[[Tensor], Tensor]

@@ -17,9 +17,10 @@ PLUGINS = ROOT / "plugins"
 # From the ground up. A part imports parts of lower floors and itself, never a part of its own floor or above.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "types", "seeds"),
+    ("pareto",),
     ("api", "calls", "validation"),
     ("door", "supervisor"),
-    ("hooks", "preference", "pareto", "storage", "ops"),
+    ("hooks", "preference", "storage", "ops"),
     ("registry", "config", "data", "lora", "recipes"),
     ("engine",),
     ("decode",),

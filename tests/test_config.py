@@ -25,7 +25,7 @@ MINIMAL: dict[str, Any] = {"objectives": {"helpful": None, "harmless": {}}}
         ({"train": {"lr": float("nan")}}, "train.lr: input should be"),
         ({"train": {"steps": "many"}}, "train.steps: input should be a valid integer"),
         ({"data": {"held_out": 1.5}}, "data.held_out: input should be less than 1"),
-        ({"search": {"points": 3}}, "search.name: this key is required"),
+        ({"loss": {"beta": 0.3}}, "loss.name: this key is required"),
         ({"evaluate": {"kind": "guess"}}, "evaluate.kind: input should be 'auto', 'generate' or 'preference'"),
         ({"seed": -1}, "seed: input should be greater than or equal to 0"),
     ],

@@ -84,7 +84,7 @@ TERMS = "a field of PairTerms"
 SCORE_KINDS = "a kind of evaluation, scores of pairs against those of samples"
 MARGINS = "where margins come from, a value of data.margins"
 LEGITIMATE = {
-    "config.py": {
+    "config/sections.py": {
         "implicit": MARGINS,
         **dict.fromkeys(("dpo", "grid"), "what a configuration that is silent gets; without it, it has to say"),
         "linear": "so is this; and a schedule of the learning rate",
@@ -121,7 +121,7 @@ LEGITIMATE = {
     "sweeps/front.py": {"preference": "a key of front.json"},
     "sweeps/material.py": {"implicit": MARGINS, "preference": SCORE_KINDS},
     "sweeps/outcomes.py": {"preference": "a key of outcome.json"},
-    "sweeps/plan.py": {"implicit": MARGINS, "preference": SCORE_KINDS},
+    "sweeps/checks.py": {"implicit": MARGINS, "preference": SCORE_KINDS},
     "sweeps/run.py": dict.fromkeys(("format", "prompts"), "a key of run.json"),
     "sweeps/workshop.py": {"implicit": MARGINS},
     "testing/batch.py": {"preference": "a field of Batch"},

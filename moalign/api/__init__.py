@@ -25,6 +25,8 @@ import pluggy
 from moalign.api.combiner import Combiner
 from moalign.api.combining import Combine, Combining
 from moalign.api.conditioner import Conditioner
+from moalign.api.decoding import NextToken, Request
+from moalign.api.front import hypervolume, non_dominated, values
 from moalign.api.kinds import Decoder, Observer, Reader, Reward, Row, Sampler, Search, Transform
 from moalign.api.objective import Objective
 from moalign.api.plugin import Plugin, Register
@@ -55,14 +57,12 @@ from moalign.types import (
     Batch,
     Candidate,
     Message,
-    NextToken,
     Outcome,
     Pair,
     PairTerms,
     Preference,
     Record,
     Refusal,
-    Request,
     Responses,
     Round,
     RunInfo,
@@ -135,9 +135,12 @@ __all__ = [
     "figures",
     "hookimpl",
     "hookspec",
+    "hypervolume",
     "log_ratios",
+    "non_dominated",
     "numbers",
     "pair_log_ratios",
     "pair_logits",
     "pair_preference",
+    "values",
 ]

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from moalign.api.decoding import NextToken, Request
 from moalign.api.plugin import Plugin
 from moalign.api.sessions import SamplingSession, Watcher
 from moalign.types import (
     Candidate,
-    NextToken,
     Outcome,
     Record,
     Refusal,
-    Request,
     Responses,
     RunInfo,
     Sample,

@@ -4,11 +4,11 @@
 ``decode.Decoding(...).generate`` samples with it. From a run directory: ``moalign.open_run(RUN).decoder(NAME, ...)``.
 """
 
+from moalign.api import NextToken, Request
 from moalign.decode.choice import build
 from moalign.decode.processor import DecoderProcessor, processor
 from moalign.decode.sampling import Decoding, Response
 from moalign.decode.speakers import Speakers, hidden_states
-from moalign.types import NextToken, Request
 
 __all__ = [
     "DecoderProcessor",

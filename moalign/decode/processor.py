@@ -10,11 +10,10 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from moalign import door
-from moalign.api import Decoder
+from moalign.api import Decoder, NextToken, Request
 from moalign.decode.speakers import Speakers
 from moalign.door import origin
 from moalign.errors import ConfigError, PluginError
-from moalign.types import NextToken, Request
 
 
 class DecoderProcessor(LogitsProcessor):

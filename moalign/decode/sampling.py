@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from moalign import door
-from moalign.api import Decoder, Reward
+from moalign.api import Decoder, Request, Reward
 from moalign.data.tokenise import Tokeniser
 from moalign.decode.processor import scores_of, speakers_of
 from moalign.door import origin
@@ -18,7 +18,7 @@ from moalign.engine import replies
 from moalign.engine.decoding import gumbel
 from moalign.errors import ConfigError, PluginError
 from moalign.seeds import derive
-from moalign.types import Message, Request, Sample
+from moalign.types import Message, Sample
 
 USUAL_LENGTH = 128
 

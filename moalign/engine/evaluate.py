@@ -11,6 +11,7 @@ import torch
 from moalign.config import EvaluateSettings
 from moalign.data.dataset import PairDataset
 from moalign.engine.model import LanguageModel
+from moalign.engine.optimum import optimum
 from moalign.engine.passes import apart_beyond_window, pair_passes
 from moalign.engine.rollouts import Rollout, Score, sample, sequence_of
 from moalign.engine.row_conditions import RowConditions, conditioned
@@ -51,6 +52,14 @@ class HeldOut:
         return None if self.conditions is None else self.conditions.take([0] * rows)
 
 
+@dataclass(frozen=True)
+class Wish:
+    """The weights [M] that a policy is meant to serve, and what a nat of KL costs."""
+
+    weights: tuple[float, ...]
+    price: float
+
+
 def evaluate(
     model: LanguageModel,
     adapter: str | None,
@@ -62,6 +71,7 @@ def evaluate(
     cache: LogpCache,
     rollouts: Sequence[Rollout],
     seen: HeldOut | None = None,
+    wish: Wish | None = None,
 ) -> Evaluation:
     """Evaluate the policy with ``adapter`` (None: the untouched base), whose ``samples`` the rollouts are.
 
@@ -69,14 +79,19 @@ def evaluate(
     held-out pairs whose better response has the larger log-ratio (equal counts a half; the base has 0.5 by
     definition), clustered by group; the implicit-reward margin beta * (log-ratio difference) stands in the details.
     Where the data has both, the other kind's figures stand in the details. ``seen``: the same prompts and pairs as the
-    policy reads them, if not as the reference does.
+    policy reads them, if not as the reference does. ``wish``: the details then say what the best policy of all would
+    reach for these weights (``optimum``), and the policy itself (``utility``), KL paid for.
     """
     seen = held_out if seen is None else seen
     details: dict[str, float] = {}
     accuracies: dict[str, tuple[float, float | None]] = {}
     if held_out.pairs is not None:
         accuracies = _accuracies(model, adapter, held_out.pairs, seen, objectives, beta, cache, details)
-    kl = _kl(model, adapter, held_out.prompts, seen, rollouts, details) if settings.temperature == 1.0 else None
+    kl, ratios = None, None
+    if settings.temperature == 1.0:
+        ratios = _log_ratios(model, adapter, held_out.prompts, seen, rollouts)
+        kl, error = _mean_and_error(ratios, np.array([rollout.prompt for rollout in rollouts]))
+        details |= {} if error is None else {"kl_stderr": error}
     details["response_tokens"] = float(np.mean([len(r.ids) for r in rollouts]))
     details["ended"] = float(np.mean([r.ended for r in rollouts]))
     chosen = accuracies
@@ -85,6 +100,8 @@ def evaluate(
         rewards = _mean_rewards(scored.values, rollouts, objectives)
         details |= {f"{name}/reward": mean for name, (mean, _) in rewards.items()}
         details |= scored.figures
+        if wish is not None and ratios is not None:
+            details |= _reached(wish, scored.values, ratios, rollouts)
         chosen = rewards if kind == "generate" else accuracies
     missing = [name for name in objectives if name not in chosen]
     if missing:
@@ -162,15 +179,23 @@ def _accuracies(
     return result
 
 
-def _kl(
+def _reached(wish: Wish, rewards: np.ndarray, ratios: np.ndarray, rollouts: Sequence[Rollout]) -> dict[str, float]:
+    weighted = rewards @ np.array(wish.weights)
+    found = optimum(weighted, ratios, [rollout.prompt for rollout in rollouts], wish.price)
+    if found is None:
+        return {}
+    utility = float((weighted - wish.price * ratios).mean())
+    return {"optimum": found.value, "optimum_stderr": found.stderr, "utility": utility}
+
+
+def _log_ratios(
     model: LanguageModel,
     adapter: str | None,
     prompts: Sequence[tuple[int, ...]],
     seen: HeldOut,
     rollouts: Sequence[Rollout],
-    details: dict[str, float],
-) -> float:
-    """Mean over the policy's own samples of log pi - log pi_ref, in nats per response."""
+) -> np.ndarray:
+    """log pi - log pi_ref [N] of the policy's own samples, in nats; their mean estimates the KL."""
     plain, groups = [sequence_of(rollout, prompts) for rollout in rollouts], [rollout.prompt for rollout in rollouts]
     if seen.prompts is prompts:
         reference, own = logps_under(model, plain, groups, (None, adapter))
@@ -181,11 +206,7 @@ def _kl(
             seen.conditions_of(len(rollouts)),
         )
         (own,) = logps_under(model, read, groups, (adapter,), conditions=conditions)
-    ratios = np.array([(mine - base).sum(dtype=np.float64) for mine, base in zip(own, reference, strict=True)])
-    mean, error = _mean_and_error(ratios, np.array([r.prompt for r in rollouts]))
-    if error is not None:
-        details["kl_stderr"] = error
-    return mean
+    return np.array([(mine - base).sum(dtype=np.float64) for mine, base in zip(own, reference, strict=True)])
 
 
 def _mean_and_error(values: np.ndarray, clusters: np.ndarray) -> tuple[float, float | None]:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ _PLACE = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pa
 _PLACE |= {"fan_in_fan_out"}  # of GPT-2's layers, which keep their weights the other way round; A and B are as ever
 _ORIGIN = {"base_model_name_or_path", "revision", "peft_version", "inference_mode"}
 _FREE = _RANK | _PLACE | _ORIGIN
+
+# How much of an adapter: of all its layers, or of so many blocks of equal size, from the bottom.
+Coefficient = float | tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ class Truncation:
 
 
 def soup(
-    adapters: Sequence[Adapter], coefficients: Sequence[float], r: int | None = None
+    adapters: Sequence[Adapter], coefficients: Sequence[Coefficient], r: int | None = None
 ) -> tuple[Adapter, Truncation]:
     """One adapter whose delta is sum_k c_k delta_k; with ``r``, the nearest to it of rank r, and what that lost.
 
@@ -84,7 +88,7 @@ def soup(
     for adapter in adapters:
         if adapter.base != adapters[0].base:
             raise RunError(f"{adapter.name}: trained on another base model than {names[0]}; only one base can be mixed")
-    used = [adapter for adapter, coefficient in zip(adapters, coefficients, strict=True) if coefficient != 0]
+    used = [adapter for adapter, coefficient in zip(adapters, coefficients, strict=True) if any(_numbers(coefficient))]
     first, rank = used[0], sum(adapter.r for adapter in used)
     r = rank if r is None else _checked_rank(r)
     alpha, rslora = (first.alpha, first.rslora) if r == first.r else (float(r), False)
@@ -177,7 +181,7 @@ def factors(tensors: Mapping[str, Tensor], where: str = "adapter") -> dict[str, 
 
 def mix(
     adapters: Sequence[Mapping[str, Tensor]],
-    coefficients: Sequence[float],
+    coefficients: Sequence[Coefficient],
     scalings: Sequence[float],
     scaling: float = 1.0,
     names: Sequence[str] | None = None,
@@ -185,7 +189,9 @@ def mix(
     """Tensors of rank sum r_k with ``scaling`` B A = sum_k c_k s_k B_k A_k, exactly; factors with c_k = 0 are dropped.
 
     c_k s_k / ``scaling`` is folded into B_k alone, so A is the As as they were. With the default the result is a peft
-    adapter of alpha = r. Any finite coefficients: they need not be positive nor sum to 1.
+    adapter of alpha = r. Any finite coefficients: they need not be positive nor sum to 1. Several for one adapter are
+    those of as many blocks of the model's layers, of equal size, from the bottom; what has no layer's number, such as
+    the head, counts to the last block.
 
     Raises RunError naming (``names``) the adapter whose targets or shapes are not the first's; MoalignError for
     coefficients or scalings that are not finite, or nothing left to mix.
@@ -200,11 +206,14 @@ def mix(
     for other, name in zip(pairs, names, strict=True):
         _refuse_another_shape(pairs[0], names[0], other, name)
     # c (s_k / s) and not (c s_k) / s: between equal scalings c itself, without a rounding
-    used = [(pair, c * (s / scaling)) for pair, c, s in zip(pairs, coefficients, scalings, strict=True) if c != 0]
-    mixed = {}
+    used = [each for each in zip(pairs, coefficients, scalings, strict=True) if any(_numbers(each[1]))]
+    mixed, places = {}, _places(pairs[0])
     for layer in pairs[0]:
-        mixed[layer + _A] = torch.cat([pair[layer][0] for pair, _ in used])
-        mixed[layer + _B] = torch.cat([pair[layer][1] * factor for pair, factor in used], dim=1)
+        factors_of = [_at(c, places[layer]) * (s / scaling) for _, c, s in used]
+        mixed[layer + _A] = torch.cat([pair[layer][0] for pair, _, _ in used])
+        mixed[layer + _B] = torch.cat(
+            [pair[layer][1] * factor for (pair, _, _), factor in zip(used, factors_of, strict=True)], dim=1
+        )
     return mixed
 
 
@@ -252,12 +261,31 @@ def _checked_rank(r: int) -> int:
     return r
 
 
-def _check_coefficients(coefficients: Sequence[float], adapters: int) -> None:
-    if len(coefficients) != adapters or not all(map(math.isfinite, coefficients)):
+def _numbers(coefficient: Coefficient) -> tuple[float, ...]:
+    return coefficient if isinstance(coefficient, tuple) else (coefficient,)
+
+
+def _at(coefficient: Coefficient, place: float) -> float:
+    """That of the block in which ``place``, from 0 at the bottom to 1, lies."""
+    numbers = _numbers(coefficient)
+    return numbers[min(int(place * len(numbers)), len(numbers) - 1)]
+
+
+def _places(names: Iterable[str]) -> dict[str, float]:
+    """Where each adapted module lies, from 0 at the bottom to 1: by the first number in its name, its layer's."""
+    found = {name: re.search(r"\.(\d+)\.", name) for name in names}
+    layers = {name: int(match[1]) for name, match in found.items() if match}
+    number = max(layers.values(), default=0) + 1
+    return {name: layers[name] / number if name in layers else 1.0 for name in found}
+
+
+def _check_coefficients(coefficients: Sequence[Coefficient], adapters: int) -> None:
+    numbers = [_numbers(coefficient) for coefficient in coefficients]
+    if len(numbers) != adapters or not all(each and all(map(math.isfinite, each)) for each in numbers):
         raise MoalignError(
             f"coefficients {list(coefficients)} of {adapters} adapters: one finite number each is needed"
         )
-    if not any(coefficients):
+    if not any(map(any, numbers)):
         raise MoalignError("no coefficient differs from 0: that mix is the base itself and needs no adapter")
 
 

@@ -11,7 +11,8 @@ from moalign.config import BUILT_IN_MODEL
 from moalign.errors import ConfigError, PluginError
 from moalign.registry import Entry, Registry
 from moalign.reward_models.config import RewardModelConfig
-from moalign.sweeps.plan import check_files, readers_for
+from moalign.sweeps.checks import check_files
+from moalign.sweeps.plan import readers_for
 
 SUPPLIED = frozenset({"final", "context", "pairs", "rewards", "logps", "reference"})
 

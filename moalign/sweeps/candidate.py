@@ -176,7 +176,8 @@ def settle(
             content = fill(folder)
             beta = workshop.plan.variant(candidate.changes).beta
             told = conditioned.told(candidate, workshop)
-            measured = workshop.evaluate(slot, beta, sampled, told, content.conditions)
+            served = candidate.preference
+            measured = workshop.evaluate(slot, beta, sampled, told, content.conditions, served)
             storage.write_text(folder / "samples.jsonl", _samples(workshop, measured))
             outcome = Outcome(
                 id=candidate.id,
@@ -227,7 +228,7 @@ def job_of(candidate: Candidate, workshop: Workshop, history: Sequence[Outcome])
         needs=plan.needs(candidate),
         objectives=plan.objectives,
         settings=variant.train,
-        seed=plan.config.seed,
+        seed=variant.seed,
         margins_from=margins_from,
         rank=variant.lora.r,
         alpha=variant.lora.alpha,
@@ -261,11 +262,12 @@ def _anchor(name: str, workshop: Workshop, history: Sequence[Outcome]) -> Frozen
 def batch_source(candidate: Candidate, workshop: Workshop, slot: str = TRAINED) -> BatchSource:
     """Pairs from the data, or from the policy's own samples where the configuration has rollouts."""
     config, material = workshop.plan.config, workshop.material
-    train = workshop.plan.variant(candidate.changes).train
+    variant = workshop.plan.variant(candidate.changes)
+    train, seed = variant.train, variant.seed
     conditioning = workshop.conditioning(candidate.id, None if config.rollouts else config.data.max_length)
     reference = "reference" in workshop.plan.needs(candidate)
     if config.rollouts is None:
-        dataset, seed = workshop.pairs_for(candidate), config.seed
+        dataset = workshop.pairs_for(candidate)
         if conditioning is None:
             return OfflineSource(dataset, seed, train.pairs_per_step)
         each = train.pairs_per_step
@@ -283,8 +285,8 @@ def batch_source(candidate: Candidate, workshop: Workshop, slot: str = TRAINED) 
         score=material.score,
         settings=config.rollouts,
         steps=train.steps,
-        seed=config.seed,
-        first_round=None if candidate.parents else workshop.first_round,
+        seed=seed,
+        first_round=None if candidate.parents else workshop.first_round.setdefault(seed, {}),
         candidate=candidate.id,
         advantages=_advantages(candidate, workshop),
         shaping=_shaping(candidate, workshop),

@@ -1,4 +1,4 @@
-"""What a search may change for a single candidate: how it is trained, its loss's options, rank and alpha."""
+"""What a search may change for a single candidate: how it is trained, its loss's options, rank, alpha and seed."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ CHANGEABLE = frozenset(
 ) | {
     "model.lora.r",
     "model.lora.alpha",
+    "seed",
 }
 
 
@@ -32,6 +33,7 @@ class Variant:
     objective: Objective
     train: TrainSettings
     lora: LoraSettings
+    seed: int
 
     @property
     def beta(self) -> float:
@@ -57,4 +59,4 @@ def variant(config: Config, objective: Objective, changes: Mapping[str, Any]) ->
             raise ConfigError(explain(error, kind, "loss")) from None
         changed._origin = objective._origin
         objective = changed
-    return Variant(objective, config.train, config.model.lora)
+    return Variant(objective, config.train, config.model.lora, config.seed)

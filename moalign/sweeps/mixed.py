@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from moalign import lora
 from moalign.engine.model import TRAINED
 from moalign.errors import PreferenceError, TrainingError
@@ -16,18 +18,19 @@ from moalign.types import Candidate, Outcome
 
 
 def mix_candidate(candidate: Candidate, workshop: Workshop, history: Sequence[Outcome]) -> Outcome:
-    """Mix in delta space, compress to the run's rank, evaluate. A function of the parents' files and the preference.
+    """Mix in delta space, compress to the run's rank, evaluate. A function of the parents' files and the candidate.
 
     The details say what the compression lost, relative to the whole update.
     """
 
     def fill(folder: Path) -> Content:
-        shares = _shares(candidate, workshop.plan.objectives, history)
+        shares = candidate.shares or _shares(candidate, workshop.plan.objectives, history)
         parents = [mixing.read(workshop.directory / "candidates" / parent) for parent in shares]
         mix, lost = mixing.soup(parents, list(shares.values()), r=workshop.plan.config.model.lora.r)
         mixing.write(mix, folder)
         lora.read(workshop.model.policy, TRAINED, folder, workshop.model.fingerprint)
-        return Content(parents=shares, details={"lost to rank": lost.total})
+        parts = {parent: float(np.mean(share)) for parent, share in shares.items()}
+        return Content(parents=parts, details={"lost to rank": lost.total})
 
     return settle(candidate, TRAINED, workshop, fill)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from moalign import preference
 from moalign.types import Candidate, Outcome
@@ -49,8 +49,20 @@ def from_event(event: Mapping[str, Any], objectives: tuple[str, ...]) -> Outcome
 
 
 def history(events: list[dict[str, Any]], objectives: tuple[str, ...]) -> list[Outcome]:
-    """All outcomes in the order in which they were reached."""
-    return [from_event(event, objectives) for event in events if event["event"] == "outcome"]
+    """All outcomes in the order in which they were reached, among them what did not fit into the budget."""
+    found = []
+    for event in events:
+        if event["event"] == "outcome":
+            found.append(from_event(event, objectives))
+        elif event["event"] == "proposed":
+            found += [skipped(candidate_from(each, objectives)) for each in event.get("skipped", [])]
+    return found
+
+
+def proposal(candidates: list[dict[str, Any]], left_out: list[dict[str, Any]]) -> dict[str, Any]:
+    """The event of a proposal, and of what of it the budget does not pay."""
+    event: dict[str, Any] = {"event": "proposed", "candidates": candidates}
+    return event | ({"skipped": left_out} if left_out else {})
 
 
 def given_up(events: list[dict[str, Any]]) -> set[str]:
@@ -66,6 +78,7 @@ def candidate_to(candidate: Candidate) -> dict[str, Any]:
         "mixed": candidate.mixed,
         "changes": dict(candidate.changes),
         "conditioned": candidate.conditioned,
+        "shares": dict(candidate.shares),
     }
 
 
@@ -78,15 +91,28 @@ def candidate_from(event: Mapping[str, Any], objectives: tuple[str, ...]) -> Can
         mixed=event.get("mixed", False),
         changes=event.get("changes", {}),
         conditioned=event.get("conditioned", False),
+        shares={name: _share(value) for name, value in event.get("shares", {}).items()},
     )
 
 
+def _share(value: float | list[float]) -> float | tuple[float, ...]:
+    return tuple(value) if isinstance(value, list) else value
+
+
 def failure(candidate: Candidate, error: str) -> Outcome:
+    return _without_result(candidate, "failed", error)
+
+
+def skipped(candidate: Candidate) -> Outcome:
+    return _without_result(candidate, "skipped", "what is left of search.budget does not pay it")
+
+
+def _without_result(candidate: Candidate, status: Literal["failed", "skipped"], reason: str) -> Outcome:
     return Outcome(
         id=candidate.id,
-        status="failed",
+        status=status,
         preference=candidate.preference,
-        error=error,
+        error=reason,
         kind=candidate.kind,
         changes=candidate.changes,
     )

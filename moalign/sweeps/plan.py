@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from pathlib import Path
 from random import Random
 from typing import Any
 
 from moalign import door, preference
 from moalign.api import Combiner, Conditioner, Objective, Observer, Reader, Reward, Sampler, Search, Transform
-from moalign.config import BUILT_IN_MODEL, Config, PluginChoice, Shared
-from moalign.errors import ConfigError, ModelError, PluginError, PreferenceError
+from moalign.config import Config, PluginChoice
+from moalign.errors import ConfigError, PluginError, PreferenceError
 from moalign.registry import Entry, Registry
 from moalign.seeds import derive
 from moalign.storage import safe_name
-from moalign.sweeps import conditions, directions
+from moalign.sweeps import checks, conditions, directions
 from moalign.sweeps.changes import Variant, variant
+from moalign.sweeps.checks import references_of, transform_key
 from moalign.types import Candidate, Outcome, Preference, Space
-
-UNITS = {"labelled": "labelled pairs", "scored": "scored pairs", "groups": "groups of sampled responses"}
 
 
 @dataclass(frozen=True)
@@ -92,12 +89,25 @@ class Plan:
     def _combiner_needs(self, preferred: Preference) -> frozenset[str]:
         return door.call(self.combiner, "needs", preferred, then=frozenset)
 
-    def propose(self, history: Sequence[Outcome]) -> list[Candidate]:
-        """The search's next candidates, checked. Raises PluginError where the search breaks its contract."""
+    @property
+    def kl_price(self) -> float:
+        """What a nat of KL costs, in rewards; 0 where it is not measured, or nothing prices it."""
+        settings = self.config.evaluate
+        if self.evaluation_kind != "generate" or settings.temperature != 1.0:
+            return 0.0
+        if settings.kl_price != "auto":
+            return settings.kl_price
+        return float(getattr(self.objective, "beta", 0.0)) if self.scored or self.grouped else 0.0
+
+    def propose(self, history: Sequence[Outcome], space: Space | None = None) -> list[Candidate]:
+        """The search's next candidates, checked. Raises PluginError where the search breaks its contract.
+
+        ``space``: what is known by now; none: what the configuration says.
+        """
         rng = Random(derive(self.config.seed, "search"))
         known = {outcome.id for outcome in history}
         # copies: what it does to them must not change the record of the run
-        given = deepcopy((self.space, tuple(history)))
+        given = deepcopy((space or self.space, tuple(history)))
         candidates = door.call(self.search, "propose", *given, rng, then=list)
         for candidate in candidates:
             if not isinstance(candidate, Candidate):
@@ -120,6 +130,8 @@ class Plan:
         done = {outcome.id for outcome in history if outcome.status == "done"}
         if len(candidate.parents) > 1 or not done.issuperset(candidate.parents):
             raise PluginError(f"{who} with the parents {candidate.parents}; there may be one, of those that are done")
+        if candidate.shares:
+            checks.check_shares(candidate, done, who)
         try:
             changed = self.variant(candidate.changes)
         except ConfigError as error:
@@ -159,7 +171,7 @@ def prepare(config: Config, registry: Registry) -> Plan:
 
     Raises ConfigError, PreferenceError, UnknownPluginError, PluginError, ModelError (a directory that is no model).
     """
-    names, deadline = config.objective_names, config.plugin_deadline
+    deadline = config.plugin_deadline
     plan = Plan(
         config=config,
         objective=registry.build("objective", config.loss.name, config.loss.options, "loss", deadline),
@@ -170,20 +182,30 @@ def prepare(config: Config, registry: Registry) -> Plan:
         readers=readers_for(config.data.reader, registry, deadline),
         sampler=_sampler(config, registry),
         conditioner=conditions.conditioner_of(config, registry),
-        space=Space(names, _preferences(config), config.train.steps),
+        space=_space(config),
         plugins=_entries(config, registry),
         observers=_observers(config, registry),
     )
-    check_files(config)
-    _check_reference_point(config)
-    _check_rewards(plan)
+    checks.check_files(config)
+    checks.check(plan)
     directions.check(config, plan.rewards)
-    _check_transforms(plan)
-    _check_early_stop(plan)
     conditions.check(plan)
     if not plan.propose(()):
         raise ConfigError(f"search: '{config.search.name}' proposes no candidate at all")
     return plan
+
+
+def _space(config: Config) -> Space:
+    """What is known of it before anything is measured."""
+    together, point = config.train.together, config.evaluate.reference_point
+    return Space(
+        objectives=config.objective_names,
+        preferences=_preferences(config),
+        steps=config.train.steps,
+        together=1 if together == "auto" else together,
+        reference_point=dict(point) if isinstance(point, dict) else {},
+        seed=config.seed,
+    )
 
 
 def _rewards(config: Config, registry: Registry) -> dict[str, Reward]:
@@ -205,18 +227,6 @@ def _transforms(config: Config, registry: Registry) -> dict[str, tuple[Transform
         for name, spec in sorted(config.objectives.items())
         if spec.transform
     }
-
-
-def transform_key(objective: str, place: int) -> str:
-    return f"objectives.{objective}.transform.{place}"
-
-
-def references_of(transform: Transform) -> int:
-    """How many of the base's responses to each prompt it compares with."""
-    count = door.call(transform, "references")
-    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-        raise PluginError(f"{door.origin(transform).who}, in references: it must return a count, not {count!r}")
-    return count
 
 
 def _observers(config: Config, registry: Registry) -> tuple[tuple[Entry, Observer], ...]:
@@ -273,124 +283,3 @@ def _entries(config: Config, registry: Registry) -> tuple[Entry, ...]:
     if config.condition is not None:
         choices.append(("conditioner", config.condition))
     return tuple(registry.find(kind, choice.name) for kind, choice in choices)
-
-
-def check_files(config: Shared) -> None:
-    """Raise ConfigError or ModelError where a file or the model's directory is not there."""
-    for key, path in zip(("data.path", "data.held_out_path"), config.data_paths, strict=True):
-        if path is not None and not Path(path).exists():
-            near = difflib.get_close_matches(Path(path).name, _names_in(Path(path).parent), n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise ConfigError(f"{key}: no such file: {path}{hint}")
-    directory = Path(config.model_directory)
-    if directory.is_absolute() or config.model.path == BUILT_IN_MODEL:
-        if not directory.exists():
-            raise ModelError(f"model.path: no such directory: {directory}")
-        if not (directory / "config.json").exists():
-            raise ModelError(f"model.path: {directory} has no config.json; it is not in the transformers format")
-
-
-def _names_in(directory: Path) -> list[str]:
-    return [entry.name for entry in directory.iterdir()] if directory.is_dir() else []
-
-
-def _check_reference_point(config: Config) -> None:
-    point = config.evaluate.reference_point
-    if isinstance(point, dict) and set(point) != set(config.objectives):
-        raise ConfigError(
-            f"evaluate.reference_point: has {', '.join(sorted(point)) or 'nothing'}, "
-            f"must have one number for each of {', '.join(config.objective_names)}"
-        )
-
-
-def _check_rewards(plan: Plan) -> None:
-    config = plan.config
-    kind = "groups" if plan.grouped else "scored" if plan.scored else "labelled"
-    if plan.grouped and config.rollouts is None:
-        raise ConfigError(f"loss: '{config.loss.name}' learns from responses that the policy samples; add rollouts")
-    if plan.grouped and config.rollouts is not None:
-        for key in ("temperature", "top_p"):
-            if getattr(config.rollouts, key) != 1.0:
-                name = config.loss.name
-                raise ConfigError(
-                    f"rollouts.{key}: loss '{name}' follows the policy's own distribution, so it must be 1"
-                )
-    if "old_logps" in plan.objective.wants and config.model.lora.dropout:
-        raise ConfigError(
-            f"model.lora.dropout: loss '{config.loss.name}' compares the policy with itself when it sampled, where "
-            "nothing is dropped; their ratio would be noise, so it must be 0"
-        )
-    accepted = sorted(plan.combiner.accepts)
-    if kind not in accepted:
-        raise ConfigError(
-            f"combine: '{config.combine.name}' works on {' and '.join(UNITS[each] for each in accepted)}, "
-            f"but loss '{config.loss.name}' trains on {UNITS[kind]}; use another loss or another rule: "
-            "`moalign plugins list --kind combiner`"
-        )
-    if plan.combiner.needs_gram and (apart := plan.objective.wants & {"token_advantages", "hidden"}):
-        why = "weighs each token" if "token_advantages" in apart else "reads hidden states"
-        raise ConfigError(
-            f"combine: '{config.combine.name}' reads inner products of the objectives' gradients, which are found only "
-            f"where the advantage of a whole response is a factor of its loss, but loss '{config.loss.name}' {why}; "
-            "use another loss or another rule"
-        )
-    if not plan.grouped and not plan.objective.shiftable and plan.mixing_needs_margins:
-        raise ConfigError(
-            f"combine: '{config.combine.name}' works through scale and margin of a pairwise logit, and loss "
-            f"'{config.loss.name}' has none; use another loss, or a rule that only weighs pairs: "
-            "`moalign plugins list --kind combiner`"
-        )
-    if "greedy" in plan.objective.wants and not plan.combiner.pointwise:
-        raise ConfigError(
-            f"combine: '{config.combine.name}' compares responses with each other, and loss '{config.loss.name}' with "
-            "the greedy response to the prompt, which is none of them; use another loss or another rule: "
-            "`moalign plugins list --kind combiner`"
-        )
-    without = [name for name in plan.objectives if name not in plan.rewards]
-    reason = None
-    if config.rollouts is not None:
-        reason = "rollouts: sampled responses must be scored"
-    elif config.evaluate.kind == "generate":
-        reason = "evaluate.kind: generate scores sampled responses"
-    elif config.data.margins == "reward":
-        reason = "data.margins: reward asks the reward plugins"
-    if reason and without:
-        raise ConfigError(f"{reason}, but objectives.{without[0]} has no reward; add objectives.{without[0]}.reward")
-    if plan.scored and config.data.margins == "implicit":
-        raise ConfigError(f"data.margins: loss '{config.loss.name}' regresses on rewards; implicit ones are not enough")
-
-
-def _check_transforms(plan: Plan) -> None:
-    """They shape rewards of sampled responses, and the base's must come to a comparison in the same shape."""
-    for name, chain in plan.transforms.items():
-        if plan.config.rollouts is None:
-            raise ConfigError(
-                f"objectives.{name}.transform: transforms shape the rewards of responses that the policy samples; add "
-                "rollouts, or leave it out"
-            )
-        names = [choice.name for choice in plan.config.objectives[name].transform]
-        for place, transform in enumerate(chain):
-            if "greedy" in plan.objective.wants and not transform.pointwise:
-                raise ConfigError(
-                    f"{transform_key(name, place)}: what '{names[place]}' gives a response depends on others, and loss "
-                    f"'{plan.config.loss.name}' compares with the greedy response to the prompt, which is none of them"
-                )
-            unfit = [i for i, each in enumerate(chain[:place]) if not each.pointwise or references_of(each)]
-            if references_of(transform) and unfit:
-                raise ConfigError(
-                    f"{transform_key(name, place)}: '{names[place]}' compares with the base's responses, but what "
-                    f"'{names[unfit[0]]}' before it gives a response is relative to others already, and the two would "
-                    "not be on one scale; put it first"
-                )
-
-
-def _check_early_stop(plan: Plan) -> None:
-    """An early stop needs held-out pairs that are judged as the training pairs are."""
-    reason = None
-    if plan.config.rollouts is not None:
-        reason = "rollouts trains on fresh samples of the policy, and no held-out pair is like them"
-    elif plan.scored:
-        name = plan.config.loss.name
-        reason = f"loss '{name}' learns from reward differences of any responses, and held-out pairs are labelled ones"
-    if reason and plan.config.train.early_stop is not None:
-        raise ConfigError(f"train.early_stop: {reason}; leave it out, or use a loss on labelled pairs")

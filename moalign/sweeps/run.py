@@ -7,6 +7,7 @@ import platform
 import secrets
 import shlex
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +22,8 @@ from moalign.engine.lower_cache import LowerCache
 from moalign.engine.lower_worth import worth
 from moalign.errors import RunError, TrainingError
 from moalign.registry import Registry
-from moalign.sweeps import callables, front, journal, outcomes, provenance, together
+from moalign.sweeps import budget, callables, front, journal, outcomes, provenance, together
+from moalign.sweeps import known as known_now
 from moalign.sweeps.asked import ask_candidate
 from moalign.sweeps.candidate import train_candidates
 from moalign.sweeps.mixed import mix_candidate
@@ -29,8 +31,9 @@ from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import Plan, prepare
 from moalign.sweeps.watchers import watched
 from moalign.sweeps.workshop import Workshop, opened_workshop
-from moalign.types import Candidate, Outcome, Preference
+from moalign.types import Candidate, Outcome, Preference, Space
 
+ASKED_IN_VAIN = 3  # a search may find something cheaper, once it knows that its candidates did not fit
 LIBRARIES = ("moalign", "torch", "transformers", "peft", "accelerate", "numpy", "pymoo", "moocore")
 
 
@@ -85,11 +88,14 @@ def _execute(
             _give_up(plan, directory)
             history = _settled(plan, directory, workshop)
             observer.on_run_start(plan, workshop.material, len(history))
-            while proposed := _pending(plan, directory, workshop, history):
+            began = time.monotonic()
+            while proposed := _pending(plan, directory, workshop, history, observer):
                 for outcome in _outcomes(proposed, directory, workshop, history, observer):
                     journal.append(directory / journal.FILE, outcomes.to_event(outcome))
                     history.append(outcome)
                     observer.on_candidate_end(outcome)
+                budget.spend(plan, directory, began)
+                began = time.monotonic()
             if models.base_fingerprint(workshop.model.base) != workshop.model.fingerprint:
                 raise TrainingError("the base model's weights changed during the sweep; its adapters cannot be trusted")
         result = front.write(directory)
@@ -218,11 +224,14 @@ def _measure_base(workshop: Workshop) -> dict[str, Any]:
     return {"event": "base", "scores": measured.scores, "stderr": measured.stderr, "details": measured.details}
 
 
-def _pending(plan: Plan, directory: Path, workshop: Workshop, history: Sequence[Outcome]) -> list[Candidate]:
+def _pending(
+    plan: Plan, directory: Path, workshop: Workshop, history: list[Outcome], observer: Observer
+) -> list[Candidate]:
     """The last proposal, all of it, if any of it is not trained yet; else the search's next, written to the journal.
 
     The search sees the history only between its batches, so that a resumed run asks it exactly what an unbroken one
-    does.
+    does. What the budget does not pay is in the history at once, as skipped; a search that then wants nothing that it
+    pays, three times in a row, is over.
     """
     known = {outcome.id for outcome in history}
     for event in reversed(journal.read(directory / journal.FILE)):
@@ -231,11 +240,21 @@ def _pending(plan: Plan, directory: Path, workshop: Workshop, history: Sequence[
             if any(candidate.id not in known for candidate in proposed):
                 return proposed
             break
-    candidates = next_candidates(plan, workshop, history)
-    if candidates:
-        listed = [outcomes.candidate_to(candidate) for candidate in candidates]
-        journal.append(directory / journal.FILE, {"event": "proposed", "candidates": listed})
-    return candidates
+    for _ in range(ASKED_IN_VAIN):
+        purse = budget.purse(plan, directory, workshop, history)
+        if purse is not None:
+            observer.on_phase(purse.said())
+        candidates = next_candidates(plan, workshop, history, known_now.space(plan, directory, purse))
+        kept, left_out = budget.split(candidates, purse, plan)
+        if candidates:
+            listed, skipped = ([outcomes.candidate_to(candidate) for candidate in each] for each in (kept, left_out))
+            journal.append(directory / journal.FILE, outcomes.proposal(listed, skipped))
+        if left_out:
+            observer.on_phase(f"budget: {len(left_out)} of {len(candidates)} candidates do not fit into it")
+            history += [outcomes.skipped(candidate) for candidate in left_out]
+        if kept or not candidates:
+            return kept
+    return []
 
 
 def _size(proposed: Sequence[Candidate], directory: Path, workshop: Workshop, observer: Observer) -> int:
@@ -282,9 +301,11 @@ def _lower(groups: int, directory: Path, workshop: Workshop, observer: Observer)
     return LowerCache(model, directory / "cache" / "lower", event["limit"]) if event["limit"] else None
 
 
-def next_candidates(plan: Plan, workshop: Workshop, history: Sequence[Outcome]) -> list[Candidate]:
+def next_candidates(
+    plan: Plan, workshop: Workshop, history: Sequence[Outcome], space: Space | None = None
+) -> list[Candidate]:
     """The search's next candidates, the one-hot ones first where others need their adapters as rewards."""
-    proposed = plan.propose(history)
+    proposed = plan.propose(history, space)
     implicit = workshop.implicit(proposed)
     if not implicit:
         return proposed

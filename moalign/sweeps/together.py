@@ -29,13 +29,15 @@ Found = TypeVar("Found")
 
 
 def groups(candidates: Sequence[Candidate], workshop: Workshop, size: int) -> list[list[Candidate]]:
-    """At most ``size`` together, evenly; those whose adapters are others' rewards come before the others.
+    """At most ``size`` together, evenly; those whose adapters are others' rewards come before the others, and those of
+    another seed, which are asked other prompts, after them.
 
     A function of what was proposed, never of what is finished already, so that a resumed run trains the same together.
     """
-    stages: dict[bool, list[Candidate]] = {}
+    stages: dict[tuple[bool, int], list[Candidate]] = {}
     for candidate in candidates:
-        stages.setdefault(bool(workshop.implicit([candidate])), []).append(candidate)
+        seed = workshop.plan.variant(candidate.changes).seed
+        stages.setdefault((bool(workshop.implicit([candidate])), seed), []).append(candidate)
     made = []
     for _, stage in sorted(stages.items()):
         number = -(-len(stage) // size)

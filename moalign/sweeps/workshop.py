@@ -15,7 +15,7 @@ from moalign.data.dataset import PairDataset, judged_by
 from moalign.engine import model as models
 from moalign.engine.conditioned import told
 from moalign.engine.conditioning import Conditioning
-from moalign.engine.evaluate import Evaluation, HeldOut, evaluate, samples
+from moalign.engine.evaluate import Evaluation, HeldOut, Wish, evaluate, samples
 from moalign.engine.model import LanguageModel
 from moalign.engine.outside import Outside
 from moalign.engine.rollouts import Rollout
@@ -31,7 +31,8 @@ from moalign.types import AdapterShape, Candidate, Preference
 
 @dataclass
 class Workshop:
-    """What all candidates of a run share. ``slots`` names the frozen adapters that are loaded, by candidate id."""
+    """What all candidates of a run share. ``slots`` names the frozen adapters that are loaded, by candidate id;
+    ``first_round`` holds the base's own samples, by seed."""
 
     plan: Plan
     directory: Path
@@ -39,7 +40,7 @@ class Workshop:
     material: Material
     cache: LogpCache
     accelerator: Accelerator
-    first_round: dict[str, PairDataset] = field(default_factory=dict)
+    first_round: dict[int, dict[str, PairDataset]] = field(default_factory=dict)
     slots: dict[str, str] = field(default_factory=dict)
     _pairs: dict[tuple[int, ...], PairDataset] = field(default_factory=dict)
 
@@ -94,12 +95,13 @@ class Workshop:
         rollouts: Sequence[Rollout] | None = None,
         wanted: Preference | None = None,
         conditions: RowConditions | None = None,
+        served: Preference | None = None,
     ) -> Evaluation:
         """The policy with this adapter (None: the untouched base), as the configuration wants it evaluated.
 
         ``beta``: of its loss, if it is not the configuration's; ``rollouts``: its held-out samples, if there are.
         ``wanted``: the preference that it is told, where it is told one in the prompt; ``conditions``: of a row, with
-        the vectors that tell it there.
+        the vectors that tell it there. ``served``: the preference that it is to serve, told or not.
         """
         seen = None if wanted is None else replace(self._seen(wanted), conditions=conditions)
         if rollouts is None:
@@ -116,7 +118,15 @@ class Workshop:
             self.cache,
             rollouts,
             seen,
+            self._wish(served),
         )
+
+    def _wish(self, served: Preference | None) -> Wish | None:
+        """What the policy is measured against; only weights and a price of KL say what the best would be."""
+        price = self.plan.kl_price
+        if served is None or served.kind != "weights" or not price:
+            return None
+        return Wish(served.vector(self.plan.objectives), price)
 
     def conditioning(self, candidate: str, longest: int | None = None) -> Conditioning | None:
         """The conditioner as the engine asks it; ``longest``: tokens of a prompt, if not as those sampled from."""

@@ -1,33 +1,27 @@
-"""The configuration: one validated, frozen value. What a plugin's options mean, the plugin says."""
+"""The sections of a configuration, each key with what it means."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     PositiveInt,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from moalign.errors import ConfigError
-from moalign.validation import explain
-
 BUILT_IN_MODEL = "tiny-assistant"
-BUILT_IN_DIRECTORY = Path(__file__).parent / "demo"
+BUILT_IN_DIRECTORY = Path(__file__).parents[1] / "demo"
 
 
 class Section(BaseModel):
@@ -45,11 +39,31 @@ class PluginChoice(Section):
         return dict(self.model_extra or {})
 
 
-def _named(value: Any) -> Any:
+def named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-Choice = Annotated[PluginChoice, BeforeValidator(_named)]  # "grid" is short for {name: grid}
+Choice = Annotated[PluginChoice, BeforeValidator(named)]  # "grid" is short for {name: grid}
+
+
+class BudgetSettings(Section):
+    tokens: int | None = Field(default=None, ge=1)
+    """response tokens that are trained on, over all candidates"""
+    minutes: float | None = Field(default=None, gt=0)
+    """of training, sampling and evaluation, on this machine; a run that is resumed has used what it used"""
+
+    @model_validator(mode="after")
+    def _one(self) -> BudgetSettings:
+        if (self.tokens is None) == (self.minutes is None):
+            raise ValueError("give either tokens or minutes")
+        return self
+
+
+class SearchChoice(PluginChoice):
+    """A search with its options, and what it may spend."""
+
+    name: str = "grid"
+    budget: BudgetSettings | None = None
 
 
 def _listed(value: Any) -> Any:
@@ -199,6 +213,9 @@ class EvaluateSettings(Section):
     temperature: float = Field(default=1.0, gt=0)
     reference_point: Literal["base"] | dict[str, float] = "base"
     """of the hypervolume: the untouched model's scores, or one number per objective"""
+    kl_price: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+    """what a nat of KL costs, in rewards, where a front is compared with what can be reached; auto: the beta of a loss
+    that learns from rewards, else 0, and then nothing says how far the front is from the best"""
 
 
 class Shared(Section):
@@ -256,122 +273,9 @@ class Config(Shared):
     condition: Choice | None = None
     """train one model for many preferences, which learns of them this way; the search's candidates are then what it is
     asked for. none: a candidate is trained for each"""
-    search: Choice = PluginChoice(name="grid")
+    search: Annotated[SearchChoice, BeforeValidator(named)] = SearchChoice()
+    """which preferences are trained; `budget: {tokens: N}` or `{minutes: N}` beside its options ends it in time"""
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     observers: tuple[Choice, ...] = ()
     """who watches, such as trackers; they change no result, and a resume does not compare them"""
-
-
-Kind = TypeVar("Kind", bound=Shared)
-
-
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML (or JSON) file, apply ``key.path=value`` overrides, validate, make file paths absolute.
-
-    Raises ConfigError naming file and line for bad YAML, and every bad key for bad content.
-    """
-    return from_mapping(read(path), overrides, where=str(Path(path)))
-
-
-def read(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML (or JSON) file. Raises ConfigError naming file and line."""
-    file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ConfigError(f"{file}: no such file; `moalign init {file}` writes a starter configuration") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read: {error}") from None
-    try:
-        content = yaml.load(text, Loader=_UniqueKeyLoader)  # a SafeLoader: plain data, no objects
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{file}:{mark.line + 1}" if mark else str(file)
-        raise ConfigError(f"{place}: {getattr(error, 'problem', None) or error}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file}: a configuration is a mapping of keys, this is {type(content).__name__}")
-    return content
-
-
-def from_mapping(content: Mapping[str, Any], overrides: Sequence[str] = (), where: str = "configuration") -> Config:
-    """Validate a mapping as ``load`` does for a file."""
-    return validated(Config, content, overrides, where)
-
-
-def validated(kind: type[Kind], content: Mapping[str, Any], overrides: Sequence[str], where: str) -> Kind:
-    """A mapping as a configuration of this kind, overridden, with absolute paths. Raises ConfigError."""
-    try:
-        merged: dict[str, Any] = json.loads(json.dumps(content, default=str))
-    except (ValueError, RecursionError):
-        raise ConfigError(f"{where}: an alias contains itself") from None
-    for override in overrides:
-        _override(merged, override, kind)
-    try:
-        config = kind.model_validate(merged)
-    except ValidationError as error:
-        raise ConfigError(f"{where}:\n{explain(error, kind)}") from None
-    for name in config.objectives:
-        if not name.replace("-", "_").isidentifier():
-            raise ConfigError(
-                f"{where}: objectives.{name}: a name has letters, digits, '-' and '_' and starts with a letter"
-            )
-    return _absolute(config)
-
-
-CHOICES = ("loss", "combine", "condition", "search", "reader", "reward", "transform", "sampler", "reward_model")
-
-
-def _override(content: dict[str, Any], override: str, kind: type[Shared]) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"--set {override}: write it as key.path=value, for example train.lr=1e-4")
-    *parents, last = key.strip().split(".")
-    target = content
-    for depth, part in enumerate(parents):
-        if isinstance(target.get(part), str) and part in CHOICES:
-            target[part] = _named(target[part])
-        default = kind.model_fields[part].default if depth == 0 and part in kind.model_fields else None
-        inner = target.setdefault(part, {"name": default.name} if isinstance(default, PluginChoice) else {})
-        if inner is None:
-            inner = target[part] = {}
-        if not isinstance(inner, dict):
-            raise ConfigError(f"--set {override}: {'.'.join(parents[: depth + 1])} is not a section")
-        target = inner
-    try:
-        target[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not valid YAML: {error}") from None
-
-
-def _absolute(config: Kind) -> Kind:
-    """File paths are relative to the current directory when read; a run must find them from anywhere later."""
-    data, model = config.data, config.model
-    paths = {
-        key: os.path.abspath(Path(value).expanduser())
-        for key, value in (("path", data.path), ("held_out_path", data.held_out_path))
-        if value not in (None, BUILT_IN_MODEL)
-    }
-    data = data.model_copy(update=paths)
-    local = Path(model.path).expanduser()
-    if model.path != BUILT_IN_MODEL and (local.exists() or model.path.startswith((".", "/", "~"))):
-        model = model.model_copy(update={"path": os.path.abspath(local)})
-    return config.model_copy(update={"data": data, "model": model})
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A SafeLoader that refuses a key written twice, where YAML would silently keep the last."""
-
-
-def _mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node)
-        if isinstance(key, str) and key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' stands twice", key_node.start_mark)
-        seen.add(key if isinstance(key, str) else repr(key))
-    loader.flatten_mapping(node)
-    return dict(loader.construct_pairs(node))
-
-
-_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)

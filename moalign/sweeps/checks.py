@@ -1,0 +1,172 @@
+"""What of a configuration does not go together, refused before a model is loaded. Imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moalign import door
+from moalign.api import Transform
+from moalign.config import BUILT_IN_MODEL, Config, Shared
+from moalign.errors import ConfigError, ModelError, PluginError
+from moalign.types import Candidate
+
+if TYPE_CHECKING:
+    from moalign.sweeps.plan import Plan
+
+UNITS = {"labelled": "labelled pairs", "scored": "scored pairs", "groups": "groups of sampled responses"}
+
+
+def check(plan: Plan) -> None:
+    """Raise ConfigError where parts of the configuration contradict each other."""
+    _check_reference_point(plan.config)
+    _check_rewards(plan)
+    _check_transforms(plan)
+    _check_early_stop(plan)
+
+
+def check_files(config: Shared) -> None:
+    """Raise ConfigError or ModelError where a file or the model's directory is not there."""
+    for key, path in zip(("data.path", "data.held_out_path"), config.data_paths, strict=True):
+        if path is not None and not Path(path).exists():
+            near = difflib.get_close_matches(Path(path).name, _names_in(Path(path).parent), n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise ConfigError(f"{key}: no such file: {path}{hint}")
+    directory = Path(config.model_directory)
+    if directory.is_absolute() or config.model.path == BUILT_IN_MODEL:
+        if not directory.exists():
+            raise ModelError(f"model.path: no such directory: {directory}")
+        if not (directory / "config.json").exists():
+            raise ModelError(f"model.path: {directory} has no config.json; it is not in the transformers format")
+
+
+def _names_in(directory: Path) -> list[str]:
+    return [entry.name for entry in directory.iterdir()] if directory.is_dir() else []
+
+
+def transform_key(objective: str, place: int) -> str:
+    return f"objectives.{objective}.transform.{place}"
+
+
+def references_of(transform: Transform) -> int:
+    """How many of the base's responses to each prompt it compares with."""
+    count = door.call(transform, "references")
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        raise PluginError(f"{door.origin(transform).who}, in references: it must return a count, not {count!r}")
+    return count
+
+
+def _check_reference_point(config: Config) -> None:
+    point = config.evaluate.reference_point
+    if isinstance(point, dict) and set(point) != set(config.objectives):
+        raise ConfigError(
+            f"evaluate.reference_point: has {', '.join(sorted(point)) or 'nothing'}, "
+            f"must have one number for each of {', '.join(config.objective_names)}"
+        )
+
+
+def _check_rewards(plan: Plan) -> None:
+    config = plan.config
+    kind = "groups" if plan.grouped else "scored" if plan.scored else "labelled"
+    if plan.grouped and config.rollouts is None:
+        raise ConfigError(f"loss: '{config.loss.name}' learns from responses that the policy samples; add rollouts")
+    if plan.grouped and config.rollouts is not None:
+        for key in ("temperature", "top_p"):
+            if getattr(config.rollouts, key) != 1.0:
+                name = config.loss.name
+                raise ConfigError(
+                    f"rollouts.{key}: loss '{name}' follows the policy's own distribution, so it must be 1"
+                )
+    if "old_logps" in plan.objective.wants and config.model.lora.dropout:
+        raise ConfigError(
+            f"model.lora.dropout: loss '{config.loss.name}' compares the policy with itself when it sampled, where "
+            "nothing is dropped; their ratio would be noise, so it must be 0"
+        )
+    accepted = sorted(plan.combiner.accepts)
+    if kind not in accepted:
+        raise ConfigError(
+            f"combine: '{config.combine.name}' works on {' and '.join(UNITS[each] for each in accepted)}, "
+            f"but loss '{config.loss.name}' trains on {UNITS[kind]}; use another loss or another rule: "
+            "`moalign plugins list --kind combiner`"
+        )
+    if plan.combiner.needs_gram and (apart := plan.objective.wants & {"token_advantages", "hidden"}):
+        why = "weighs each token" if "token_advantages" in apart else "reads hidden states"
+        raise ConfigError(
+            f"combine: '{config.combine.name}' reads inner products of the objectives' gradients, which are found only "
+            f"where the advantage of a whole response is a factor of its loss, but loss '{config.loss.name}' {why}; "
+            "use another loss or another rule"
+        )
+    if not plan.grouped and not plan.objective.shiftable and plan.mixing_needs_margins:
+        raise ConfigError(
+            f"combine: '{config.combine.name}' works through scale and margin of a pairwise logit, and loss "
+            f"'{config.loss.name}' has none; use another loss, or a rule that only weighs pairs: "
+            "`moalign plugins list --kind combiner`"
+        )
+    if "greedy" in plan.objective.wants and not plan.combiner.pointwise:
+        raise ConfigError(
+            f"combine: '{config.combine.name}' compares responses with each other, and loss '{config.loss.name}' with "
+            "the greedy response to the prompt, which is none of them; use another loss or another rule: "
+            "`moalign plugins list --kind combiner`"
+        )
+    without = [name for name in plan.objectives if name not in plan.rewards]
+    reason = None
+    if config.rollouts is not None:
+        reason = "rollouts: sampled responses must be scored"
+    elif config.evaluate.kind == "generate":
+        reason = "evaluate.kind: generate scores sampled responses"
+    elif config.data.margins == "reward":
+        reason = "data.margins: reward asks the reward plugins"
+    if reason and without:
+        raise ConfigError(f"{reason}, but objectives.{without[0]} has no reward; add objectives.{without[0]}.reward")
+    if plan.scored and config.data.margins == "implicit":
+        raise ConfigError(f"data.margins: loss '{config.loss.name}' regresses on rewards; implicit ones are not enough")
+
+
+def _check_transforms(plan: Plan) -> None:
+    """They shape rewards of sampled responses, and the base's must come to a comparison in the same shape."""
+    for name, chain in plan.transforms.items():
+        if plan.config.rollouts is None:
+            raise ConfigError(
+                f"objectives.{name}.transform: transforms shape the rewards of responses that the policy samples; add "
+                "rollouts, or leave it out"
+            )
+        names = [choice.name for choice in plan.config.objectives[name].transform]
+        for place, transform in enumerate(chain):
+            if "greedy" in plan.objective.wants and not transform.pointwise:
+                raise ConfigError(
+                    f"{transform_key(name, place)}: what '{names[place]}' gives a response depends on others, and loss "
+                    f"'{plan.config.loss.name}' compares with the greedy response to the prompt, which is none of them"
+                )
+            unfit = [i for i, each in enumerate(chain[:place]) if not each.pointwise or references_of(each)]
+            if references_of(transform) and unfit:
+                raise ConfigError(
+                    f"{transform_key(name, place)}: '{names[place]}' compares with the base's responses, but what "
+                    f"'{names[unfit[0]]}' before it gives a response is relative to others already, and the two would "
+                    "not be on one scale; put it first"
+                )
+
+
+def _check_early_stop(plan: Plan) -> None:
+    """An early stop needs held-out pairs that are judged as the training pairs are."""
+    reason = None
+    if plan.config.rollouts is not None:
+        reason = "rollouts trains on fresh samples of the policy, and no held-out pair is like them"
+    elif plan.scored:
+        name = plan.config.loss.name
+        reason = f"loss '{name}' learns from reward differences of any responses, and held-out pairs are labelled ones"
+    if reason and plan.config.train.early_stop is not None:
+        raise ConfigError(f"train.early_stop: {reason}; leave it out, or use a loss on labelled pairs")
+
+
+def check_shares(candidate: Candidate, done: Collection[str], who: str) -> None:
+    """Raise PluginError unless its shares are finite numbers for finished candidates, and it is mixed from them."""
+    numbers = {name: share if isinstance(share, tuple) else (share,) for name, share in candidate.shares.items()}
+    if not candidate.mixed:
+        raise PluginError(f"{who} with shares, but not as mixed")
+    if unknown := sorted(numbers.keys() - set(done)):
+        raise PluginError(f"{who} mixed from '{unknown[0]}', which is not done")
+    if not all(share and all(map(math.isfinite, share)) for share in numbers.values()):
+        raise PluginError(f"{who} with the shares {dict(candidate.shares)}; each is a finite number, or several")

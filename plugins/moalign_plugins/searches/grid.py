@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from math import comb, dist
+from math import comb
 from random import Random
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from moalign.api import Candidate, ConfigError, Outcome, Preference, Search, Space
+from moalign_plugins.searches._warm_start import nearest, warm
 
 REGISTRATION = {
     "name": "grid",
@@ -62,14 +62,7 @@ class Grid(Search):
         fresh = coarse(candidates, self.fresh, space)
         missing = [candidate for candidate in fresh if candidate.id not in seen]
         others = [candidate for candidate in candidates if candidate.id not in seen]
-        return missing or self._warm(others, space, history)
-
-    def _warm(self, candidates: Sequence[Candidate], space: Space, history: Sequence[Outcome]) -> list[Candidate]:
-        done = [Candidate(outcome.id, outcome.preference) for outcome in history if outcome.status == "done"]
-        if not done:
-            return list(candidates)
-        steps = {"train.steps": max(1, round(self.warm_steps * space.steps))}
-        return [replace(each, parents=(nearest(done, each, space).id,), changes=steps) for each in candidates]
+        return missing or [warm(each, history, space, self.warm_steps) for each in others]
 
     def candidates(self, space: Space) -> list[Candidate]:
         """All points of the grid."""
@@ -100,12 +93,6 @@ def coarse(candidates: Sequence[Candidate], points: int, space: Space) -> list[C
     grid = Grid(points=max(points, len(space.objectives))).candidates(space)
     chosen = [nearest(candidates, point, space).id for point in grid]
     return [candidate for candidate in candidates if candidate.id in chosen]
-
-
-def nearest(candidates: Sequence[Candidate], to: Candidate, space: Space) -> Candidate:
-    """The candidate with the nearest weights (Euclidean); of equally near ones the first."""
-    point = to.preference.vector(space.objectives)
-    return min(candidates, key=lambda each: round(dist(each.preference.vector(space.objectives), point), 9))
 
 
 def _lattice(objectives: int, n: int) -> list[tuple[int, ...]]:

@@ -1,0 +1,114 @@
+"""The next weights are where most can be gained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import inf
+from random import Random
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from moalign.api import Candidate, Outcome, Preference, Search, Space, values
+from moalign_plugins.searches._corner_weights import corner_weights, upper_bound
+from moalign_plugins.searches._warm_start import warm
+from moalign_plugins.searches.grid import Grid
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+REGISTRATION = {
+    "name": "optimistic-linear-support",
+    "class": "OptimisticLinearSupport",
+    "summary": "each next candidate where the bound on what can be gained is largest; stops where nothing can be",
+    "paper": "arXiv:1610.02707",
+}
+
+_PARTS = 1000  # weights are multiples of 1 / _PARTS
+
+
+class OptimisticLinearSupport(Search):
+    """First each objective alone; then the weights with the widest gap between what is reached and what can be.
+
+    What the candidates reach is S(w) = max_k w.v_k, v the mean rewards less the price of KL. What can be reached is at
+    most the linear programme's bound U(w), if at the weights already trained nothing better exists than was found. The
+    gap U - S is largest at a corner of S (optimistic linear support, Roijers et al., JAIR 2015). With warm starts, as
+    in arXiv:1610.02707, each such candidate continues the one with the nearest weights and takes few steps. The search
+    ends where no gap is above ``tolerance``.
+    """
+
+    points: int = Field(default=11, ge=1)
+    """at most so many candidates are trained, but one for each objective is"""
+    tolerance: float = Field(default=0.005, ge=0)
+    """smallest gap that is worth a candidate, as a share of what is gained over the untouched model at its weights"""
+    warm_start: Literal["neighbour"] | None = "neighbour"
+    """start from the adapter of the nearest finished candidate, but for each objective alone"""
+    warm_steps: float = Field(default=0.15, gt=0, le=1)
+    """with warm_start: share of train.steps that the others take"""
+    mixes: int = Field(default=0, ge=0)
+    """at most so many candidates more, mixed from the trained, where a gap remains when no more are trained"""
+
+    def propose(self, space: Space, history: Sequence[Outcome], rng: Random) -> list[Candidate]:
+        tried = [outcome for outcome in history if outcome.preference.kind == "weights"]
+        known = [outcome.preference.values for outcome in tried]
+        alone = Grid(points=len(space.objectives)).candidates(space)
+        if missing := [candidate for candidate in alone if candidate.preference.values not in known]:
+            return missing
+        settled = [outcome for outcome in tried if outcome.status != "skipped"]
+        mixed = sum(outcome.kind == "mixed" for outcome in settled)
+        left, at_once = self.points - len(settled) + mixed, max(1, space.together)
+        if not any(outcome.status == "skipped" for outcome in history):
+            wanted = self._widest(space, settled, min(left, at_once))
+            if wanted:
+                return [self._candidate(weights, True, space, history) for weights in wanted]
+        wanted = self._widest(space, settled, min(self.mixes - mixed, at_once))
+        return [self._candidate(weights, False, space, history) for weights in wanted]
+
+    def _candidate(
+        self, weights: tuple[float, ...], train: bool, space: Space, history: Sequence[Outcome]
+    ) -> Candidate:
+        digits = len(str(_PARTS)) - 1
+        name = "-".join(f"{weight:.{digits}f}" for weight in weights)
+        made = Candidate(f"ols-{name}", Preference("weights", dict(zip(space.objectives, weights, strict=True))))
+        if not train:
+            return replace(made, id=f"mix-{made.id}", mixed=True)
+        return made if self.warm_start is None else warm(made, history, space, self.warm_steps)
+
+    def _widest(self, space: Space, tried: Sequence[Outcome], most: int) -> list[tuple[float, ...]]:
+        """Weights with the widest gaps worth closing, the widest first, none of them tried already."""
+        import numpy as np
+
+        done = [outcome for outcome in tried if outcome.status == "done"]
+        if not done or most < 1:
+            return []
+        found = np.array([values(outcome, space) for outcome in done])
+        weights = np.array([outcome.preference.vector(space.objectives) for outcome in done])
+        best = (weights @ found.T).max(1)
+        taken = [outcome.preference.vector(space.objectives) for outcome in tried]
+        base = [space.base[name] for name in space.objectives] if space.base else found.min(0).tolist()
+        gaps = []
+        for corner in corner_weights(found):
+            near = _on_grid(corner)
+            reached = found @ np.array(near)
+            gap = upper_bound(near, weights, best) - float(reached.max())
+            worth = self.tolerance * max(0.0, float(reached.max() - np.dot(near, base)))
+            if _distance(near, taken) > 0.5 / _PARTS and gap > worth:
+                gaps.append((-round(gap, 12), -round(_distance(near, taken), 9), near))
+        return [near for _, _, near in sorted(gaps)[:most]]
+
+
+def _on_grid(weights: NDArray[np.float64]) -> tuple[float, ...]:
+    """The nearest multiples of 1 / _PARTS that add up to 1: largest remainders first."""
+    whole = [int(weight * _PARTS + 1e-6) for weight in weights]
+    short = _PARTS - sum(whole)
+    order = sorted(range(len(whole)), key=lambda place: (whole[place] - weights[place] * _PARTS, place))
+    for place in order[:short]:
+        whole[place] += 1
+    return tuple(part / _PARTS for part in whole)
+
+
+def _distance(weights: Sequence[float], others: Sequence[Sequence[float]]) -> float:
+    """To the nearest of the others, in the weight that differs most."""
+    return min((max(abs(a - b) for a, b in zip(weights, each, strict=True)) for each in others), default=inf)

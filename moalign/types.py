@@ -48,7 +48,9 @@ class Space:
     no more time than fewer.
     ``base``: scores of the untouched model, ``reference_point``: of the hypervolume; empty before they are known.
     ``kl_price``: what a nat of KL costs, in rewards; 0 where nothing prices it.
-    ``affordable``: how many trainings of all steps the budget still pays; None without a budget.
+    ``affordable``: how many trainings of all steps the budget still pays, ``budget``: how many it paid at first, by the
+    first estimate, which stays what it is; None without a budget, or before that was made.
+    ``conditioned``: one model is trained for many preferences, and asked for what is proposed.
     ``seed``: the configuration's; a candidate's ``changes`` may name another.
     """
 
@@ -60,6 +62,8 @@ class Space:
     reference_point: Mapping[str, float] = field(default_factory=dict)
     kl_price: float = 0.0
     affordable: float | None = None
+    budget: float | None = None
+    conditioned: bool = False
     seed: int = 0
 
 
@@ -68,9 +72,10 @@ class Candidate:
     """One point of the front to be: an id that is also a folder name, its preference, and whom it builds on.
 
     ``parents``: the finished candidate from whose adapter the training starts; empty: from fresh weights.
-    ``mixed``: not trained, but put together from the adapters of its trained neighbours in preference, or with
-    ``shares`` from those named, each by so much of what it adds to the base; they need not sum to 1. Several numbers
-    for one are for as many blocks of layers, of equal size, from the bottom.
+    ``mixed``: not trained, but put together from the adapters of its trained neighbours in preference, or by
+    ``shares``: finished candidates, and how much of what each adds to the base goes into the mix, or into the adapter
+    from which the training starts; they need not sum to 1. Several numbers for one are for as many blocks of layers,
+    of equal size, from the bottom.
     ``conditioned``: not trained either, but its parent, which is trained for many preferences, asked for this one.
     ``changes``: where it is trained differently from the configuration: {"train.steps": 60, "loss.beta": 0.2,
     "model.lora.r": 4}, with the keys of ``train``, the loss's own options, the adapter's rank (not above the

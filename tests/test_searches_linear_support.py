@@ -133,7 +133,9 @@ def test_the_price_of_kl_decides_among_points():
     free = Space(NAMES[1:3])
     (candidate,) = OptimisticLinearSupport().propose(free, history, Random(0))
     assert candidate.preference.values == {"harmless": 0.615, "helpful": 0.385}  # 0.5 w = 0.8 (1 - w)
-    assert candidate.parents == ("o0",) and candidate.changes == {"train.steps": 1}
+    assert candidate.shares == {"o0": 0.615, "o1": 0.385} and candidate.changes == {"train.steps": 1}
+    (near,) = OptimisticLinearSupport(warm_start="neighbour").propose(free, history, Random(0))
+    assert near.parents == ("o0",) and not near.shares
 
 
 def test_when_the_budget_is_spent_the_gaps_that_remain_are_mixed():

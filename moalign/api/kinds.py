@@ -84,6 +84,10 @@ class Search(Plugin):
         """
         raise NotImplementedError
 
+    def reason(self, space: Space) -> str:
+        """What it does in this space and why, in one line for people; "" where its name and options say it."""
+        return ""
+
 
 class Reader(Plugin):
     """The format of a dataset: rows -> records. moalign itself parses JSON, JSONL, CSV and Parquet into rows.

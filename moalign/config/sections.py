@@ -62,7 +62,7 @@ class BudgetSettings(Section):
 class SearchChoice(PluginChoice):
     """A search with its options, and what it may spend."""
 
-    name: str = "grid"
+    name: str = "auto"
     budget: BudgetSettings | None = None
 
 
@@ -274,7 +274,8 @@ class Config(Shared):
     """train one model for many preferences, which learns of them this way; the search's candidates are then what it is
     asked for. none: a candidate is trained for each"""
     search: Annotated[SearchChoice, BeforeValidator(named)] = SearchChoice()
-    """which preferences are trained; `budget: {tokens: N}` or `{minutes: N}` beside its options ends it in time"""
+    """which preferences are trained; auto decides by the number of objectives and the budget. `budget: {tokens: N}` or
+    `{minutes: N}` beside its options ends it in time"""
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     observers: tuple[Choice, ...] = ()

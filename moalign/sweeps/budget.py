@@ -28,12 +28,16 @@ SECONDS = 60.0  # in a minute
 
 @dataclass(frozen=True)
 class Purse:
-    """``limit``, what was ``spent`` of it, and what a training of all steps costs; in tokens, or in minutes."""
+    """``limit``, what was ``spent`` of it, and what a training of all steps costs; in tokens, or in minutes.
+
+    ``trainings``: how many of these the whole limit pays, by the first estimate.
+    """
 
     limit: float
     spent: float
     cost: float
     unit: str
+    trainings: float
 
     @property
     def left(self) -> float:
@@ -66,11 +70,12 @@ def purse(plan: Plan, directory: Path, workshop: Workshop, history: Sequence[Out
         journal.append(directory / journal.FILE, {"event": COST, "cost": cost})
     trained = sum(_share(outcome.changes, plan) for outcome in history if outcome.kind == "trained" and outcome.tokens)
     if budget.tokens is not None:
-        spent = float(sum(outcome.tokens for outcome in history))
-        return Purse(budget.tokens, spent, spent / trained if trained else cost, "tokens")
-    assert budget.minutes is not None
-    spent = sum(event["seconds"] for event in events if event["event"] == SPENT) / SECONDS
-    return Purse(budget.minutes, spent, spent / trained if trained and spent else cost, "minutes")
+        limit, spent, unit = float(budget.tokens), float(sum(outcome.tokens for outcome in history)), "tokens"
+    else:
+        assert budget.minutes is not None
+        seconds = sum(event["seconds"] for event in events if event["event"] == SPENT)
+        limit, spent, unit = budget.minutes, seconds / SECONDS, "minutes"
+    return Purse(limit, spent, spent / trained if trained and spent else cost, unit, limit / cost)
 
 
 def split(proposed: Sequence[Candidate], purse: Purse | None, plan: Plan) -> tuple[list[Candidate], list[Candidate]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from moalign.engine.train import train_together
 from moalign.engine.trainee import FrozenReward, Job, Trained, Trainee
 from moalign.errors import MoalignError, TrainingError, UserError
 from moalign.lora import posterior_file
-from moalign.sweeps import conditioned, outcomes
+from moalign.sweeps import conditioned, outcomes, starts
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.workshop import Workshop
 from moalign.types import Candidate, Outcome
@@ -100,11 +101,12 @@ def _train(
                 observer.on_step(candidate, step, values)
 
         source = batch_source(candidate, workshop, slot)
-        parent = _folder(candidate.parents[0], workshop) if candidate.parents else None
+        parent = starts.start(candidate, workshop, Path(scratch))
         return Trainee(job_of(candidate, workshop, history), source, slot, on_step, parent), lines
 
-    made = [trainee(*each) for each in zip(candidates, slots(len(candidates)), strict=True)]
-    train_together(workshop.model, [each for each, _ in made], workshop.cache, workshop.accelerator)
+    with tempfile.TemporaryDirectory() as scratch:
+        made = [trainee(*each) for each in zip(candidates, slots(len(candidates)), strict=True)]
+        train_together(workshop.model, [each for each, _ in made], workshop.cache, workshop.accelerator)
     return made
 
 
@@ -132,7 +134,7 @@ def _finish(
         if trainee.moments.count:
             found = snapshots.posterior(workshop.model.policy, trainee.slot, trainee.parameters, trainee.moments)
             posterior_file.write(found, folder, workshop.model.fingerprint)
-        return Content(trained.tokens, dict.fromkeys(candidate.parents, 1.0), _details(trained), conditions)
+        return Content(trained.tokens, starts.parents_of(candidate), _details(trained), conditions)
 
     return settle(candidate, trainee.slot, workshop, fill, sampled)
 
@@ -286,7 +288,7 @@ def batch_source(candidate: Candidate, workshop: Workshop, slot: str = TRAINED) 
         settings=config.rollouts,
         steps=train.steps,
         seed=seed,
-        first_round=None if candidate.parents else workshop.first_round.setdefault(seed, {}),
+        first_round=None if candidate.parents or candidate.shares else workshop.first_round.setdefault(seed, {}),
         candidate=candidate.id,
         advantages=_advantages(candidate, workshop),
         shaping=_shaping(candidate, workshop),

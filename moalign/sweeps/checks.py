@@ -162,10 +162,10 @@ def _check_early_stop(plan: Plan) -> None:
 
 
 def check_shares(candidate: Candidate, done: Collection[str], who: str) -> None:
-    """Raise PluginError unless its shares are finite numbers for finished candidates, and it is mixed from them."""
+    """Raise PluginError unless its shares are finite numbers for finished candidates."""
     numbers = {name: share if isinstance(share, tuple) else (share,) for name, share in candidate.shares.items()}
-    if not candidate.mixed:
-        raise PluginError(f"{who} with shares, but not as mixed")
+    if candidate.parents:
+        raise PluginError(f"{who} with a parent and with shares; it starts from one of the two")
     if unknown := sorted(numbers.keys() - set(done)):
         raise PluginError(f"{who} mixed from '{unknown[0]}', which is not done")
     if not all(share and all(map(math.isfinite, share)) for share in numbers.values()):

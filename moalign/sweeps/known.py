@@ -24,6 +24,7 @@ def space(plan: Plan, directory: Path, purse: Purse | None) -> Space:
         reference_point=plan.space.reference_point or dict(base),
         kl_price=plan.kl_price,
         affordable=None if purse is None else purse.affordable,
+        budget=None if purse is None else purse.trainings,
     )
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from moalign import lora
 from moalign.engine.model import TRAINED
 from moalign.errors import PreferenceError, TrainingError
 from moalign.lora import mixing
-from moalign.sweeps import neighbours
+from moalign.sweeps import neighbours, starts
 from moalign.sweeps.candidate import Content, settle
 from moalign.sweeps.workshop import Workshop
 from moalign.types import Candidate, Outcome
@@ -25,12 +23,10 @@ def mix_candidate(candidate: Candidate, workshop: Workshop, history: Sequence[Ou
 
     def fill(folder: Path) -> Content:
         shares = candidate.shares or _shares(candidate, workshop.plan.objectives, history)
-        parents = [mixing.read(workshop.directory / "candidates" / parent) for parent in shares]
-        mix, lost = mixing.soup(parents, list(shares.values()), r=workshop.plan.config.model.lora.r)
+        mix, lost = starts.mix(shares, workshop)
         mixing.write(mix, folder)
         lora.read(workshop.model.policy, TRAINED, folder, workshop.model.fingerprint)
-        parts = {parent: float(np.mean(share)) for parent, share in shares.items()}
-        return Content(parents=parts, details={"lost to rank": lost.total})
+        return Content(parents=starts.whole(shares), details={"lost to rank": lost.total})
 
     return settle(candidate, TRAINED, workshop, fill)
 

@@ -139,7 +139,7 @@ class Plan:
         # rounds are sampled, and passes planned, for what the configuration's own loss wants
         if more := changed.objective.wants - self.objective.wants - {"entropy"}:
             raise PluginError(f"{who} with options of the loss that need {', '.join(sorted(more))} besides")
-        if candidate.parents and changed.lora != self.config.model.lora:
+        if (candidate.parents or candidate.shares) and changed.lora != self.config.model.lora:
             raise PluginError(f"{who} with a parent and changes of model.lora; it has the parent's rank and alpha")
         if changed.lora.r > self.config.model.lora.r:
             most = self.config.model.lora.r
@@ -204,6 +204,7 @@ def _space(config: Config) -> Space:
         steps=config.train.steps,
         together=1 if together == "auto" else together,
         reference_point=dict(point) if isinstance(point, dict) else {},
+        conditioned=config.condition is not None,
         seed=config.seed,
     )
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from moalign import calls, preference, storage
+from moalign import calls, door, preference, storage
 from moalign.config import Config
 from moalign.engine import model as models
 from moalign.engine.lower_cache import LowerCache
@@ -244,7 +244,10 @@ def _pending(
         purse = budget.purse(plan, directory, workshop, history)
         if purse is not None:
             observer.on_phase(purse.said())
-        candidates = next_candidates(plan, workshop, history, known_now.space(plan, directory, purse))
+        space = known_now.space(plan, directory, purse)
+        if not history and (reason := door.call(plan.search, "reason", space)):
+            observer.on_phase(f"search {plan.config.search.name}: {reason}")
+        candidates = next_candidates(plan, workshop, history, space)
         kept, left_out = budget.split(candidates, purse, plan)
         if candidates:
             listed, skipped = ([outcomes.candidate_to(candidate) for candidate in each] for each in (kept, left_out))

@@ -18,12 +18,38 @@ def nearest(candidates: Sequence[Candidate], to: Candidate, space: Space) -> Can
 def warm(candidate: Candidate, history: Sequence[Outcome], space: Space, share: float) -> Candidate:
     """The same from the adapter of the nearest candidate that was trained for weights, with this share of the steps;
     as it is where there is none."""
-    done = [
+    done = _trained(history)
+    if not done:
+        return candidate
+    return replace(candidate, parents=(nearest(done, candidate, space).id,), changes=_steps(space, share))
+
+
+def warm_mix(candidate: Candidate, history: Sequence[Outcome], space: Space, share: float) -> Candidate:
+    """The same from a mix of trained candidates, by the shares that make up its weights and are nearest to it; from the
+    nearest one where they do not enclose it."""
+    import numpy as np
+    from scipy.optimize import linprog
+
+    done = _trained(history)
+    if not done:
+        return candidate
+    point = np.array(candidate.preference.vector(space.objectives))
+    corners = np.array([each.preference.vector(space.objectives) for each in done])
+    system, sides = np.vstack([corners.T, np.ones(len(done))]), np.append(point, 1.0)
+    found = linprog(((corners - point) ** 2).sum(1), A_eq=system, b_eq=sides, method="highs-ds")
+    if found.status != 0:
+        return warm(candidate, history, space, share)
+    shares = {each.id: round(float(part), 9) for each, part in zip(done, found.x, strict=True) if part > 1e-9}
+    return replace(candidate, shares=shares, changes=_steps(space, share))
+
+
+def _trained(history: Sequence[Outcome]) -> list[Candidate]:
+    return [
         Candidate(outcome.id, outcome.preference)
         for outcome in history
         if outcome.status == "done" and outcome.kind == "trained" and outcome.preference.kind == "weights"
     ]
-    if not done:
-        return candidate
-    steps = {"train.steps": max(1, round(share * space.steps))}
-    return replace(candidate, parents=(nearest(done, candidate, space).id,), changes=steps)
+
+
+def _steps(space: Space, share: float) -> dict[str, int]:
+    return {"train.steps": max(1, round(share * space.steps))}

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from moalign.api import Candidate, Outcome, Preference, Search, Space, values
 from moalign_plugins.searches._corner_weights import corner_weights, upper_bound
-from moalign_plugins.searches._warm_start import warm
+from moalign_plugins.searches._warm_start import warm, warm_mix
 from moalign_plugins.searches.grid import Grid
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ class OptimisticLinearSupport(Search):
     """at most so many candidates are trained, but one for each objective is"""
     tolerance: float = Field(default=0.005, ge=0)
     """smallest gap that is worth a candidate, as a share of what is gained over the untouched model at its weights"""
-    warm_start: Literal["neighbour"] | None = "neighbour"
-    """start from the adapter of the nearest finished candidate, but for each objective alone"""
+    warm_start: Literal["mix", "neighbour"] | None = "mix"
+    """start from a mix of the adapters around it, or from the nearest one's, but for each objective alone"""
     warm_steps: float = Field(default=0.15, gt=0, le=1)
     """with warm_start: share of train.steps that the others take"""
     mixes: int = Field(default=0, ge=0)
@@ -74,7 +74,9 @@ class OptimisticLinearSupport(Search):
         made = Candidate(f"ols-{name}", Preference("weights", dict(zip(space.objectives, weights, strict=True))))
         if not train:
             return replace(made, id=f"mix-{made.id}", mixed=True)
-        return made if self.warm_start is None else warm(made, history, space, self.warm_steps)
+        if self.warm_start is None or space.conditioned:
+            return made
+        return (warm_mix if self.warm_start == "mix" else warm)(made, history, space, self.warm_steps)
 
     def _widest(self, space: Space, tried: Sequence[Outcome], most: int) -> list[tuple[float, ...]]:
         """Weights with the widest gaps worth closing, the widest first, none of them tried already."""

@@ -1,0 +1,67 @@
+"""The search that suits the number of objectives and the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+
+from moalign.api import Candidate, Outcome, Search, Space
+from moalign_plugins.searches.grid import Grid
+from moalign_plugins.searches.optimistic_linear_support import OptimisticLinearSupport
+from moalign_plugins.searches.soup import Soup
+
+REGISTRATION = {
+    "name": "auto",
+    "class": "Auto",
+    "summary": "the search that suits the number of objectives and the budget; what a silent configuration gets",
+}
+
+_ENOUGH = 1.4  # trainings for each objective, from which on warm starts close the gaps better than mixes
+
+
+class Auto(Search):
+    """One of the other searches, by what was measured on worlds with a known front (docs/searches.md).
+
+    One model that is asked for preferences answers an even grid. Where the budget pays little more than each objective
+    alone, mixes fill in between. Else optimistic linear support, whose candidates after the first take few steps.
+    """
+
+    def propose(self, space: Space, history: Sequence[Outcome], rng: Random) -> list[Candidate]:
+        return list(chosen(space).propose(space, history, rng))
+
+    def reason(self, space: Space) -> str:
+        objectives = len(space.objectives)
+        if objectives == 1:
+            return "one objective: one candidate"
+        if space.conditioned:
+            return f"one model, asked for an even grid of {_points(objectives)} preferences"
+        if _tight(space):
+            return (
+                f"the budget pays {space.budget:.1f} trainings: soup, each of the {objectives} objectives alone and "
+                "mixes between them"
+            )
+        paid = "" if space.budget is None else f" and a budget of {space.budget:.1f} trainings"
+        return (
+            f"{objectives} objectives{paid}: optimistic-linear-support, each objective alone, then warm starts where "
+            "most can be gained"
+        )
+
+
+def chosen(space: Space) -> Search:
+    """The search for this space, with its options."""
+    objectives = len(space.objectives)
+    points = _points(objectives)
+    if objectives == 1 or space.conditioned:
+        return Grid(points=points)
+    if _tight(space):
+        return Soup(trained=objectives, points=points)
+    return OptimisticLinearSupport(points=points, mixes=points)
+
+
+def _points(objectives: int) -> int:
+    """11 for two objectives, then those of even grids with four steps."""
+    return {1: 1, 2: 11, 3: 15}.get(objectives, 5 * objectives)
+
+
+def _tight(space: Space) -> bool:
+    return space.budget is not None and space.budget < _ENOUGH * len(space.objectives)

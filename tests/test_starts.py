@@ -1,0 +1,94 @@
+"""Training that starts from a mix of finished candidates, and the searches that ask for it, end to end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from interruptions import StopAfterCandidates
+from sweeps import contents, small_config, write_pairs
+
+from moalign import lora, registry
+from moalign.api import Candidate, Preference, Search
+from moalign.errors import PluginError
+from moalign.sweeps import run
+from moalign.sweeps.observe import Observer
+from moalign.sweeps.plan import prepare
+
+HALF = {"w-1.00-0.00": 0.5, "w-0.00-1.00": 0.5}
+MIDDLE = Preference("weights", {"harmless": 0.5, "helpful": 0.5})
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl")
+
+
+class Fixed(Search):
+    """Two ends; then their mix; then training from that candidate, and from the same mix by shares."""
+
+    def propose(self, space, history, rng):
+        alone = {name: {other: float(other == name) for other in space.objectives} for name in space.objectives}
+        ends = [
+            Candidate(name, Preference("weights", alone[objective]))
+            for name, objective in zip(HALF, space.objectives, strict=True)
+        ]
+        stages = [
+            ends,
+            [Candidate("mix", MIDDLE, mixed=True, shares=HALF)],
+            [
+                Candidate("by-parent", MIDDLE, parents=("mix",), changes={"train.steps": 3}),
+                Candidate("by-shares", MIDDLE, shares=HALF, changes={"train.steps": 3}),
+            ],
+        ]
+        seen = {outcome.id for outcome in history}
+        return next(
+            ([each for each in stage if each.id not in seen] for stage in stages if stage[-1].id not in seen), []
+        )
+
+
+def test_training_from_shares_is_training_from_the_mixed_candidate(tiny_model_path, pairs, tmp_path):
+    plan = replace(prepare(small_config(tiny_model_path, pairs), registry.discover()), search=Fixed())
+    front = run._execute(plan, tmp_path / "run", {}, Observer())
+    points = {point["id"]: point for point in front["points"]}
+    assert points["mix"]["parents"] == points["by-shares"]["parents"] == HALF
+    assert points["by-parent"]["parents"] == {"mix": 1.0} and points["by-shares"]["kind"] == "trained"
+    weights = [
+        (tmp_path / "run/candidates" / name / lora.WEIGHTS_FILE).read_bytes()
+        for name in ("mix", "by-parent", "by-shares")
+    ]
+    assert weights[1] == weights[2] != weights[0]
+
+
+@pytest.mark.parametrize(
+    ("candidate", "message"),
+    [
+        (Candidate("c", MIDDLE, shares={"nobody": 1.0}), "mixed from 'nobody', which is not done"),
+        (Candidate("c", MIDDLE, mixed=True, shares={"nobody": 1.0}), "mixed from 'nobody', which is not done"),
+    ],
+)
+def test_shares_of_who_is_not_done_are_refused(tiny_model_path, pairs, candidate, message):
+    class Wrong(Search):
+        def propose(self, space, history, rng):
+            return [candidate]
+
+    plan = replace(prepare(small_config(tiny_model_path, pairs), registry.discover()), search=Wrong())
+    with pytest.raises(PluginError, match=message):
+        plan.propose(())
+
+
+def test_linear_support_is_resumed_with_its_budget_spent_and_ends_alike(tiny_model_path, pairs, tmp_path):
+    search = {"name": "optimistic-linear-support", "points": 4, "tolerance": 0.0, "warm_steps": 0.5, "mixes": 2}
+    rollouts = {"prompts": 4, "samples": 2, "rounds": 2, "prompts_per_step": 2, "max_new_tokens": 8}
+    targets = {"helpful": 6, "harmless": 0}
+    objectives = {name: {"reward": {"name": "length", "target": words}} for name, words in targets.items()}
+    changes = {"search": search, "rollouts": rollouts, "objectives": objectives, "loss": {"name": "rebel", "beta": 0.1}}
+    changes |= {"train": {"steps": 8, "lr": 0.1, "together": 2}, "evaluate": {"samples": 8, "max_new_tokens": 8}}
+    settings = small_config(tiny_model_path, pairs, **changes)
+    whole = run.start(settings, tmp_path / "whole", registry.discover(), Observer())
+    assert len(whole["points"]) >= 3 and "optimum" in whole["points"][0]["details"]
+    with pytest.raises(KeyboardInterrupt):
+        run.start(settings, tmp_path / "run", registry.discover(), StopAfterCandidates(2))
+    run.resume(tmp_path / "run", registry.discover(), Observer())
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")

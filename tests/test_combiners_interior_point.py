@@ -117,7 +117,7 @@ def test_weights_are_the_linear_rule_bit_by_bit(rule, weights):
 
 
 def test_directions_are_refused_and_the_others_conform():
-    with pytest.raises(PreferenceError, match="'interior-point' has no meaning for direction.*thresholds or weights"):
+    with pytest.raises(PreferenceError, match=r"'interior-point' has no meaning for direction.*thresholds or weights"):
         InteriorPoint().check(Preference("direction", {"a": 0.6, "b": -0.8, "c": 0.0}))
     for rule in (InteriorPoint(), InteriorPoint(t=0.5, floor=0.1, rescale=True)):
         check_combiner(rule)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 REGISTRATION = {
     "name": "lagrangian",
     "class": "Lagrangian",
-    "summary": "for thresholds: the other objectives are maximised, and what falls short gains weight; weights are summed",
+    "summary": "for thresholds: the others are maximised, and what falls short gains weight; weights are summed",
     "paper": "arXiv:2310.12773",
 }
 

@@ -90,7 +90,7 @@ def sphere(objectives, shift=0.0):
     return points / np.linalg.norm(points, axis=1, keepdims=True) - shift
 
 
-def caved(points=101):
+def caved(points=1001):
     """A front whose inner points all lie below the line between its ends: no weights reach them."""
     first = np.linspace(0, 1, points)
     return np.stack([first, (1 - np.sqrt(first)) ** 2], axis=1)
@@ -101,7 +101,8 @@ def caved(points=101):
 
 @pytest.mark.parametrize("search", SEARCHES, ids=repr)
 def test_they_conform(search):
-    check_search(search, objectives=5)
+    named = getattr(search, "maximise", None) and {"maximise": "harmless"}  # one of the kit's own objectives
+    check_search(search.model_copy(update=named or {}), objectives=3)
 
 
 @pytest.mark.parametrize("fates", [lambda solve: solve, mixed_fates], ids=["all succeed", "some fail or are skipped"])
@@ -250,7 +251,7 @@ def test_one_policy_alone_has_its_range_from_the_base():
 def test_a_later_round_starts_from_the_new_front_and_nowhere_twice():
     search, where = CMORL(points=4, extended=2, rounds=4), space(2)
     front = sphere(2)
-    history, (first, *rounds) = driven(search, where, solver(front))
+    history, (_, *rounds) = driven(search, where, solver(front))
     scores = {outcome.id: tuple(outcome.scores.values()) for outcome in history}
     starts = [list(dict.fromkeys(scores[each.parents[0]] for each in batch)) for batch in rounds]
     assert len(rounds) > 1 and sum(map(len, starts)) == len({each for batch in starts for each in batch})
@@ -298,11 +299,12 @@ def test_the_sweep_reaches_the_middle_of_a_front_where_weights_find_only_the_end
 @pytest.mark.parametrize("points", [5, 11, 40])
 def test_the_grid_of_bounds_is_even_over_the_payoff_table_and_as_fine_as_the_points_pay(objectives, points):
     where = space(objectives)
-    history, (alone, *sweeps) = driven(EpsilonConstraint(points=points), where, solver(sphere(objectives, 2.0)))
+    history, (_, *sweeps) = driven(EpsilonConstraint(points=points), where, solver(sphere(objectives, 2.0)))
     sweep = [candidate for each in sweeps for candidate in each]
     table = np.array([[*outcome.scores.values()] for outcome in history[:objectives]])[:, 1:]
     low, high = table.min(0), table.max(0)
-    shares = np.array([(np.array([*each.preference.values.values()]) - low) / (high - low) for each in sweep])
+    bounds = np.array([[*each.preference.values.values()] for each in sweep]).reshape(len(sweep), objectives - 1)
+    shares = (bounds - low) / (high - low)
     others, left = objectives - 1, points - objectives
     n = max(n for n in range(1, left + 2) if n**others - 1 <= left)
     assert all(list(each.preference.values) == list(where.objectives[1:]) for each in sweep)
@@ -313,7 +315,7 @@ def test_the_grid_of_bounds_is_even_over_the_payoff_table_and_as_fine_as_the_poi
         found, expected = shares * 2, None
         assert len(sweep) == left and (np.diff(found.sum(1)) >= -1e-9).all()
     assert found == pytest.approx(found.round(), abs=1e-9)
-    rounded = [tuple(map(int, each)) for each in found.round().tolist()] if len(sweep) else []
+    rounded = [tuple(map(int, each)) for each in found.round().tolist()]
     assert len(set(rounded)) == len(rounded) <= left
     assert expected is None or set(rounded) == expected
 
@@ -411,12 +413,11 @@ def test_a_run_extends_from_its_own_policies_and_resumed_is_the_unbroken_one(tin
         slack = row["combine/slack/wordy"]
         assert slack == pytest.approx(row["wordy/reward"] - level)
         assert row["combine/multipliers/wordy"] == pytest.approx(1 / (20 * max(slack, 1e-3)))
-    for candidates in (1, 3):
-        again = tmp_path / f"broken-{candidates}"
-        with pytest.raises(KeyboardInterrupt):
-            run.start(config, again, registry.discover(), StopAfterCandidates(candidates))
-        run.resume(again, registry.discover(), Observer())
-        assert contents(again) == contents(tmp_path / "unbroken")
+    again = tmp_path / "broken"
+    with pytest.raises(KeyboardInterrupt):
+        run.start(config, again, registry.discover(), StopAfterCandidates(3))  # between the two extensions
+    run.resume(again, registry.discover(), Observer())
+    assert contents(again) == contents(tmp_path / "unbroken")
 
 
 def test_a_combiner_that_keeps_no_thresholds_is_found_before_anything_is_trained(tiny_model_path, tmp_path):

@@ -294,7 +294,9 @@ RULES += [Product(penalties=("a",)), gates(a=0.0), HERON()]
 def test_directions_and_thresholds_name_the_rule_to_take(rule):
     with pytest.raises(PreferenceError, match=r"direction \(a 0.8, b -0.6\).*'linear' and 'gdpo' follow directions"):
         rule.check(DIRECTION)
-    with pytest.raises(PreferenceError, match=r"thresholds \(a >= 0.5\).*'lagrangian' keeps thresholds"):
+    with pytest.raises(
+        PreferenceError, match=r"thresholds \(a >= 0.5\).*'lagrangian' and 'interior-point' keep thresholds"
+    ):
         rule.check(THRESHOLDS)
 
 

@@ -14,6 +14,7 @@ from moalign.api import PluginError, Preference, PreferenceError, Round
 from moalign_plugins.combiners.dynamic_gradient import DynamicGradient, ascended, floored, shortened
 from moalign_plugins.combiners.dynamic_hypervolume import DynamicHypervolume, widened
 from moalign_plugins.combiners.lagrangian import Lagrangian
+from moalign_plugins.combiners.linear import Linear
 from moalign_plugins.combiners.log_sigmoid import LogSigmoid
 from moalign_plugins.combiners.schedule import Schedule
 
@@ -119,10 +120,13 @@ def test_on_a_policy_that_follows_its_signal_the_threshold_is_met_exactly_or_the
         assert (multiplier > 0.1 and abs(slack) < 1e-6) if bound == 0.5 else (multiplier == 0 and slack > 0.01)
 
 
-@pytest.mark.parametrize("preference", [EQUAL, Preference("direction", {"a": 0.6, "b": -0.8})])
-def test_only_thresholds_have_a_multiplier(preference):
-    with pytest.raises(PreferenceError, match=f"keeps thresholds, and the preference is {preference.kind}"):
-        Lagrangian().check(preference)
+def test_weights_are_the_plain_weighted_sum_and_directions_are_refused():
+    rule, rewards = Lagrangian(start=2.0), drawn()
+    (state,) = states(rule, THIRDS, [rewards])
+    assert state == {"bounded": [], "thresholds": {}, "multipliers": {}}
+    assert torch.equal(signal(rule, THIRDS, rewards, state), signal(Linear(), THIRDS, rewards, {}))
+    with pytest.raises(PreferenceError, match=r"'lagrangian' has no meaning for direction .*thresholds or weights"):
+        rule.check(Preference("direction", {"a": 0.6, "b": -0.8}))
 
 
 # --- schedule -------------------------------------------------------------------------------------------------------

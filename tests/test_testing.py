@@ -113,6 +113,7 @@ OTHERWISE = [
     ("combiner", "uncertainty-weighted", {"lam": 1.0, "ddof": 1}),
     ("combiner", "heron", {"margin": 0.5}),
     ("combiner", "lagrangian", {"start": 1.0, "cap": 1.5, "rescale": True}),
+    ("combiner", "interior-point", {"t": 1.0, "floor": 0.1, "rescale": True}),
     ("combiner", "dynamic-hypervolume", {"scale": 2.0}),
     ("combiner", "dynamic-gradient", {"max_norm": None, "floor": 0.0, "step": 1.0}),
     ("combiner", "mgda", {"normalise": False, "sum_to_one": False}),

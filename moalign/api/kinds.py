@@ -76,6 +76,10 @@ class Transform(Plugin):
 class Search(Plugin):
     """Which candidates next."""
 
+    later_kinds: ClassVar[frozenset[str]] = frozenset()
+    """kinds of preferences that only its later proposals have, such as {"thresholds"}; with two objectives and more the
+    combiner is asked about these before anything is trained"""
+
     def propose(self, space: Space, history: Sequence[Outcome], rng: Random) -> Sequence[Candidate]:
         """The next candidates; none when the search is over.
 

@@ -121,6 +121,19 @@ class Plan:
             self._check_preference(candidate)
         return candidates if self.conditioner is None else conditions.asked_of_model(candidates, self, history)
 
+    def check_later(self) -> None:
+        """Raise PreferenceError where the search will come to preferences that the run has no meaning for."""
+        first, *others = self.objectives
+        made = {
+            "thresholds": Preference("thresholds", dict.fromkeys(others, 0.0)),
+            "direction": Preference("direction", {first: 1.0} | dict.fromkeys(others, 0.0)),
+        }
+        for kind in sorted(self.search.later_kinds & set(made) if others else ()):
+            candidate = Candidate(f"search '{self.config.search.name}', later", made[kind])
+            self._check_preference(candidate)
+            if self.conditioner is not None:
+                conditions.asked_of_model([candidate], self, ())
+
     @property
     def _proposed(self) -> str:
         return f"{door.origin(self.search).who}, in propose: it proposed"
@@ -192,6 +205,7 @@ def prepare(config: Config, registry: Registry) -> Plan:
     conditions.check(plan)
     if not plan.propose(()):
         raise ConfigError(f"search: '{config.search.name}' proposes no candidate at all")
+    plan.check_later()
     return plan
 
 

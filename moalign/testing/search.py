@@ -82,7 +82,7 @@ class Trial:
         history: tuple[Outcome, ...] = ()
         if fate == "one succeeded that nobody proposed":
             alone = {each: float(each == space.objectives[0]) for each in space.objectives}
-            history = (_done(Candidate(STRANGER, Preference("weights", alone))),)
+            history = (_done(Candidate(STRANGER, Preference("weights", alone)), space.objectives),)
         for number in range(self.limit + 1):
             proposed = self.propose(f"{name}: propose() in round {number}", space, history)
             yield history, proposed
@@ -91,7 +91,8 @@ class Trial:
             known = {outcome.id for outcome in history}
             if known.issuperset(candidate.id for candidate in proposed):
                 return  # a check of its own
-            history += tuple(_outcome(fate, len(history) + index, each) for index, each in enumerate(proposed))
+            names, count = space.objectives, len(history)
+            history += tuple(_outcome(fate, count + at, each, names) for at, each in enumerate(proposed))
             if len(history) > self.limit:
                 break
         self.review.fail(
@@ -164,7 +165,7 @@ def nothing_is_proposed_twice(t: Trial) -> None:
             known = sorted({outcome.id for outcome in history}.intersection(ids))
             t.review.require(not known, tried, f"{known}, which the history has", change)
             if proposed:
-                first = (*history, _outcome(fate, len(history), proposed[0]))
+                first = (*history, _outcome(fate, len(history), proposed[0], space.objectives))
                 tried = f"{name}: a history of {len(first)}, which ends in the middle of a proposal"
                 more = _ids(t.propose(tried, space, first))
                 t.review.require(proposed[0].id not in more, tried, f"{proposed[0].id} again after it ended", change)
@@ -246,21 +247,26 @@ def _ending(t: Trial, name: str, space: Space, fate: str) -> Iterator[tuple[tupl
             return
 
 
-def _outcome(fate: str, number: int, candidate: Candidate) -> Outcome:
+def _outcome(fate: str, number: int, candidate: Candidate, objectives: Sequence[str]) -> Outcome:
     if fate == "all fail" or (fate == "every third fails" and number % 3 == 1):
         return Outcome(candidate.id, "failed", candidate.preference, error="made up", changes=candidate.changes)
-    return _done(candidate)
+    return _done(candidate, objectives)
 
 
-def _done(candidate: Candidate) -> Outcome:
-    """Scores on a concave front."""
+def _done(candidate: Candidate, objectives: Sequence[str]) -> Outcome:
+    """Scores on a concave front, the unit sphere; what is bounded lies at its bound."""
     values = candidate.preference.values
+    if candidate.preference.kind == "thresholds":
+        left = sqrt(max(1 - sum(value**2 for value in values.values()), 0.0) / (len(objectives) - len(values)))
+        scores = {name: values.get(name, left) for name in objectives}
+    else:
+        scores = {name: sqrt(max(value, 0.0)) for name, value in values.items()}
     return Outcome(
         candidate.id,
         "done",
         candidate.preference,
-        scores={name: sqrt(max(value, 0.0)) for name, value in values.items()},
-        stderr=dict.fromkeys(values, 0.01),
+        scores=scores,
+        stderr=dict.fromkeys(scores, 0.01),
         kl=0.5,
         tokens=1000,
         kind=candidate.kind,

@@ -6,7 +6,10 @@ from collections.abc import Iterable, Mapping
 
 from moalign.api import Preference, PreferenceError
 
-INSTEAD = {"direction": "'linear' and 'gdpo' follow directions", "thresholds": "'lagrangian' keeps thresholds"}
+INSTEAD = {
+    "direction": "'linear' and 'gdpo' follow directions",
+    "thresholds": "'lagrangian' and 'interior-point' keep thresholds",
+}
 
 
 def needs_weights(preference: Preference, name: str) -> None:
@@ -22,6 +25,15 @@ def needs_no_thresholds(preference: Preference, name: str) -> None:
     """Raise PreferenceError for thresholds."""
     if preference.kind == "thresholds":
         needs_weights(preference, name)
+
+
+def needs_no_direction(preference: Preference, name: str) -> None:
+    """Raise PreferenceError for directions."""
+    if preference.kind == "direction":
+        raise PreferenceError(
+            f"combiner '{name}' has no meaning for {_shown(preference)}; give thresholds or weights, or another rule: "
+            f"{INSTEAD[preference.kind]}"
+        )
 
 
 def needs_equal_weights(preference: Preference, name: str) -> None:

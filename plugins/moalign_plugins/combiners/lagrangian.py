@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from moalign.api import Combiner, Preference, PreferenceError, Round
+from moalign.api import Combiner, Preference, Round
+from moalign_plugins.combiners._preferences import needs_no_direction
+from moalign_plugins.combiners._scalarised import weighted_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 REGISTRATION = {
     "name": "lagrangian",
     "class": "Lagrangian",
-    "summary": "for thresholds: the other objectives are maximised, and what falls short gains weight",
+    "summary": "for thresholds: the others are maximised, and what falls short gains weight; weights are summed",
     "paper": "arXiv:2310.12773",
 }
 
@@ -25,7 +27,8 @@ class Lagrangian(Combiner):
 
     The dual ascent of constrained reinforcement learning (as in Safe RLHF, arXiv 2310.12773): t_k are the thresholds,
     the free objectives those without one. A threshold that no policy can reach drives its multiplier up without end, or
-    to ``cap``. The round's own means move the multipliers before its responses are judged.
+    to ``cap``. The round's own means move the multipliers before its responses are judged. Weights are the plain
+    weighted sum, without multipliers, so that a search can go on from weights to thresholds.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"groups"})
@@ -40,15 +43,11 @@ class Lagrangian(Combiner):
     """divide by 1 + the sum of the multipliers, as Safe RLHF does, so that the sum stays in the rewards' unit"""
 
     def check(self, preference: Preference) -> None:
-        if preference.kind != "thresholds":
-            raise PreferenceError(
-                f"combiner 'lagrangian' keeps thresholds, and the preference is {preference.kind}; write for example "
-                f"{{thresholds: {{{next(iter(preference.values))}: 0.5}}}}, or combine with 'linear'"
-            )
+        needs_no_direction(preference, "lagrangian")
 
     def init(self, preference: Preference) -> Mapping[str, Any]:
-        """``bounded``: names, in the order of the objectives."""
-        thresholds = dict(preference.values)
+        """``bounded``: names, in the order of the objectives; without thresholds nothing is."""
+        thresholds = dict(preference.values) if preference.kind == "thresholds" else {}
         multipliers = dict.fromkeys(thresholds, min(self.start, self.cap or self.start))
         return {"bounded": list(thresholds), "thresholds": thresholds, "multipliers": multipliers}
 
@@ -61,6 +60,8 @@ class Lagrangian(Combiner):
         return {**state, "multipliers": multipliers}
 
     def signal(self, rewards: Tensor, preference: Tensor, groups: Tensor, state: Mapping[str, Any]) -> Tensor:
+        if not state["bounded"]:
+            return weighted_sum(rewards, preference)
         free = preference[0].isnan()
         multipliers, thresholds = (
             rewards.new_tensor([state[key][name] for name in state["bounded"]]) for key in ("multipliers", "thresholds")

@@ -32,7 +32,8 @@ class Linear(Combiner):
         if preference.kind == "thresholds":
             bounds = ", ".join(f"{name} >= {value:g}" for name, value in preference.values.items())
             raise PreferenceError(
-                f"combiner 'linear' has no meaning for thresholds ({bounds}); give weights; 'lagrangian' keeps them"
+                f"combiner 'linear' has no meaning for thresholds ({bounds}); give weights; 'lagrangian' and "
+                "'interior-point' keep them"
             )
 
     def pair_terms(self, batch: Batch) -> PairTerms:

@@ -19,6 +19,8 @@ from pymoo.config import Config
 from pymoo.core.evaluator import Evaluator
 from pymoo.core.population import Population
 from pymoo.core.problem import Problem
+from pymoo.operators.crossover.sbx import SBX
+from pymoo.operators.mutation.pm import PM
 from pymoo.problems.static import StaticProblem
 from pymoo.util.ref_dirs import get_reference_directions
 
@@ -54,11 +56,11 @@ class Breeding:
         self.algorithm: Any = None
 
     def first(self) -> list[Genome]:
-        """An even grid over the simplex, its corners first, and random points (Dirichlet) up to the population.
+        """The corners of the simplex, an even grid inside it, and random points (Dirichlet) up to the population.
 
         With ``strength`` the corners have strength 1, and the others strengths spread evenly, in random order.
         """
-        points = [*_even(self.parents, self.population)]
+        points = [*np.eye(self.parents).tolist(), *_inside(self.parents, self.population - self.parents)]
         more = max(0, self.population - len(points)) if self.parents > 1 or self.strength is not None else 0
         points += self.random.dirichlet(np.ones(self.parents), more).tolist()
         genomes = [_whole(point) for point in points]
@@ -100,7 +102,9 @@ class Breeding:
         return tuple(steps / STEPS for steps in genome[: self.parents]), strength
 
     def _algorithm(self, first: Population) -> Any:
-        options = {"pop_size": self.population, "sampling": first, "eliminate_duplicates": False}
+        options: dict[str, Any] = {"pop_size": self.population, "sampling": first, "eliminate_duplicates": False}
+        # farther from the parents than is usual (15 to 30): a search has tens of candidates, not thousands
+        options |= {"crossover": SBX(eta=2, prob=1.0, prob_var=1.0), "mutation": PM(eta=5)}
         if self.objectives <= 2:
             algorithm: Any = NSGA2(**options)
         else:
@@ -128,7 +132,6 @@ class Breeding:
         return whole if self.strength is None else (*whole, _strength(child[-1]))
 
 
-
 def _even(parts: int, most: int) -> list[list[float]]:
     """An even (Das-Dennis) grid of at most so many points over the simplex, but one for each corner; corners first.
 
@@ -144,6 +147,16 @@ def _even(parts: int, most: int) -> list[list[float]]:
         points = np.vstack([points, (_grid(parts, _partitions(parts, room)) + 1 / parts) / 2])
     rows = [[round(number, 12) for number in row] for row in points.tolist()]
     return sorted((row for row in rows if 1.0 in row), reverse=True) + [row for row in rows if 1.0 not in row]
+
+
+def _inside(parts: int, most: int) -> list[list[float]]:
+    """Of the finest even grid that has at most so many points inside the simplex those that are inside."""
+    if most < 1 or parts == 1:
+        return []
+    partitions = parts
+    while comb(partitions, parts - 1) <= most:
+        partitions += 1
+    return [row for row in _grid(parts, partitions).tolist() if min(row) > 1e-9]
 
 
 def _grid(parts: int, partitions: int) -> NDArray[np.float64]:

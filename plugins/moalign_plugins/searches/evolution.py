@@ -28,7 +28,7 @@ STRONGEST = 1.2  # of what the parents add to the base
 class Evolution(Search):
     """Generations of NSGA-II (one and two objectives) or NSGA-III (more), by pymoo's ask and tell.
 
-    The first generation is an even grid over the simplex, each objective alone first, and random points up to
+    The first generation is each objective alone, an even grid inside the simplex, and random points up to
     ``population``; each of the others is bred from the best of all before it, by what was measured of them, the KL paid
     for. Genomes are in steps of 0.001, and none comes twice. A candidate that fails or is skipped has no offspring.
     ``generations`` counts the first. The whole is replayed from the history at every call.
@@ -66,7 +66,9 @@ class Evolution(Search):
 
         objectives = len(space.objectives)
         if self.population < objectives:
-            raise ConfigError(f"search.population: {self.population} cannot hold one for each of {objectives} objectives")
+            raise ConfigError(
+                f"search.population: {self.population} cannot hold one for each of {objectives} objectives"
+            )
         seed, outcomes = rng.getrandbits(63), {outcome.id: outcome for outcome in history}
         parents: list[Candidate] = []
         if self.vary == "mixes":
@@ -100,9 +102,7 @@ class Evolution(Search):
             genomes = breeding.offspring()
         return []
 
-    def _tell(
-        self, breeding: Breeding, genomes: Sequence[Genome], outcomes: Sequence[Outcome], space: Space
-    ) -> None:
+    def _tell(self, breeding: Breeding, genomes: Sequence[Genome], outcomes: Sequence[Outcome], space: Space) -> None:
         done = [pair for pair in zip(genomes, outcomes, strict=True) if pair[1].status == "done"]
         breeding.tell([genome for genome, _ in done], [values(outcome, space) for _, outcome in done])
 
@@ -130,9 +130,7 @@ def _trained(name: str, weights: Sequence[float], space: Space) -> Candidate:
     return Candidate(name, Preference("weights", dict(zip(space.objectives, weights, strict=True))))
 
 
-def _mix(
-    name: str, shares: Sequence[float], strength: float, parents: Sequence[Candidate], space: Space
-) -> Candidate:
+def _mix(name: str, shares: Sequence[float], strength: float, parents: Sequence[Candidate], space: Space) -> Candidate:
     """The parents by these shares times the strength; a parent alone at strength 1 is itself."""
     taken = [(parent, share) for parent, share in zip(parents, shares, strict=True) if share]
     if len(taken) == 1 and strength == 1:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from math import hypot
 from random import Random
+from statistics import fmean
+
+import numpy as np
 
 from moalign.api import Candidate, Outcome, Search, Space
 
@@ -25,12 +28,13 @@ def on_ellipsoid(position: Sequence[float], scales: Sequence[float]) -> list[flo
 
 
 def ellipsoid(scales: Sequence[float]) -> Score:
-    """Trained candidates lie where their weights say, mixes at the sum of their parents' weights by their shares."""
+    """Trained candidates lie where their weights say, mixes at the sum of their parents' weights by their
+    shares, where these are by blocks by the means of these."""
 
     def score(candidate: Candidate, weights: Mapping[str, tuple[float, ...]]) -> Sequence[float]:
         position = tuple(candidate.preference.values.values())
         if candidate.shares:
-            parts = [(share, weights[parent]) for parent, share in candidate.shares.items()]
+            parts = [(fmean(np.atleast_1d(share)), weights[parent]) for parent, share in candidate.shares.items()]
             position = tuple(sum(share * each[k] for share, each in parts) for k in range(len(scales)))
         return on_ellipsoid(position, scales)
 

@@ -9,7 +9,6 @@ import pytest
 from made_up_fronts import drive, ellipsoid, space
 from pydantic import ValidationError
 
-from moalign.api import Outcome
 from moalign.sweeps import neighbours
 from moalign.testing import check_search
 from moalign_plugins.searches.layer_averaging import LayerAveraging
@@ -155,7 +154,7 @@ def test_each_round_goes_on_around_the_best_and_comes_nearer_to_the_optimum():
 
 
 def test_the_tax_is_what_lies_below_the_base():
-    """One average wins more for its preference, another pays no tax: with the base known, the second is gone on from."""
+    """One average wins more for its preference, another pays no tax: that one where the base is known."""
 
     def score(candidate, weights):
         if not candidate.mixed:
@@ -189,7 +188,7 @@ def test_options_that_mean_nothing_are_refused():
         ({"base_shares": [1.0]}, "1 is the base itself"),
         ({"base_shares": [-0.1]}, "from 0 to below 1"),
         ({"base_shares": []}, "1 to 20 numbers"),
-        ({"base_shares": [float("nan")]}, "from 0 to below 1"),
+        ({"base_shares": [float("nan")]}, "finite number"),
         ({"base_shares": [0.2, 0.20001]}, "told apart by four digits"),
         ({"blocks": 0}, "greater than or equal to 1"),
         ({"spread": 0}, "greater than 0"),
@@ -205,11 +204,10 @@ def test_options_that_mean_nothing_are_refused():
 @pytest.mark.parametrize(("objectives", "points"), [(2, 11), (3, 21), (4, 20), (5, 35)])
 def test_with_each_objective_alone_trained_a_soup_covers_the_simplex_by_the_weights_themselves(objectives, points):
     """Rewarded soups: the shares of the one-hot adapters are the weights that the mix stands at."""
-    where = space(objectives) if objectives <= 5 else None
+    where = space(objectives)
     search = Soup(trained=objectives, points=points)
     history, (trained, mixed) = drive(search, where, lambda candidate, weights: candidate.preference.values.values())
     assert len(trained) == objectives and len(mixed) == points - objectives
-    assert isinstance(history[0], Outcome)
     for candidate in mixed:
         shares = neighbours.shares(candidate.preference, where.objectives, history[:objectives])
         weights = [candidate.preference.values[name] for name in where.objectives]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
 from random import Random
 from typing import Literal
 
@@ -59,7 +58,7 @@ class LayerAveraging(Search):
     @field_validator("base_shares")
     @classmethod
     def _distinct_shares(cls, given: tuple[float, ...]) -> tuple[float, ...]:
-        if not given or len(given) > 20 or not all(isfinite(share) and 0 <= share < 1 for share in given):
+        if not given or len(given) > 20 or not all(0 <= share < 1 for share in given):
             raise ValueError("give 1 to 20 numbers, each from 0 to below 1; 1 is the base itself")
         if len({f"{share:.4f}" for share in given}) < len(given):
             raise ValueError("give each share once; they are told apart by four digits")

@@ -24,7 +24,9 @@ def mix_candidate(candidate: Candidate, workshop: Workshop, history: Sequence[Ou
     """
 
     def fill(folder: Path) -> Content:
-        shares = candidate.shares or _shares(candidate, workshop.plan.objectives, history)
+        # by name: a proposal that is read from the journal names them in another order, and sums are rounded in order
+        given = dict(sorted(candidate.shares.items()))
+        shares = given or _shares(candidate, workshop.plan.objectives, history)
         parents = [mixing.read(workshop.directory / "candidates" / parent) for parent in shares]
         mix, lost = mixing.soup(parents, list(shares.values()), r=workshop.plan.config.model.lora.r)
         mixing.write(mix, folder)

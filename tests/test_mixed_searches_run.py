@@ -11,9 +11,12 @@ from interruptions import StopAfterCandidates
 from sweeps import contents, small_config, write_pairs
 
 from moalign import registry, storage
+from moalign.errors import PluginError
 from moalign.lora import mixing
 from moalign.sweeps import journal, run
 from moalign.sweeps.observe import Observer
+from moalign.sweeps.plan import prepare
+from moalign.types import Outcome
 
 SEARCHES = {
     "evolution": {"name": "evolution", "vary": "mixes", "strength": True, "population": 4, "generations": 2},
@@ -78,6 +81,29 @@ def test_the_adapters_are_what_the_shares_say(unbroken):
             errors.append(float((delta - expected).norm()))
             sizes.append(float(expected.norm()))
         assert hypot(*errors) / hypot(*sizes) == pytest.approx(lost[name], abs=1e-5)
+
+
+def test_one_model_for_all_preferences_is_asked_by_evolution_but_not_mixed_by_shares(tiny_model_path, tmp_path):
+    """Mixing by shares would only ask the same again and again, and is refused; weights are bred by asking."""
+    pairs = write_pairs(tmp_path / "pairs.jsonl", prompts=10)
+
+    def plan(**search):
+        return prepare(small_config(tiny_model_path, pairs, condition="soup", search=search), registry.discover())
+
+    def answered(candidates):
+        values = [each.preference.values for each in candidates]
+        return [
+            Outcome(each.id, "done", each.preference, {k: v**0.5 for k, v in value.items()}, kind=each.kind)
+            for each, value in zip(candidates, values, strict=True)
+        ]
+
+    bred = plan(name="evolution", population=4, generations=2)
+    first = bred.propose(())
+    second = bred.propose(answered(first))
+    assert len(second) == 4 and all(each.kind == "conditioned" and not each.changes for each in second)
+    averaged = plan(name="layer-averaging")
+    with pytest.raises(PluginError, match=r"'average-0-base0\.2000-even': with condition 'soup' one model is trained"):
+        averaged.propose(answered(averaged.propose(())))
 
 
 def _journal(directory: Path) -> list[dict]:

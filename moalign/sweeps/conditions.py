@@ -44,10 +44,10 @@ def asked_of_model(candidates: Sequence[Candidate], plan: Plan, history: Sequenc
 def _question(candidate: Candidate, plan: Plan) -> Candidate:
     who, choice = f"search '{plan.config.search.name}', candidate '{candidate.id}'", plan.config.condition
     assert choice is not None
-    if candidate.parents or candidate.changes or candidate.id == MODEL:
+    if candidate.parents or candidate.changes or candidate.shares or candidate.id == MODEL:
         raise PluginError(
             f"{who}: with condition '{choice.name}' one model is trained and the search only asks it for preferences; "
-            "this search wants candidates that are trained each in its own way. Use grid, random or listed"
+            "this search wants candidates that are trained or mixed each in its own way. Use grid, random or listed"
         )
     if candidate.preference.kind == "direction" and plan.conditioner is not None and plan.conditioner.by != "text":
         raise PreferenceError(

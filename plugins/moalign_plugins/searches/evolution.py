@@ -86,7 +86,7 @@ class Evolution(Search):
         self, breeding: Breeding, parents: Sequence[Candidate], space: Space, outcomes: Mapping[str, Outcome]
     ) -> list[Candidate]:
         """What is missing of the first generation that is not whole; the breeding is replayed up to it."""
-        genomes = breeding.first()
+        genomes, before = breeding.first(), list[Candidate]()
         for generation in range(1, self.generations + 1):
             names = [f"generation-{generation}-{n:0{len(str(self.population - 1))}d}" for n in range(len(genomes))]
             candidates = [
@@ -96,9 +96,9 @@ class Evolution(Search):
                 for name, genome in zip(names, genomes, strict=True)
             ]
             if missing := [candidate for candidate in candidates if candidate.id not in outcomes]:
-                warm = not parents and generation > 1 and self.warm_steps is not None
-                return self._warm(missing, candidates, space, outcomes) if warm else missing
+                return missing if parents else self._warm(missing, before, space, outcomes)
             self._tell(breeding, genomes, [outcomes[candidate.id] for candidate in candidates], space)
+            before += candidates
             genomes = breeding.offspring()
         return []
 
@@ -109,20 +109,16 @@ class Evolution(Search):
     def _warm(
         self,
         missing: Sequence[Candidate],
-        generation: Sequence[Candidate],
+        before: Sequence[Candidate],
         space: Space,
         outcomes: Mapping[str, Outcome],
     ) -> list[Candidate]:
-        """From the nearest that is done, of those before this generation: its order must not matter."""
-        assert self.warm_steps is not None
+        """From the adapter of the nearest that was trained in the generations before; where none was, as they are."""
+        ended = [(candidate, outcomes[candidate.id]) for candidate in before]
+        done = [candidate for candidate, outcome in ended if outcome.status == "done" and outcome.kind == "trained"]
+        if self.warm_steps is None or not done:
+            return list(missing)
         steps = {"train.steps": max(1, round(self.warm_steps * space.steps))}
-        own = {candidate.id for candidate in generation}
-        done = [
-            Candidate(each.id, each.preference)
-            for each in outcomes.values()
-            if each.status == "done" and each.kind == "trained" and each.preference.kind == "weights"
-            if each.id not in own
-        ]
         return [replace(each, parents=(nearest(done, each, space).id,), changes=steps) for each in missing]
 
 

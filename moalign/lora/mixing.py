@@ -37,7 +37,7 @@ _PLACE |= {"fan_in_fan_out"}  # of GPT-2's layers, which keep their weights the 
 _ORIGIN = {"base_model_name_or_path", "revision", "peft_version", "inference_mode"}
 _FREE = _RANK | _PLACE | _ORIGIN
 
-# How much of an adapter: of all its layers, or of so many blocks of equal size, from the bottom.
+# How much of an adapter: of all its layers, or of so many blocks of them of equal size, from the bottom.
 Coefficient = float | tuple[float, ...]
 
 
@@ -190,7 +190,8 @@ def mix(
 
     c_k s_k / ``scaling`` is folded into B_k alone, so A is the As as they were. With the default the result is a peft
     adapter of alpha = r. Any finite coefficients: they need not be positive nor sum to 1. Several for one adapter are
-    those of as many blocks of the model's layers, of equal size, from the bottom; what has no layer's number, such as
+    those of as many blocks of the adapted layers, of equal size, from the bottom: of n layers in K blocks layer i, from
+    0, is in block floor(i K / n), so with more blocks than layers some hold none. What has no layer's number, such as
     the head, counts to the last block.
 
     Raises RunError naming (``names``) the adapter whose targets or shapes are not the first's; MoalignError for
@@ -265,18 +266,21 @@ def _numbers(coefficient: Coefficient) -> tuple[float, ...]:
     return coefficient if isinstance(coefficient, tuple) else (coefficient,)
 
 
-def _at(coefficient: Coefficient, place: float) -> float:
-    """That of the block in which ``place``, from 0 at the bottom to 1, lies."""
+def _at(coefficient: Coefficient, place: tuple[int, int] | None) -> float:
+    """That of the block in which a layer lies; ``place``: its rank from the bottom, and of how many. None: the last."""
     numbers = _numbers(coefficient)
-    return numbers[min(int(place * len(numbers)), len(numbers) - 1)]
+    return numbers[-1] if place is None else numbers[place[0] * len(numbers) // place[1]]
 
 
-def _places(names: Iterable[str]) -> dict[str, float]:
-    """Where each adapted module lies, from 0 at the bottom to 1: by the first number in its name, its layer's."""
+def _places(names: Iterable[str]) -> dict[str, tuple[int, int] | None]:
+    """Adapted module -> the rank of its layer among those adapted, from 0 at the bottom, and how many these are.
+
+    A layer's number is the first in the module's name; None where there is none.
+    """
     found = {name: re.search(r"\.(\d+)\.", name) for name in names}
     layers = {name: int(match[1]) for name, match in found.items() if match}
-    number = max(layers.values(), default=0) + 1
-    return {name: layers[name] / number if name in layers else 1.0 for name in found}
+    order = sorted(set(layers.values()))
+    return {name: (order.index(layers[name]), len(order)) if name in layers else None for name in found}
 
 
 def _check_coefficients(coefficients: Sequence[Coefficient], adapters: int) -> None:

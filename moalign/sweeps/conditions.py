@@ -47,7 +47,7 @@ def _question(candidate: Candidate, plan: Plan) -> Candidate:
     if candidate.parents or candidate.shares or candidate.changes or candidate.id == MODEL:
         raise PluginError(
             f"{who}: with condition '{choice.name}' one model is trained and the search only asks it for preferences; "
-            "this search wants candidates that are trained each in its own way. Use grid, random or listed"
+            "this search wants candidates that are trained or mixed each in its own way. Use grid, random or listed"
         )
     if candidate.preference.kind == "direction" and plan.conditioner is not None and plan.conditioner.by != "text":
         raise PreferenceError(

@@ -40,8 +40,10 @@ def start(candidate: Candidate, workshop: Workshop, scratch: Path) -> Path | Non
 
 def mix(shares: Shares, workshop: Workshop) -> tuple[mixing.Adapter, mixing.Truncation]:
     """What these candidates' adapters are together, compressed to the run's rank, and what that lost."""
-    adapters = [mixing.read(workshop.directory / "candidates" / parent) for parent in shares]
-    return mixing.soup(adapters, list(shares.values()), r=workshop.plan.config.model.lora.r)
+    # by name: a proposal that is read from the journal names them in another order, and sums are rounded in order
+    ordered = dict(sorted(shares.items()))
+    adapters = [mixing.read(workshop.directory / "candidates" / parent) for parent in ordered]
+    return mixing.soup(adapters, list(ordered.values()), r=workshop.plan.config.model.lora.r)
 
 
 def parents_of(candidate: Candidate) -> dict[str, float]:

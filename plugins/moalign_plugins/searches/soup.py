@@ -23,7 +23,10 @@ class Soup(Search):
     """An even grid of which only a coarser grid is trained (rewarded soups, arXiv:2306.04488).
 
     The points between are mixes of the nearest trained adapters, summed in delta space: sum_k c_k s_k B_k A_k with the
-    barycentric coordinates c of the wanted weights. They are evaluated like all others, and cost no training.
+    barycentric coordinates c of the wanted weights. They are evaluated like all others, and cost no training. With
+    ``trained`` no larger than the number of objectives each objective alone is trained, and c is the weights
+    themselves: the paper's soups over the simplex. An even grid has points between from 3, 6, 10, 15 ``points`` on for
+    2, 3, 4, 5 objectives.
     """
 
     trained: int = Field(default=3, ge=1)

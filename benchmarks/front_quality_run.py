@@ -132,10 +132,10 @@ def run_sweep(settings: Config, directory: Path, *, utility: bool = False) -> di
         front = run.start(settings, directory, registry.discover(), Observer())
     seconds = time.perf_counter() - start
     history = Archive.open(directory).history
-    stated = dict(front.get("bounds") or {})
+    stated = stated_bounds(front)
     exact = job.measure(directory, Observer())
     shares = {name: exact[name] for name in ("front_share", "front_share_worst", "hypervolume_share")}
-    found = shares | {"stated": stated, "exact_hypervolume": exact_hypervolume(settings, _reference(front, stated))}
+    found = shares | {"stated": stated, "exact_hypervolume": exact_hypervolume(settings, front["reference_point"])}
     found["bounds_hold"] = bounds_hold(found)
     if utility:
         found |= {"linear": shares} | utility_shares(directory, [point["id"] for point in exact["points"]])
@@ -171,9 +171,9 @@ def proposals() -> Iterator[list[float]]:
         yield times
 
 
-def _reference(front: Mapping[str, Any], stated: Mapping[str, Any]) -> Mapping[str, float]:
-    """The corner of the stated volume."""
-    return stated.get("reference_point") or front["reference_point"]
+def stated_bounds(front: Mapping[str, Any]) -> dict[str, Any]:
+    """What a front says of itself; empty where it says nothing."""
+    return dict((front.get("analysis") or front).get("bounds") or {})
 
 
 def exact_hypervolume(settings: Config, corner: Mapping[str, float]) -> float:

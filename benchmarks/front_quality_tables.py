@@ -136,8 +136,8 @@ def _not_run(report: Mapping[str, Any], world: str) -> list[str]:
 
 def text_of(report: Mapping[str, Any]) -> str:
     about = [
-        "Front share: of what the best policy gains over the base, how much the best point of the front gains; the mean over "
-        "even preferences, and the least (worst preference), by enumeration of every reply to the held-out "
+        "Front share: of what the best policy gains over the base, how much the best point of the front gains; mean "
+        "over even preferences, and the least (worst preference), by enumeration of every reply to the held-out "
         "prompts. Where a reply has a worth of its own: of what the best policy gains in E[min_j r_j / t_j] - beta KL, "
         "how much the best point gains, mean and least over three targets. The ceiling is what gradient ascent on "
         "these very figures reaches with the same adapters. Tokens: of responses, over all trainings of the sweep. The "

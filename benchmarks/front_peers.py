@@ -36,20 +36,29 @@ class Pair:
 
 def reached(request: Request, directory: Path) -> dict[str, Any]:
     """The front of one way, from pairs that are the same for all ways of a seed."""
+    settings = request.settings()
+    if request.way == TRL:
+        return run_trl(settings, training_pairs(settings), directory)
+    return run_sweep(request.settings(*write_pairs(settings, directory)))
+
+
+def training_pairs(settings: Config) -> list[Pair]:
+    """Judged pairs of some of the training prompts; a function of the configuration's seed."""
     from moalign.demo import grammar
 
-    settings = request.settings()
-    names = settings.objective_names
-    some = Random(derive(request.seed, "prompts")).sample(grammar.TRAIN_PROMPTS, PROMPTS)
-    pairs = judged(settings, some, RESPONSES, derive(request.seed, "training"))
-    if request.way == TRL:
-        return run_trl(settings, pairs, directory)
-    held_out = judged(settings, grammar.HELD_OUT_PROMPTS, HELD_OUT_RESPONSES, derive(request.seed, "held out"))
-    for name, some_pairs in (("training", pairs), ("held-out", held_out)):
-        rows = [pair.row(objective) | {"objective": objective} for pair in some_pairs for objective in names]
+    some = Random(derive(settings.seed, "prompts")).sample(grammar.TRAIN_PROMPTS, PROMPTS)
+    return judged(settings, some, RESPONSES, derive(settings.seed, "training"))
+
+
+def write_pairs(settings: Config, directory: Path) -> tuple[str, ...]:
+    """Write training and held-out pairs; returns the changes that name the two files."""
+    from moalign.demo import grammar
+
+    held_out = judged(settings, grammar.HELD_OUT_PROMPTS, HELD_OUT_RESPONSES, derive(settings.seed, "held out"))
+    for name, pairs in (("training", training_pairs(settings)), ("held-out", held_out)):
+        rows = [pair.row(each) | {"objective": each} for pair in pairs for each in settings.objective_names]
         (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    files = (f"data.path={directory}/training.jsonl", f"data.held_out_path={directory}/held-out.jsonl")
-    return run_sweep(request.settings(*files))
+    return (f"data.path={directory}/training.jsonl", f"data.held_out_path={directory}/held-out.jsonl")
 
 
 def judged(settings: Config, prompts: Sequence[str], responses: int, seed: int) -> list[Pair]:

@@ -213,11 +213,16 @@ def test_text_round_trips_exactly_through_the_tokenizer(tokenizer):
     assert ids + tokenizer(answer, add_special_tokens=False)["input_ids"] == tokenizer(prompt + answer)["input_ids"]
 
 
-def test_the_shipped_ceiling_is_high_and_belongs_to_this_world(tiny, reference):
-    ceiling = json.loads((DEMO / "ceiling.json").read_text(encoding="utf-8"))
-    assert ceiling["beta"] == tiny.beta and tuple(ceiling["objectives"]) == tiny.objectives
-    points = torch.tensor([[point["f"][name] for name in tiny.objectives] for point in ceiling["points"]])
-    shares = world.shares(tiny, reference, points)
+@pytest.mark.parametrize(
+    "objectives", [("helpful", "harmless"), ("helpful", "harmless", "concise")], ids=["two", "three"]
+)
+def test_the_shipped_ceiling_is_high_and_belongs_to_this_world(reference, objectives):
+    seen = world.tiny_world(objectives=objectives)
+    shipped = json.loads((DEMO / "ceiling.json").read_text(encoding="utf-8"))
+    (ceiling,) = [each for each in shipped if tuple(each["objectives"]) == objectives]
+    assert ceiling["beta"] == seen.beta
+    points = torch.tensor([[point["f"][name] for name in objectives] for point in ceiling["points"]])
+    shares = world.shares(seen, reference, points)
     assert shares.front_share == pytest.approx(ceiling["front_share"], abs=1e-4)
     assert shares.front_share_worst == pytest.approx(ceiling["front_share_worst"], abs=1e-3)
-    assert 0.95 <= shares.front_share <= 1
+    assert 0.9 <= shares.front_share <= 1

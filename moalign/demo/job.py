@@ -141,7 +141,7 @@ def _ceiling(names: tuple[str, ...]) -> dict[str, Any]:
     """What gradient ascent on the exact front reaches with these adapters, computed once and shipped."""
     if not CEILING.exists():
         return {}
-    ceiling = storage.read_json(CEILING)
-    if sorted(ceiling["objectives"]) != sorted(names):
-        return {}
-    return {"ceiling": {key: ceiling[key] for key in ("front_share", "front_share_worst")}}
+    for ceiling in storage.read_json(CEILING):
+        if sorted(ceiling["objectives"]) == sorted(names) and "front_share" in ceiling:
+            return {"ceiling": {key: ceiling[key] for key in ("front_share", "front_share_worst")}}
+    return {}

@@ -55,9 +55,13 @@ def utilities(world: World, targets: Sequence[float]) -> Tensor:
 
 def value(world: World, targets: Sequence[float], policy: Tensor, reference: Tensor) -> float:
     """E[u] - beta KL(policy || reference), a mean over prompts, from log-probabilities of all outcomes [P,R+1]."""
-    probabilities = policy.exp()
+    return expected(world, policy, reference, targets).item()
+
+
+def expected(world: World, policy: Tensor, reference: Tensor, targets: Sequence[float]) -> Tensor:
+    """The same as a tensor [], differentiable in ``policy``."""
     worth = utilities(world, targets) - world.beta * (policy - reference)
-    return (probabilities * worth).sum(-1).mean().item()
+    return (policy.exp() * worth).sum(-1).mean()
 
 
 def optimum(world: World, targets: Sequence[float], reference: Tensor) -> Tensor:

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from botorch.models import ModelListGP
     from torch import Tensor
 
+_COARSE = {1: 0.0, 2: 0.0, 3: 0.0, 4: 1e-3}  # by objectives: of the volume, cells that are not split any more
+_COARSER = 1e-2  # of five and more
+_STEPS = 15  # of a climb; more gain less than the expectation's own error
+
 
 def improvement(
     model: ModelListGP,
@@ -24,7 +28,8 @@ def improvement(
 ) -> qLogNoisyExpectedHypervolumeImprovement:
     """log E[gain in hypervolume] of arXiv 2105.08195 and 2310.20708 over what is trained, by quasi-Monte Carlo.
 
-    ``pending``: weights from which nothing more is to be expected; they count as if their values were there.
+    The volume is cut into cells exactly for up to three objectives, for more but roughly (``_COARSE``), else it takes
+    minutes. ``pending``: weights from which nothing more is to be expected; they count as if their values were there.
     """
     import torch
     from botorch.acquisition.multi_objective.logei import qLogNoisyExpectedHypervolumeImprovement
@@ -36,6 +41,7 @@ def improvement(
         X_baseline=torch.tensor(list(trained), dtype=torch.float64),
         sampler=SobolQMCNormalSampler(torch.Size([samples]), seed=seed),
         prune_baseline=True,
+        alpha=_COARSE.get(len(reference), _COARSER),
         X_pending=torch.tensor(list(pending), dtype=torch.float64) if pending else None,
     )
 
@@ -91,7 +97,7 @@ def _climbed(acquisition: qLogNoisyExpectedHypervolumeImprovement, starts: Seque
                 batch_initial_conditions=torch.tensor(list(starts), dtype=torch.float64)[:, None],
                 equality_constraints=[one],
                 return_best_only=False,
-                options={"maxiter": 50},
+                options={"maxiter": _STEPS},
             )
     except (BotorchError, NanError, NotPSDError) as error:
         warnings.warn(f"bayesian: the best weights drawn are used, not climbed from ({error})", RuntimeWarning, 2)

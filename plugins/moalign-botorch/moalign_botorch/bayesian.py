@@ -21,7 +21,7 @@ _BELOW_THE_WORST = 0.1  # of the range of values, where no reference point is kn
 
 
 class Bayesian(Search):
-    """The weights with the largest expected gain in hypervolume, again and again (qLogNEHVI; arXiv:2105.08195, 2310.20708).
+    """The weights with the largest expected gain in hypervolume, again and again: qLogNEHVI, arXiv:2105.08195, 2310.20708.
 
     First each objective alone and some weights between. Then a Gaussian process per objective learns value by weights,
     with the scores' standard errors as its noise, and the next weights are those that promise most; a batch is chosen
@@ -76,9 +76,7 @@ class Bayesian(Search):
         """Of the configuration's steps, those of a candidate after the first proposal."""
         return 1.0 if self.warm_start is None else self.warm_steps
 
-    def _round(
-        self, number: int, size: int, space: Space, history: Sequence[Outcome], seed: int
-    ) -> list[Candidate]:
+    def _round(self, number: int, size: int, space: Space, history: Sequence[Outcome], seed: int) -> list[Candidate]:
         """At most ``size`` candidates of the round with this number, when the history was this."""
         rng = Random(seed + number)
         known = [each.preference.vector(space.objectives) for each in history if each.preference.kind == "weights"]
@@ -97,9 +95,7 @@ class Bayesian(Search):
             made.append(Candidate(_id(number, place, len(chosen)), preference))
         return self._warm(made, space, history) if number and self.warm_start else made
 
-    def _best(
-        self, size: int, data: Measured, space: Space, known: Sequence[Weights], rng: Random
-    ) -> list[Weights]:
+    def _best(self, size: int, data: Measured, space: Space, known: Sequence[Weights], rng: Random) -> list[Weights]:
         """torch's own generator is left as it was."""
         import torch
 

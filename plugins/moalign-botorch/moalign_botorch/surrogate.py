@@ -35,10 +35,11 @@ class Measured:
 
 
 def measured(space: Space, history: Sequence[Outcome]) -> Measured:
-    """What the history says of weights, in an order of its own; failed, skipped and otherwise preferred ones left out."""
+    """What the history says of weights, in an order of its own; without what failed, was skipped, or has no weights."""
     rows = []
     for outcome in history:
-        if outcome.status == "done" and outcome.preference.kind == "weights":
+        known = outcome.status == "done" and all(name in outcome.scores for name in space.objectives)
+        if known and outcome.preference.kind == "weights":
             found = values(outcome, space)
             if all(map(isfinite, found)):
                 rows.append((outcome.preference.vector(space.objectives), outcome.id, found, _errors(outcome, space)))

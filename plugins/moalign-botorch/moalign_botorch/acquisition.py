@@ -80,14 +80,14 @@ def _climbed(acquisition: qLogNoisyExpectedHypervolumeImprovement, starts: Seque
     On the simplex itself, by an equality: no objective is the one whose weight follows from the others'.
     """
     import torch
-    from botorch.exceptions.errors import BotorchError
+    from botorch.exceptions.errors import BotorchError, OptimizationGradientError
     from botorch.optim import optimize_acqf
     from linear_operator.utils.errors import NanError, NotPSDError
 
     objectives = len(starts[0])
     one = (torch.arange(objectives), torch.ones(objectives, dtype=torch.float64), 1.0)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")  # of restarts that end early; the best of all counts
             points, worth = optimize_acqf(
                 acquisition,
@@ -99,7 +99,7 @@ def _climbed(acquisition: qLogNoisyExpectedHypervolumeImprovement, starts: Seque
                 return_best_only=False,
                 options={"maxiter": _STEPS},
             )
-    except (BotorchError, NanError, NotPSDError) as error:
+    except (BotorchError, NanError, NotPSDError, OptimizationGradientError) as error:
         warnings.warn(f"bayesian: the best weights drawn are used, not climbed from ({error})", RuntimeWarning, 2)
         return []
     return [rounded(point) for point in _by_worth(points[:, 0], worth)]

@@ -83,18 +83,19 @@ def noise(column: Tensor, known: Sequence[float | None]) -> Tensor:
 
 
 def _fitted(weights: Tensor, column: Tensor, variance: Tensor) -> SingleTaskGP:
-    from botorch.exceptions.errors import BotorchError
+    import torch
+    from botorch.exceptions.errors import BotorchError, ModelFittingError
     from botorch.fit import fit_gpytorch_mll
     from gpytorch.mlls import ExactMarginalLogLikelihood
     from linear_operator.utils.errors import NanError, NotPSDError
 
     model = _process(weights, column, variance)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")  # of attempts; what matters is raised
             fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
         return model
-    except (BotorchError, NanError, NotPSDError) as error:
+    except (BotorchError, ModelFittingError, NanError, NotPSDError) as error:
         reason = f"{type(error).__name__}: {error}"
         warnings.warn(f"bayesian: the fit failed, the prior's mode is used ({reason})", RuntimeWarning, stacklevel=2)
         return _process(weights, column, variance).eval()  # type: ignore[no-any-return]

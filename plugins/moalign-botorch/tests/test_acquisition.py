@@ -71,7 +71,7 @@ def test_of_one_objective_alone_it_is_expected_improvement():
         found = improvement(model, weights, (-1.0, 0.0), (), 4096, 2)(at[:, None])
         posterior = model.models[0].posterior(at)
         single = expected_improvement(posterior.mean[:, 0], posterior.variance.sqrt()[:, 0], 0.6)
-    assert single[-1] > 0.05
+    assert single[-1] > 0.03
     torch.testing.assert_close(found[1:], single.log()[1:], rtol=0, atol=0.08)
 
 

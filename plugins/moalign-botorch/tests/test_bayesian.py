@@ -34,7 +34,7 @@ def first(objectives=2, stderr=0.02):
 
 
 def test_conformance():
-    check_search(Bayesian(points=6, initial=1, batch=2, **QUICK), objectives=3)
+    check_search(Bayesian(points=5, initial=1, batch=2, samples=4, raw=8, restarts=1), objectives=2)
 
 
 def test_first_each_objective_alone_and_weights_between_that_fill_the_space():

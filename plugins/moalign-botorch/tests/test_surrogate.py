@@ -35,7 +35,6 @@ def test_a_value_with_a_large_error_is_not_interpolated():
     noisy, sure = posterior(data(1.0)), posterior(data(0.01))
     assert noisy[0][at, 0].item() == approx(0.45, abs=0.1)  # where the others say
     assert sure[0][at, 0].item() == approx(1.45, abs=0.1)  # where it is
-    assert noisy[1][at, 0] > sure[1][at, 0]
 
 
 def test_exact_values_are_interpolated():

@@ -21,7 +21,7 @@ _BELOW_THE_WORST = 0.1  # of the range of values, where no reference point is kn
 
 
 class Bayesian(Search):
-    """The weights with the largest expected gain in hypervolume, again and again: qLogNEHVI, arXiv:2105.08195, 2310.20708.
+    """The weights with the largest expected gain in hypervolume, again and again: arXiv:2105.08195, 2310.20708.
 
     First each objective alone and some weights between. Then a Gaussian process per objective learns value by weights,
     with the scores' standard errors as its noise, and the next weights are those that promise most; a batch is chosen

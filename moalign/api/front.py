@@ -40,7 +40,7 @@ def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
 
 
 def hypervolumes(points: ArrayLike, groups: Sequence[Hashable], reference: ArrayLike) -> dict[Hashable, float]:
-    """``hypervolume`` of the points [n,M] of each group, such as those of one seed; by group, in the order first met."""
+    """``hypervolume`` of the points [n,M] of each group, such as one seed's; by group, in the order first met."""
     from moalign import pareto
 
     return pareto.hypervolumes(points, groups, reference)

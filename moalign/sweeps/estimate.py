@@ -15,7 +15,7 @@ from moalign.sweeps import together
 from moalign.sweeps.candidate import batch_source, job_of
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import Plan
-from moalign.sweeps.run import next_candidates
+from moalign.sweeps.proposals import next_candidates
 from moalign.sweeps.workshop import Workshop, opened_workshop
 from moalign.types import Candidate
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from random import Random
 
 from pydantic import Field
@@ -54,4 +55,4 @@ def cube(dimensions: int, count: int, rng: Random) -> list[list[float]]:
 def gaps(point: Sequence[float]) -> tuple[float, ...]:
     """[M] not negative, of sum 1: between the sorted coordinates [M-1], from 0 to 1."""
     ends = [0.0, *sorted(point), 1.0]
-    return tuple(after - before for before, after in zip(ends, ends[1:], strict=False))
+    return tuple(after - before for before, after in pairwise(ends))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from random import Random
 
 from pydantic import Field
@@ -61,7 +62,7 @@ class SuccessiveHalving(Search):
     def steps(self, space: Space) -> list[int]:
         """Of each rung beyond the one before; they add up to ``space.steps``."""
         until = [round(space.steps / self.eta ** (self.rungs - 1 - number)) for number in range(self.rungs)]
-        each = [after - before for before, after in zip([0, *until], until, strict=False)]
+        each = [after - before for before, after in pairwise([0, *until])]
         if min(each) < 1:
             raise ConfigError(
                 f"search.rungs: {self.rungs} rungs with eta {self.eta:g} leave one of them no step of train.steps "
@@ -93,7 +94,7 @@ def best(points: Sequence[tuple[float, ...]], wanted: int, reference: tuple[floa
     points = [_scaled(point, lowest, ranges) for point in points]
     columns = list(zip(*points, strict=True))
     chosen: list[int] = []
-    for place, column in enumerate(columns):
+    for column in columns:
         extreme = max(range(len(points)), key=lambda one: (column[one], sum(points[one]), -one))
         chosen += [extreme] if extreme not in chosen else []
     layer, rest = list(chosen), [place for place in range(len(points)) if place not in chosen]
@@ -119,7 +120,9 @@ def _gain(
     """What a point adds to the hypervolume of a layer, from each of the corners."""
     before = [points[each] for each in layer]
     return tuple(
-        round(hypervolume([*before, points[place]], corner) - (hypervolume(before, corner) if before else 0.0), _DECIMALS)
+        round(
+            hypervolume([*before, points[place]], corner) - (hypervolume(before, corner) if before else 0.0), _DECIMALS
+        )
         for corner in corners
     )
 

@@ -64,7 +64,7 @@ class HyperParameters(Search):
     """
 
     space: dict[str, Range | list[Any]] = Field(min_length=1)
-    """key -> {low, high, log: true} or a list of values; keys as loss.beta, train.lr, model.lora.r (at most as configured)"""
+    """loss.beta, train.lr, model.lora.r (at most the configured) -> {low, high, log: true}, or a list of values"""
     configurations: int = Field(default=8, ge=1, le=999)
     """how many are tried first"""
     refine: int = Field(default=0, ge=0, le=999)

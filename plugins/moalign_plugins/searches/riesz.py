@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from math import fsum
+from itertools import combinations
+from math import dist, fsum
 from random import Random
 
 from pydantic import Field
@@ -18,7 +19,11 @@ REGISTRATION = {
     "paper": "doi:10.1109/TEVC.2020.2992387",
 }
 
-_DECIMALS = 9  # beyond them the optimiser's result says nothing
+_DECIMALS = 6  # beyond them the optimiser's result says nothing
+_TRIALS = 4  # starts of the optimiser; the best of its results is taken
+_POOL = 60  # random points for each that is wanted, among which it starts
+
+Rows = tuple[tuple[float, ...], ...]
 
 
 class Riesz(Search):
@@ -31,7 +36,7 @@ class Riesz(Search):
     points: int = Field(default=11, ge=1)
     """how many candidates; one for each objective at least"""
     start: int = Field(default=0, ge=0, lt=2**32)
-    """seed of the points that the optimiser starts from"""
+    """seed of the points from which the optimiser starts"""
 
     def propose(self, space: Space, history: Sequence[Outcome], rng: Random) -> list[Candidate]:
         seen = {outcome.id for outcome in history}
@@ -54,7 +59,7 @@ class Riesz(Search):
 
 
 @lru_cache(maxsize=16)  # seconds of optimisation, and each proposal wants the same
-def directions(objectives: int, points: int, start: int) -> tuple[tuple[float, ...], ...]:
+def directions(objectives: int, points: int, start: int) -> Rows:
     """[points,objectives], rows that are not negative and sum to 1; the unit vectors first, then in rising order."""
     corners = [tuple(float(i == j) for j in range(objectives)) for i in range(objectives)]
     if objectives == 1 or points == objectives:
@@ -62,12 +67,31 @@ def directions(objectives: int, points: int, start: int) -> tuple[tuple[float, .
     if objectives == 2:
         inner = [(step / (points - 1), 1 - step / (points - 1)) for step in range(1, points - 1)]
         return (*corners, *inner)
-    from pymoo.util.ref_dirs import get_reference_directions
+    found = min((_solved(objectives, points, start, trial) for trial in range(_TRIALS)), key=_energy)
+    return (*corners, *sorted(_exact(row) for row in found if row not in corners))
 
-    found = [tuple(row) for row in get_reference_directions("energy", objectives, points, seed=start).tolist()]
-    for place in range(objectives):  # the energy holds them there, but no optimiser promises it to the last bit
-        found.remove(max(found, key=lambda row: row[place]))
-    return (*corners, *sorted(_exact(row) for row in found))
+
+def _solved(objectives: int, points: int, start: int, trial: int) -> Rows:
+    """A minimum near to points that are far from each other; the corners stand still, and are given back exact."""
+    import numpy as np
+    from pymoo.util.ref_dirs.energy import RieszEnergyReferenceDirectionFactory
+
+    pool = np.random.default_rng([start, trial]).dirichlet(np.ones(objectives), size=_POOL * points)
+    chosen = [*np.eye(objectives)]
+    while len(chosen) < points:
+        distances = np.min([np.linalg.norm(pool - one, axis=1) for one in chosen], axis=0)
+        chosen.append(pool[int(distances.argmax())])
+    solver = RieszEnergyReferenceDirectionFactory(objectives, points, X=np.array(chosen), freeze_edges=True)
+    rows = [tuple(row) for row in solver.do().tolist()]
+    for place in range(objectives):
+        corner = max(range(len(rows)), key=lambda one: rows[one][place])
+        rows[corner] = tuple(float(place == other) for other in range(objectives))
+    return tuple(rows)
+
+
+def _energy(rows: Rows) -> float:
+    """Sum over all pairs of distance^-s, with s = 2 M as pymoo has it."""
+    return round(fsum(dist(one, other) ** (-2 * len(one)) for one, other in combinations(rows, 2)), _DECIMALS)
 
 
 def _exact(row: tuple[float, ...]) -> tuple[float, ...]:

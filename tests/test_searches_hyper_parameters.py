@@ -58,7 +58,7 @@ def drive(search, space, world=world, fate=lambda candidate: "done"):
     ids=["one key", "three keys"],
 )
 def test_it_keeps_to_the_contract(search):
-    check_search(search)
+    check_search(search, objectives=3)
 
 
 @pytest.mark.parametrize("objectives", [1, 2, 3, 4, 5])
@@ -82,11 +82,7 @@ def test_a_refinement_comes_nearer():
         search = HyperParameters(space=RATES, configurations=4, refine=refine, seeds=1, points=2)
         rounds, _ = drive(search, where())
         assert len(rounds) == (3 if refine else 2)
-        (kept[refine],) = (
-            {each.changes["train.lr"] for each in rounds[-1]} - {None}
-            if False
-            else {each.changes["train.lr"] for each in rounds[-1] if "train.lr" in each.changes}
-        )
+        (kept[refine],) = {each.changes["train.lr"] for each in rounds[-1] if "train.lr" in each.changes}
     assert abs(log(kept[12] / BEST)) < abs(log(kept[0] / BEST))
     assert 1e-5 <= kept[12] <= 1e-2
 
@@ -152,7 +148,7 @@ def test_without_a_reference_point_nothing_can_be_compared():
     space = Space(NAMES[:2], steps=10)
     first = search.propose(space, (), Random(0))
     history = [Outcome(each.id, "done", each.preference, world(each, space), changes=each.changes) for each in first]
-    with pytest.raises(ConfigError, match="set evaluate.reference_point"):
+    with pytest.raises(ConfigError, match=r"set evaluate\.reference_point"):
         search.propose(space, history, Random(0))
 
 

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from moalign import preference
 from moalign.progress import duration
+from moalign.sweeps.budget import refuse
 from moalign.sweeps.estimate import estimate
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import Plan
@@ -36,5 +37,10 @@ def show(plan: Plan, observer: Observer, console: Console) -> None:
     table.add_row("tokens", f"about {cost.tokens:,} response tokens in all")
     table.add_row("memory", f"about {cost.memory / 2**20:,.0f} MiB for {cost.together} together, beside the libraries")
     table.add_row("time", f"about {duration(cost.seconds)} ({duration(cost.seconds_per_evaluation)} per evaluation)")
+    if cost.purse is not None:
+        table.add_row("budget", cost.purse.said().removeprefix("budget: "))
+        table.add_row("", f"it pays {len(cost.fitting)} of these {len(cost.candidates)} candidates")
     console.print(table)
+    if cost.purse is not None and not cost.fitting:
+        console.print(str(refuse(cost.purse)), style="red", markup=False)
     console.print("nothing was written")

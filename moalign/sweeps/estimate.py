@@ -11,7 +11,8 @@ from statistics import median
 from typing import Any
 
 from moalign.engine.train import train
-from moalign.sweeps import together
+from moalign.sweeps import budget, together
+from moalign.sweeps.budget import Purse
 from moalign.sweeps.candidate import batch_source, job_of
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import Plan
@@ -30,7 +31,8 @@ class Estimate:
     ``steps``: of each candidate that is trained. ``seconds_per_step``: for each of them with ``together`` in a pass.
     ``seconds_of_sampling`` is for all rounds of one candidate, 0 without rollouts. ``seconds_of_looks`` is for all its
     looks at the held-out pairs, 0 without train.early_stop; where a candidate will end early is not foreseen.
-    ``memory`` is that of ``together`` candidates in one pass, in bytes, the base among them.
+    ``memory`` is that of ``together`` candidates in one pass, in bytes, the base among them. ``purse``: what there is
+    to spend, where the search has a budget, and ``fitting`` those of the candidates that it pays.
     """
 
     candidates: tuple[Candidate, ...]
@@ -44,6 +46,8 @@ class Estimate:
     counts: dict[str, int]
     together: int
     memory: int
+    purse: Purse | None = None
+    fitting: tuple[Candidate, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -64,6 +68,8 @@ def estimate(plan: Plan, observer: Observer) -> Estimate:
 
 def _estimate(plan: Plan, workshop: Workshop, observer: Observer) -> Estimate:
     candidates = next_candidates(plan, workshop, ())
+    purse = budget.untouched(plan, workshop)
+    fitting, _ = budget.split(candidates, purse, plan)
     trained = [candidate for candidate in candidates if candidate.kind == "trained"]
     observer.on_phase("measuring a few steps")
     first = trained[0]  # one that needs no other's adapter
@@ -109,4 +115,6 @@ def _estimate(plan: Plan, workshop: Workshop, observer: Observer) -> Estimate:
         counts=dict(workshop.material.counts),
         together=size,
         memory=base + beyond[size],
+        purse=purse,
+        fitting=tuple(fitting),
     )

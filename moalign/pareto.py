@@ -46,6 +46,15 @@ def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
     return float(moocore.hypervolume(above - corner, ref=0.0, maximise=True)) if len(above) else 0.0
 
 
+def hypervolumes(points: ArrayLike, groups: Sequence[Hashable], reference: ArrayLike) -> dict[Hashable, float]:
+    """Hypervolume of the points of each group, such as those of one seed; by group, in the order first met."""
+    matrix = _matrix(points, "points")
+    members: defaultdict[Hashable, list[int]] = defaultdict(list)
+    for place, group in zip(range(len(matrix)), groups, strict=True):
+        members[group].append(place)
+    return {group: hypervolume(matrix[places], reference) for group, places in members.items()}
+
+
 def expected_utility(points: ArrayLike, weights: ArrayLike) -> float:
     """Mean over the rows of ``weights`` [W, M] of the best ``w . p`` among the points (Zintgraf et al. 2015)."""
     matrix, directions = _matrix(points, "points"), _matrix(weights, "weights")

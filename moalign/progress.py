@@ -27,6 +27,7 @@ class ConsoleObserver(Observer):
         self._steps = 1
         self._expected = 0
         self._finished = 0
+        self._planned: set[str] = set()  # candidates that are expected to be trained
         self._started = time.monotonic()
         self._here = 0
         self._steps_of: dict[str, int] = {}  # by candidate: a search may give one fewer steps than others
@@ -44,8 +45,8 @@ class ConsoleObserver(Observer):
         self.console.print(f"[yellow]warning[/] {escape(what)}", highlight=False)
 
     def on_run_start(self, plan: Plan, material: Material, finished: int) -> None:
-        expected = sum(candidate.kind == "trained" for candidate in plan.propose(()))
-        self._begin(material.counts, material.warnings, plan.config.train.steps, expected, finished)
+        self._planned = {candidate.id for candidate in plan.propose(()) if candidate.kind == "trained"}
+        self._begin(material.counts, material.warnings, plan.config.train.steps, len(self._planned), finished)
 
     def on_training_start(self, counts: Mapping[str, int], warnings: Sequence[str], steps: int, members: int) -> None:
         self._begin(counts, warnings, steps, members, 0)
@@ -77,6 +78,14 @@ class ConsoleObserver(Observer):
                 "", total=self._expected * self._steps, completed=self._finished * self._steps
             )
 
+    def on_skipped(self, outcomes: Sequence[Outcome]) -> None:
+        dropped = self._planned.intersection(outcome.id for outcome in outcomes)
+        self._planned -= dropped
+        self._expected -= len(dropped)
+        self._finished = min(self._finished, self._expected)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._completed(), total=self._total())
+
     def on_candidate_start(self, candidate: Candidate) -> None:
         self._steps_of[candidate.id] = candidate.changes.get("train.steps", self._steps)
         if self._bar is not None:
@@ -99,8 +108,7 @@ class ConsoleObserver(Observer):
             self._here += 1
             self._share_done[outcome.id] = 1.0
         if self._bar is not None:
-            total = max(self._expected, self._finished + self._here) * self._steps
-            self._bar.update(self._task, completed=self._completed(), total=total)
+            self._bar.update(self._task, completed=self._completed(), total=self._total())
         if outcome.status == "failed":
             self.console.print(f"[red]failed[/] {outcome.id}: ", end="")
             self.console.print(outcome.error, markup=False)
@@ -111,6 +119,9 @@ class ConsoleObserver(Observer):
 
     def on_run_end(self, front: dict[str, Any]) -> None:
         self.close()
+
+    def _total(self) -> int:
+        return max(self._expected, self._finished + self._here) * self._steps
 
     def _completed(self) -> int:
         """Steps, as if every candidate took the configuration's."""

@@ -94,6 +94,7 @@ OPTIONS = {
     "gated": {"gates": [{"objective": "concise", "above": 0.2}]},
     "product": {"penalties": ["concise"]},
     "reward-robust": {"nominal": "concise"},
+    "hyper-parameters": {"space": {"loss.beta": [0.1, 0.3]}, "configurations": 2, "seeds": 1, "points": 4},
     "features": {"features": ["helpful", "honest"]},
 }
 # They need a file, a model or a server, and are checked in test_rewards_*.py.

@@ -26,7 +26,7 @@ from moalign.api.combiner import Combiner
 from moalign.api.combining import Combine, Combining
 from moalign.api.conditioner import Conditioner
 from moalign.api.decoding import NextToken, Request
-from moalign.api.front import hypervolume, non_dominated, values
+from moalign.api.front import hypervolume, hypervolumes, non_dominated, values
 from moalign.api.kinds import Decoder, Observer, Reader, Reward, Row, Sampler, Search, Transform
 from moalign.api.objective import Objective
 from moalign.api.plugin import Plugin, Register
@@ -136,6 +136,7 @@ __all__ = [
     "hookimpl",
     "hookspec",
     "hypervolume",
+    "hypervolumes",
     "log_ratios",
     "non_dominated",
     "numbers",

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from moalign.types import Outcome, Space
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
+
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
@@ -35,3 +37,10 @@ def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
     from moalign import pareto
 
     return pareto.hypervolume(points, reference)
+
+
+def hypervolumes(points: ArrayLike, groups: Sequence[Hashable], reference: ArrayLike) -> dict[Hashable, float]:
+    """``hypervolume`` of the points [n,M] of each group, such as one seed's; by group, in the order first met."""
+    from moalign import pareto
+
+    return pareto.hypervolumes(points, groups, reference)

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from moalign import preference
 from moalign.progress import duration
+from moalign.sweeps.budget import refuse
 from moalign.sweeps.estimate import estimate
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import Plan
@@ -21,12 +22,15 @@ def show(plan: Plan, observer: Observer, console: Console) -> None:
     table.add_row("data", config.data_paths[0])
     method = f"loss {config.loss.name}, combine {config.combine.name}, search {config.search.name}"
     table.add_row("method", method + (f", condition {config.condition.name}" if config.condition else ""))
+    if cost.reason:
+        table.add_row("search", cost.reason)
     table.add_row("evaluation", plan.evaluation_kind)
     for reason, count in sorted(cost.counts.items()):
         table.add_row("", f"{reason}: {count}")
     trained = len(cost.steps)
     asked = "" if trained == len(cost.candidates) else f", {trained} of them trained"
-    table.add_row("candidates", f"{len(cost.candidates)}{asked}")
+    first = " in the first proposal" if cost.reason else ""
+    table.add_row("candidates", f"{len(cost.candidates)}{asked}{first}")
     for candidate in cost.candidates:
         table.add_row("", preference.format(candidate.preference))
     table.add_row("steps", " or ".join(f"{steps:,}" for steps in sorted(set(cost.steps))) + " each")
@@ -36,5 +40,10 @@ def show(plan: Plan, observer: Observer, console: Console) -> None:
     table.add_row("tokens", f"about {cost.tokens:,} response tokens in all")
     table.add_row("memory", f"about {cost.memory / 2**20:,.0f} MiB for {cost.together} together, beside the libraries")
     table.add_row("time", f"about {duration(cost.seconds)} ({duration(cost.seconds_per_evaluation)} per evaluation)")
+    if cost.purse is not None:
+        table.add_row("budget", cost.purse.said().removeprefix("budget: "))
+        table.add_row("", f"it pays {len(cost.fitting)} of these {len(cost.candidates)} candidates")
     console.print(table)
+    if cost.purse is not None and not cost.fitting:
+        console.print(str(refuse(cost.purse)), style="red", markup=False)
     console.print("nothing was written")

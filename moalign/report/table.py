@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moalign.report import wording
+from moalign.report.configurations import configurations_table
 
 DETAILS_SHOWN = 4
 NARROW = {"kl_stderr", "ended"}  # details that the terminal has no room for, like those with a "/" in their name
@@ -26,6 +27,8 @@ def front_table(front: Mapping[str, Any]) -> RenderableType:
     if hidden:
         lines.append(("In the report", ", ".join(wording.printable(name) for name in hidden)))
     parts.append(_summary(lines))
+    if front.get("configurations"):
+        parts.append(configurations_table(front["configurations"]))
     if front["failed"]:
         parts.append(_failures(front["failed"]))
     return Group(*parts)

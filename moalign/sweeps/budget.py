@@ -1,29 +1,38 @@
 """What a search may spend: tokens or minutes, what a candidate costs of them, and which of a proposal fit.
 
 Tokens are those of the journal's outcomes, so that a resumed run decides as an unbroken one does. Minutes are this
-machine's, as the journal has them.
+machine's, as the journal has them. A proposal is cut by an estimate: of the data at first, then of what candidates have
+cost. What is spent goes beyond the limit by no more than the estimate is wrong for one proposal.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moalign.config import BudgetSettings
+from moalign.data.dataset import PairDataset
 from moalign.engine.batches import RolloutSource
+from moalign.errors import ConfigError
 from moalign.sweeps import journal, together
 from moalign.sweeps.candidate import batch_source
 from moalign.sweeps.plan import Plan
+from moalign.sweeps.proposals import next_candidates
 from moalign.sweeps.workshop import Workshop
 from moalign.types import Candidate, Outcome
 
 COST, SPENT = "cost", "spent"  # events
 SECONDS = 60.0  # in a minute
+LOOKED_AT = 100  # steps at most whose tokens are counted beforehand
+
+now = time.monotonic
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,7 @@ class Purse:
     """``limit``, what was ``spent`` of it, and what a training of all steps costs; in tokens, or in minutes.
 
     ``trainings``: how many of these the whole limit pays, by the first estimate.
+    ``beside``: of that cost, what the number of steps does not change and candidates that are not trained cost as well.
     """
 
     limit: float
@@ -38,6 +48,7 @@ class Purse:
     cost: float
     unit: str
     trainings: float
+    beside: float = 0.0
 
     @property
     def left(self) -> float:
@@ -46,7 +57,12 @@ class Purse:
     @property
     def affordable(self) -> float:
         """Trainings of all steps that what is left pays."""
-        return self.left / self.cost
+        return self.left / self.cost if self.cost else math.inf
+
+    def price(self, candidate: Candidate, plan: Plan) -> float:
+        """What this candidate is expected to cost."""
+        share = _share(candidate.changes, plan) if candidate.kind == "trained" else 0.0
+        return self.beside + (self.cost - self.beside) * share
 
     def said(self) -> str:
         """One line for people."""
@@ -57,6 +73,18 @@ class Purse:
         )
 
 
+def untouched(plan: Plan, workshop: Workshop) -> Purse | None:
+    """What there is to spend before anything is; None without a budget."""
+    budget = plan.config.search.budget
+    if budget is None:
+        return None
+    cost, beside = _measured(plan, workshop, budget)
+    if budget.tokens is not None:
+        return Purse(budget.tokens, 0.0, cost, "tokens", budget.tokens / cost)
+    assert budget.minutes is not None
+    return Purse(budget.minutes, 0.0, cost, "minutes", budget.minutes / cost, beside)
+
+
 def purse(plan: Plan, directory: Path, workshop: Workshop, history: Sequence[Outcome]) -> Purse | None:
     """What there is to spend by now; None without a budget. What a candidate costs is measured once, and written into
     the journal."""
@@ -64,60 +92,98 @@ def purse(plan: Plan, directory: Path, workshop: Workshop, history: Sequence[Out
     if budget is None:
         return None
     events = journal.read(directory / journal.FILE)
-    cost = next((event["cost"] for event in events if event["event"] == COST), None)
-    if cost is None:
-        cost = _measured(plan, workshop, budget)
-        journal.append(directory / journal.FILE, {"event": COST, "cost": cost})
+    found = next((event for event in events if event["event"] == COST), None)
+    if found is None:
+        cost, beside = _measured(plan, workshop, budget)
+        journal.append(directory / journal.FILE, {"event": COST, "cost": cost, "beside": beside})
+    else:
+        cost, beside = found["cost"], found.get("beside", 0.0)
     trained = sum(_share(outcome.changes, plan) for outcome in history if outcome.kind == "trained" and outcome.tokens)
     if budget.tokens is not None:
-        limit, spent, unit = float(budget.tokens), float(sum(outcome.tokens for outcome in history)), "tokens"
-    else:
-        assert budget.minutes is not None
-        seconds = sum(event["seconds"] for event in events if event["event"] == SPENT)
-        limit, spent, unit = budget.minutes, seconds / SECONDS, "minutes"
-    return Purse(limit, spent, spent / trained if trained and spent else cost, unit, limit / cost)
+        spent = float(sum(outcome.tokens for outcome in history))
+        return Purse(budget.tokens, spent, spent / trained if trained else cost, "tokens", budget.tokens / cost)
+    assert budget.minutes is not None
+    spent = sum(event["seconds"] for event in events if event["event"] == SPENT) / SECONDS
+    trainings = budget.minutes / cost
+    if trained and spent:
+        ended = sum(outcome.status == "done" for outcome in history)
+        cost = beside + max(0.0, spent - ended * beside) / trained
+    return Purse(budget.minutes, spent, cost, "minutes", trainings, beside)
 
 
 def split(proposed: Sequence[Candidate], purse: Purse | None, plan: Plan) -> tuple[list[Candidate], list[Candidate]]:
-    """Those that the budget pays, in their order, and those that it does not; what is not trained costs nothing."""
+    """Those that the budget pays, in their order, and those that it does not; what is not trained costs no tokens."""
     if purse is None:
         return list(proposed), []
     kept: list[Candidate] = []
     left_out: list[Candidate] = []
     left = purse.left
     for candidate in proposed:
-        price = purse.cost * _share(candidate.changes, plan) if candidate.kind == "trained" else 0.0
+        price = purse.price(candidate, plan)
         (kept if price <= left else left_out).append(candidate)
         left -= price if price <= left else 0.0
     return kept, left_out
 
 
-def spend(plan: Plan, directory: Path, began: float) -> None:
-    """Note the time that a proposal took, where that is what is spent."""
-    budget = plan.config.search.budget
+def refuse(purse: Purse) -> ConfigError:
+    """Where not one candidate could be trained."""
+    form = ",.0f" if purse.unit == "tokens" else ",.2f"
+    return ConfigError(
+        f"search.budget.{purse.unit}: {purse.limit:{form}} {purse.unit} do not pay a single candidate that the search "
+        f"proposes; one of all steps takes about {purse.cost:{form}}. Give more, or take fewer train.steps"
+    )
+
+
+def begun(candidates: Sequence[Candidate | Outcome]) -> bool:
+    """Whether any of them is trained, or was to be."""
+    return any(one.kind == "trained" and getattr(one, "status", "") != "skipped" for one in candidates)
+
+
+def in_vain(events: Sequence[Mapping[str, Any]]) -> int:
+    """How many proposals, the last ones in a row, held nothing that the budget paid."""
+    number = 0
+    for event in reversed([event for event in events if event["event"] == "proposed"]):
+        if event["candidates"]:
+            break
+        number += 1
+    return number
+
+
+def spend(plan: Plan, directory: Path, began: float) -> float:
+    """Note the time since then, where that is what is spent, and return the time."""
+    budget, ended = plan.config.search.budget, now()
     if budget is not None and budget.minutes is not None:
-        journal.append(directory / journal.FILE, {"event": SPENT, "seconds": time.monotonic() - began})
+        journal.append(directory / journal.FILE, {"event": SPENT, "seconds": ended - began})
+    return ended
 
 
 def _share(changes: Mapping[str, Any], plan: Plan) -> float:
-    """Of the configuration's steps, those that a candidate with these changes takes."""
-    return plan.variant(changes).train.steps / plan.config.train.steps
+    """What a candidate with these changes trains on, as a share of what the configuration says."""
+    train, configured = plan.variant(changes).train, plan.config.train
+    steps = train.steps / configured.steps
+    return steps if plan.config.rollouts else steps * train.pairs_per_step / configured.pairs_per_step
 
 
-def _measured(plan: Plan, workshop: Workshop, budget: BudgetSettings) -> float:
-    """What a candidate of all steps costs, before one was trained."""
-    first = next(candidate for candidate in plan.propose(()) if candidate.kind == "trained")
-    source = batch_source(first, workshop)
-    begin = time.monotonic()
-    dataset, pairs = source.at(0)
-    drawing = time.monotonic() - begin
-    steps = plan.variant(first.changes).train.steps
+def _measured(plan: Plan, workshop: Workshop, budget: BudgetSettings) -> tuple[float, float]:
+    """What a candidate of all steps costs before one was trained, and what of that has nothing to do with steps."""
+    proposed = next_candidates(plan, workshop, ())  # the first one needs no other's adapter
+    first = replace(next(candidate for candidate in proposed if candidate.kind == "trained"), changes={})
+    source, steps = batch_source(first, workshop), plan.config.train.steps
+    begin = now()
+    source.at(0)
+    drawing = now() - begin
     if budget.tokens is not None:
-        rows = np.unique(dataset.pairs[pairs])
-        return float(sum(len(dataset.sequences[row].response) for row in rows) * steps)
-    begin = time.monotonic()
+        last = -(-steps // source.settings.rounds) if isinstance(source, RolloutSource) else steps  # before round 2
+        looked_at = range(0, last, -(-last // LOOKED_AT))
+        return sum(_tokens(*source.at(step)) for step in looked_at) / len(looked_at) * steps, 0.0
+    begin = now()
     workshop.evaluate(None)
-    beside = time.monotonic() - begin
+    beside = now() - begin
     if isinstance(source, RolloutSource):
         beside += drawing * source.settings.rounds
-    return (together.seconds_per_candidate([first], workshop) * steps + beside) / SECONDS
+    return (together.seconds_per_candidate([first], workshop) * steps + beside) / SECONDS, beside / SECONDS
+
+
+def _tokens(dataset: PairDataset, pairs: NDArray[np.int64]) -> int:
+    """Response tokens of a step on these pairs."""
+    return sum(len(dataset.sequences[row].response) for row in np.unique(dataset.pairs[pairs]))

@@ -235,7 +235,7 @@ def job_of(candidate: Candidate, workshop: Workshop, history: Sequence[Outcome])
         rank=variant.lora.r,
         alpha=variant.lora.alpha,
         held_out=workshop.material.looked_at,
-        conditioning=workshop.conditioning(candidate.id),
+        conditioning=workshop.conditioning(candidate.id, seed=variant.seed),
     )
 
 
@@ -266,7 +266,7 @@ def batch_source(candidate: Candidate, workshop: Workshop, slot: str = TRAINED) 
     config, material = workshop.plan.config, workshop.material
     variant = workshop.plan.variant(candidate.changes)
     train, seed = variant.train, variant.seed
-    conditioning = workshop.conditioning(candidate.id, None if config.rollouts else config.data.max_length)
+    conditioning = workshop.conditioning(candidate.id, None if config.rollouts else config.data.max_length, seed)
     reference = "reference" in workshop.plan.needs(candidate)
     if config.rollouts is None:
         dataset = workshop.pairs_for(candidate)
@@ -307,7 +307,10 @@ def _advantages(candidate: Candidate, workshop: Workshop) -> Advantages | None:
 
 def _shaping(candidate: Candidate, workshop: Workshop) -> Shaping | None:
     plan = workshop.plan
-    return Shaping(plan.transforms, plan.objectives, candidate.id, workshop.references) if plan.transforms else None
+    if not plan.transforms:
+        return None
+    references = workshop.references_of(plan.variant(candidate.changes).seed)
+    return Shaping(plan.transforms, plan.objectives, candidate.id, references)
 
 
 def _samples(workshop: Workshop, measured: Evaluation) -> str:

@@ -10,12 +10,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from moalign import door
 from moalign.engine.train import train
-from moalign.sweeps import together
+from moalign.sweeps import budget, known, together
+from moalign.sweeps.budget import Purse
 from moalign.sweeps.candidate import batch_source, job_of
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import Plan
-from moalign.sweeps.run import next_candidates
+from moalign.sweeps.proposals import next_candidates
 from moalign.sweeps.workshop import Workshop, opened_workshop
 from moalign.types import Candidate
 
@@ -30,7 +32,9 @@ class Estimate:
     ``steps``: of each candidate that is trained. ``seconds_per_step``: for each of them with ``together`` in a pass.
     ``seconds_of_sampling`` is for all rounds of one candidate, 0 without rollouts. ``seconds_of_looks`` is for all its
     looks at the held-out pairs, 0 without train.early_stop; where a candidate will end early is not foreseen.
-    ``memory`` is that of ``together`` candidates in one pass, in bytes, the base among them.
+    ``memory`` is that of ``together`` candidates in one pass, in bytes, the base among them. ``reason``: what the search says of
+    itself; ``candidates`` are its first proposal. ``purse``: what there is
+    to spend, where the search has a budget, and ``fitting`` those of the candidates that it pays.
     """
 
     candidates: tuple[Candidate, ...]
@@ -44,6 +48,9 @@ class Estimate:
     counts: dict[str, int]
     together: int
     memory: int
+    purse: Purse | None = None
+    reason: str = ""
+    fitting: tuple[Candidate, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -63,7 +70,10 @@ def estimate(plan: Plan, observer: Observer) -> Estimate:
 
 
 def _estimate(plan: Plan, workshop: Workshop, observer: Observer) -> Estimate:
-    candidates = next_candidates(plan, workshop, ())
+    purse = budget.untouched(plan, workshop)
+    space = known.paid(plan.space, purse)
+    candidates = next_candidates(plan, workshop, (), space)
+    fitting, _ = budget.split(candidates, purse, plan)
     trained = [candidate for candidate in candidates if candidate.kind == "trained"]
     observer.on_phase("measuring a few steps")
     first = trained[0]  # one that needs no other's adapter
@@ -109,4 +119,7 @@ def _estimate(plan: Plan, workshop: Workshop, observer: Observer) -> Estimate:
         counts=dict(workshop.material.counts),
         together=size,
         memory=base + beyond[size],
+        purse=purse,
+        reason=door.call(plan.search, "reason", space),
+        fitting=tuple(fitting),
     )

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from moalign import pareto, preference, storage
 from moalign.config import Config
 from moalign.errors import CorruptFileError, RunError
-from moalign.sweeps import journal, outcomes
+from moalign.sweeps import configurations, journal, outcomes
 from moalign.types import Outcome
 
 FRONT = "front.json"
@@ -60,6 +60,8 @@ def compute(
         point["dominated"] = not bool(kept)
     front["hypervolume"] = pareto.hypervolume(scores, np.array([front["reference_point"][name] for name in names]))
     front["points"] = points
+    if compared := configurations.compare(points, names, front["reference_point"], config.seed):
+        front["configurations"] = compared
     return front
 
 

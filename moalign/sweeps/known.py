@@ -18,14 +18,17 @@ def space(plan: Plan, directory: Path, purse: Purse | None) -> Space:
     events = journal.read(directory / journal.FILE)
     base: dict[str, float] = next((event["scores"] for event in events if event["event"] == "base"), {})
     return replace(
-        plan.space,
+        paid(plan.space, purse),
         together=_together(events, plan.space.together),
         base=dict(base),
         reference_point=plan.space.reference_point or dict(base),
         kl_price=plan.kl_price,
-        affordable=None if purse is None else purse.affordable,
-        budget=None if purse is None else purse.trainings,
     )
+
+
+def paid(space: Space, purse: Purse | None) -> Space:
+    """With what the budget pays."""
+    return space if purse is None else replace(space, affordable=purse.affordable, budget=purse.trainings)
 
 
 def _together(events: Sequence[dict[str, Any]], configured: int) -> int:

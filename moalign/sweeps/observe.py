@@ -31,6 +31,9 @@ class Observer:
     def on_training_start(self, counts: Mapping[str, int], warnings: Sequence[str], steps: int, members: int) -> None:
         """The same for a reward model: each of its members takes so many steps, told under its name."""
 
+    def on_skipped(self, outcomes: Sequence[Outcome]) -> None:
+        """The budget does not pay these; they are not trained."""
+
     def on_candidate_start(self, candidate: Candidate) -> None: ...
 
     def on_step(self, candidate: Candidate, step: int, metrics: dict[str, Any]) -> None: ...

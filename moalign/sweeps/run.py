@@ -7,7 +7,6 @@ import platform
 import secrets
 import shlex
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 
-from moalign import calls, door, preference, storage
+from moalign import calls, door, storage
 from moalign.config import Config
 from moalign.engine import model as models
 from moalign.engine.lower_cache import LowerCache
@@ -29,9 +28,10 @@ from moalign.sweeps.candidate import train_candidates
 from moalign.sweeps.mixed import mix_candidate
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import Plan, prepare
+from moalign.sweeps.proposals import next_candidates
 from moalign.sweeps.watchers import watched
 from moalign.sweeps.workshop import Workshop, opened_workshop
-from moalign.types import Candidate, Outcome, Preference, Space
+from moalign.types import Candidate, Outcome
 
 ASKED_IN_VAIN = 3  # a search may find something cheaper, once it knows that its candidates did not fit
 LIBRARIES = ("moalign", "torch", "transformers", "peft", "accelerate", "numpy", "pymoo", "moocore")
@@ -87,15 +87,16 @@ def _execute(
                 journal.append(directory / journal.FILE, {"event": provenance.EVENT, "plugins": changed})
             _give_up(plan, directory)
             history = _settled(plan, directory, workshop)
-            observer.on_run_start(plan, workshop.material, len(history))
-            began = time.monotonic()
+            skipped = [outcome for outcome in history if outcome.status == "skipped"]
+            observer.on_run_start(plan, workshop.material, len(history) - len(skipped))
+            observer.on_skipped(skipped)
+            began = budget.now()
             while proposed := _pending(plan, directory, workshop, history, observer):
                 for outcome in _outcomes(proposed, directory, workshop, history, observer):
                     journal.append(directory / journal.FILE, outcomes.to_event(outcome))
                     history.append(outcome)
                     observer.on_candidate_end(outcome)
-                budget.spend(plan, directory, began)
-                began = time.monotonic()
+                    began = budget.spend(plan, directory, began)
             if models.base_fingerprint(workshop.model.base) != workshop.model.fingerprint:
                 raise TrainingError("the base model's weights changed during the sweep; its adapters cannot be trusted")
         result = front.write(directory)
@@ -231,32 +232,40 @@ def _pending(
 
     The search sees the history only between its batches, so that a resumed run asks it exactly what an unbroken one
     does. What the budget does not pay is in the history at once, as skipped; a search that then wants nothing that it
-    pays, three times in a row, is over.
+    pays, three times in a row, is over. Raises ConfigError where the budget does not pay a single candidate.
     """
-    known = {outcome.id for outcome in history}
-    for event in reversed(journal.read(directory / journal.FILE)):
+    known, events = {outcome.id for outcome in history}, journal.read(directory / journal.FILE)
+    purse = budget.purse(plan, directory, workshop, history)
+    if purse is not None:
+        observer.on_phase(purse.said())
+    for event in reversed(events):
         if event["event"] == "proposed":
             proposed = [outcomes.candidate_from(each, plan.objectives) for each in event["candidates"]]
             if any(candidate.id not in known for candidate in proposed):
                 return proposed
             break
-    for _ in range(ASKED_IN_VAIN):
-        purse = budget.purse(plan, directory, workshop, history)
-        if purse is not None:
-            observer.on_phase(purse.said())
-        space = known_now.space(plan, directory, purse)
-        if not history and (reason := door.call(plan.search, "reason", space)):
-            observer.on_phase(f"search {plan.config.search.name}: {reason}")
+    space = known_now.space(plan, directory, purse)
+    if not history and (reason := door.call(plan.search, "reason", space)):
+        observer.on_phase(f"search {plan.config.search.name}: {reason}")
+    for _ in range(budget.in_vain(events), ASKED_IN_VAIN):
         candidates = next_candidates(plan, workshop, history, space)
         kept, left_out = budget.split(candidates, purse, plan)
+        if purse is not None and kept and not budget.begun([*kept, *history]):
+            raise budget.refuse(purse)  # what is not trained needs what is
         if candidates:
             listed, skipped = ([outcomes.candidate_to(candidate) for candidate in each] for each in (kept, left_out))
             journal.append(directory / journal.FILE, outcomes.proposal(listed, skipped))
         if left_out:
             observer.on_phase(f"budget: {len(left_out)} of {len(candidates)} candidates do not fit into it")
-            history += [outcomes.skipped(candidate) for candidate in left_out]
-        if kept or not candidates:
+            dropped = [outcomes.skipped(candidate) for candidate in left_out]
+            observer.on_skipped(dropped)
+            history += dropped
+        if kept:
             return kept
+        if not candidates:
+            break
+    if purse is not None and not budget.begun(history):
+        raise budget.refuse(purse)
     return []
 
 
@@ -302,27 +311,3 @@ def _lower(groups: int, directory: Path, workshop: Workshop, observer: Observer)
         what = f"up to {found.limit / 2**20:.0f} MiB in cache/" if found.against is None else f"not: {found.against}"
         observer.on_phase(f"keeping the hidden states below the adapters: {what}")
     return LowerCache(model, directory / "cache" / "lower", event["limit"]) if event["limit"] else None
-
-
-def next_candidates(
-    plan: Plan, workshop: Workshop, history: Sequence[Outcome], space: Space | None = None
-) -> list[Candidate]:
-    """The search's next candidates, the one-hot ones first where others need their adapters as rewards."""
-    proposed = plan.propose(history, space)
-    implicit = workshop.implicit(proposed)
-    if not implicit:
-        return proposed
-    known = [(one.id, one.preference) for one in history] + [(one.id, one.preference) for one in proposed]
-    one_hot = [preferred.values for _, preferred in known if preference.is_one_hot(preferred)]
-    alone = {objective for values in one_hot for objective, value in values.items() if value}
-    taken = {identity for identity, _ in known}
-    anchors = [_alone(name, plan.objectives, taken) for name in implicit if name not in alone]
-    return anchors + sorted(proposed, key=lambda candidate: not preference.is_one_hot(candidate.preference))
-
-
-def _alone(name: str, objectives: Sequence[str], taken: set[str]) -> Candidate:
-    """The candidate for one objective alone, under an id that nobody has."""
-    identity = f"only-{name}"
-    while identity in taken:
-        identity += "-anchor"
-    return Candidate(identity, Preference("weights", {other: float(other == name) for other in objectives}, name))

@@ -65,6 +65,9 @@ class PluginObservers(Observer):
             else:
                 self._watchers.append((entry, plugin, watcher))
 
+    def on_skipped(self, outcomes: Sequence[Outcome]) -> None:
+        self._shown.on_skipped(outcomes)
+
     def on_candidate_start(self, candidate: Candidate) -> None:
         self._shown.on_candidate_start(candidate)
 

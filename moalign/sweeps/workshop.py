@@ -32,7 +32,12 @@ from moalign.types import AdapterShape, Candidate, Preference
 @dataclass
 class Workshop:
     """What all candidates of a run share. ``slots`` names the frozen adapters that are loaded, by candidate id;
-    ``first_round`` holds the base's own samples, by seed."""
+    ``first_round`` holds the base's own samples, by seed.
+
+    A candidate's own seed decides its first weights, order, dropout and samples. The split of the data, the prompts and
+    samples of the evaluation and the search's draws are those of the run's seed, so that candidates of several seeds
+    are measured alike.
+    """
 
     plan: Plan
     directory: Path
@@ -43,6 +48,7 @@ class Workshop:
     first_round: dict[int, dict[str, PairDataset]] = field(default_factory=dict)
     slots: dict[str, str] = field(default_factory=dict)
     _pairs: dict[tuple[int, ...], PairDataset] = field(default_factory=dict)
+    _references: dict[int, References] = field(default_factory=dict)
 
     def pairs_for(self, candidate: Candidate) -> PairDataset:
         """The training pairs that can count for this candidate; the same object for all who train on the same."""
@@ -56,17 +62,23 @@ class Workshop:
             self._pairs[wanted] = judged_by(train, wanted)
         return self._pairs[wanted]
 
-    @cached_property
+    @property
     def references(self) -> References | None:
-        """The base's responses that transforms compare with, for all candidates; None where none does."""
+        """``references_of`` the run's seed."""
+        return self.references_of(self.plan.config.seed)
+
+    def references_of(self, seed: int) -> References | None:
+        """The base's responses that transforms compare with, for all candidates of a seed; None where none does."""
         material, config = self.material, self.plan.config
         if material.score_references is None or config.rollouts is None:
             return None
-        samples = self.plan.references
-        draw = None if self.outside is None else self.outside.sample
-        return References(
-            self.model, material.prompts, material.score_references, samples, config.rollouts, config.seed, draw
-        )
+        if seed not in self._references:
+            samples = self.plan.references
+            draw = None if self.outside is None else self.outside.sample
+            self._references[seed] = References(
+                self.model, material.prompts, material.score_references, samples, config.rollouts, seed, draw
+            )
+        return self._references[seed]
 
     @cached_property
     def outside(self) -> Outside | None:
@@ -128,14 +140,15 @@ class Workshop:
             return None
         return Wish(served.vector(self.plan.objectives), price)
 
-    def conditioning(self, candidate: str, longest: int | None = None) -> Conditioning | None:
-        """The conditioner as the engine asks it; ``longest``: tokens of a prompt, if not as those sampled from."""
+    def conditioning(self, candidate: str, longest: int | None = None, seed: int | None = None) -> Conditioning | None:
+        """The conditioner as the engine asks it; ``longest``: tokens of a prompt, if not as those sampled from;
+        ``seed``: if not the run's."""
         if self.plan.conditioner is None:
             return None
         return Conditioning(
             conditioner=self.plan.conditioner,
             objectives=self.plan.objectives,
-            seed=self.plan.config.seed,
+            seed=self.plan.config.seed if seed is None else seed,
             candidate=candidate,
             tokeniser=self.model.tokeniser,
             shape=self._shape,

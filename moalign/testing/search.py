@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
-from math import sqrt
+from math import isfinite, sqrt
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -22,6 +22,14 @@ from moalign.testing.review import Review, described, run, short
 
 NAMES = ("concise", "harmless", "helpful", "truthful", "fluent", "polite", "terse", "witty")
 STRANGER = "only-concise"
+FATES = (
+    "all succeed",
+    "every third fails",
+    "all fail",
+    "one succeeded that nobody proposed",
+    "the budget ends after three",
+)
+SEEDS = 2**32
 
 
 def check_search(
@@ -34,6 +42,9 @@ def check_search(
     exempt: Collection[str] = (),
 ) -> None:
     """Drive a search for 1 to ``objectives`` (at most 8) objectives, with and without preferences of the user's.
+
+    Where there are such preferences, there are also a price of KL, a reference point of the user's, a budget, and four
+    candidates in one pass. It is asked once before the base is measured, and then with its scores.
 
     A UserError (ConfigError, PreferenceError) in answer to a space is accepted, but not for all of them. ``limit``:
     candidates after which a search counts as endless. ``exempt``: names of checks to leave out. Raises
@@ -54,8 +65,9 @@ class Trial:
     refusals: dict[int, UserError] = field(default_factory=dict)
     copies: dict[int, tuple[Outcome, Outcome]] = field(default_factory=dict)
 
-    def propose(self, tried: str, space: Space, history: Sequence[Outcome]) -> list[Candidate]:
-        """Watched: the history and the space must stay what they are."""
+    def propose(self, tried: str, space: Space, history: Sequence[Outcome], measured: bool = True) -> list[Candidate]:
+        """Watched: the history and the space must stay what they are. ``measured``: the base is, by now."""
+        space = _by_now(space, history) if measured else space
         given, given_space = self._copies_of(history), deepcopy(space)
         change = "take every history: candidates fail, and what is in it need not be what was proposed"
         rng = Random(self.seed)
@@ -74,7 +86,7 @@ class Trial:
         """All ways to drive the search that it does not refuse."""
         for index, space in enumerate(self.spaces):
             if index not in self.refusals:
-                for fate in ("all succeed", "every third fails", "all fail", "one succeeded that nobody proposed"):
+                for fate in FATES:
                     yield f"{len(space.objectives)} objectives, {fate}", space, fate
 
     def rounds(self, name: str, space: Space, fate: str) -> Iterator[tuple[tuple[Outcome, ...], list[Candidate]]]:
@@ -107,7 +119,7 @@ def some_space_is_taken(t: Trial) -> None:
     for index, space in enumerate(t.spaces):
         tried = f"propose() for {len(space.objectives)} objectives and preferences {sorted(space.preferences)}"
         try:
-            first = t.propose(tried, space, ())
+            first = t.propose(tried, space, (), measured=False)
         except UserError as error:
             t.refusals[index] = error
             continue
@@ -152,6 +164,7 @@ def candidates_are_sound(t: Trial) -> None:
                 _check_preference(t, tried, candidate, space)
                 _check_parents(t, tried, candidate, history)
                 _check_changes(t, tried, candidate)
+                _check_shares(t, tried, candidate, history)
 
 
 def nothing_is_proposed_twice(t: Trial) -> None:
@@ -161,7 +174,7 @@ def nothing_is_proposed_twice(t: Trial) -> None:
             tried, ids = f"{name}: the ids proposed after {len(history)} outcomes", _ids(proposed)
             repeated = sorted({each for each in ids if ids.count(each) > 1})
             t.review.require(not repeated, tried, f"{repeated} twice", "give every candidate an id of its own")
-            change = "leave out what is in the history, done or failed: an outcome stands"
+            change = "leave out what is in the history, done, failed or skipped: an outcome stands"
             known = sorted({outcome.id for outcome in history}.intersection(ids))
             t.review.require(not known, tried, f"{known}, which the history has", change)
             if proposed:
@@ -221,7 +234,22 @@ def _check_changes(t: Trial, tried: str, candidate: Candidate) -> None:
             t.review.fail(tried, f"{got}, {reason}", "give a value that the key takes in a configuration", error)
 
 
+def _check_shares(t: Trial, tried: str, candidate: Candidate, history: Sequence[Outcome]) -> None:
+    if not candidate.shares:
+        return
+    got = f"the shares {short(dict(candidate.shares))}"
+    t.review.require(candidate.mixed, tried, f"{got}, not mixed", "say mixed=True: only mixes are made of shares")
+    done = {outcome.id for outcome in history if outcome.status == "done"}
+    change = "mix only from candidates that the history has as done"
+    t.review.require(done.issuperset(candidate.shares), tried, got, change)
+    numbers = [share if isinstance(share, tuple) else (share,) for share in candidate.shares.values()]
+    sound = all(each and all(isinstance(one, int | float) and isfinite(one) for one in each) for each in numbers)
+    t.review.require(sound, tried, got, "give each a finite number, or a tuple of them for blocks of layers")
+
+
 def _settings(key: str, value: Any) -> None:
+    if key == "seed" and not (isinstance(value, int) and 0 <= value < SEEDS):
+        raise ValueError("a seed is a whole number from 0 to 2^32 - 1")
     section, _, name = key.rpartition(".")
     if section == "train":
         TrainSettings.model_validate({name: value})
@@ -236,7 +264,19 @@ def _spaces(objectives: int, steps: int) -> Iterator[Space]:
         equal = Preference("weights", dict.fromkeys(names, 1 / count), "balanced")
         alone = Preference("weights", {name: float(name == names[-1]) for name in names}, "single-minded")
         preferences: Mapping[str, Preference] = {"balanced": equal, "single-minded": alone} if named else {}
-        yield Space(names, preferences, steps)
+        if named:
+            point = dict.fromkeys(names, 0.05)
+            yield Space(names, preferences, steps, 4, reference_point=point, kl_price=0.05, affordable=6.0, seed=7)
+        else:
+            yield Space(names, preferences, steps)
+
+
+def _by_now(space: Space, history: Sequence[Outcome]) -> Space:
+    """What a run knows once the base is measured, and so many candidates were trained."""
+    base = dict.fromkeys(space.objectives, 0.1)
+    spent = sum(outcome.status == "done" for outcome in history)
+    left = None if space.affordable is None else max(0.0, space.affordable - spent)
+    return replace(space, base=base, reference_point=space.reference_point or base, affordable=left)
 
 
 def _ending(t: Trial, name: str, space: Space, fate: str) -> Iterator[tuple[tuple[Outcome, ...], list[Candidate]]]:
@@ -249,8 +289,14 @@ def _ending(t: Trial, name: str, space: Space, fate: str) -> Iterator[tuple[tupl
 
 def _outcome(fate: str, number: int, candidate: Candidate, objectives: Sequence[str]) -> Outcome:
     if fate == "all fail" or (fate == "every third fails" and number % 3 == 1):
-        return Outcome(candidate.id, "failed", candidate.preference, error="made up", changes=candidate.changes)
+        return _without_scores(candidate, "failed")
+    if fate == "the budget ends after three" and number >= 3:
+        return _without_scores(candidate, "skipped")
     return _done(candidate, objectives)
+
+
+def _without_scores(candidate: Candidate, status: Literal["failed", "skipped"]) -> Outcome:
+    return Outcome(candidate.id, status, candidate.preference, error="made up", changes=candidate.changes)
 
 
 def _done(candidate: Candidate, objectives: Sequence[str]) -> Outcome:

@@ -150,6 +150,80 @@ class ReadsScoresOfFailures(Lines):
         return super().propose(space, history, rng)
 
 
+class TakesSkippedForDone(Lines):
+    """Looks for scores of all that did not fail."""
+
+    points: int = 5
+
+    def propose(self, space: Space, history: Sequence[Outcome], rng: Random) -> list[Candidate]:
+        tried = [outcome for outcome in history if outcome.status != "failed"]
+        best = max(tried, key=lambda outcome: sum(outcome.scores.values()), default=None)
+        assert best is None or min(len(outcome.scores) for outcome in tried) == len(best.scores)
+        return super().propose(space, history, rng)
+
+
+class HopesForMoney(Lines):
+    """Proposes anew what did not fit into the budget."""
+
+    def propose(self, space: Space, history: Sequence[Outcome], rng: Random) -> list[Candidate]:
+        return super().propose(space, [outcome for outcome in history if outcome.status != "skipped"], rng)
+
+    points: int = 5
+
+
+class KnowsTheBaseBeforehand(Lines):
+    """Compares with the base's scores also before they are measured."""
+
+    def propose(self, space: Space, history: Sequence[Outcome], rng: Random) -> list[Candidate]:
+        return super().propose(space, history, rng) if space.base[space.objectives[0]] < 1 else []
+
+
+class NegativeSeeds(Lines):
+    """A seed below 0."""
+
+    def all(self, space: Space) -> list[Candidate]:
+        return [replace(candidate, changes={"seed": -1}) for candidate in super().all(space)]
+
+
+class Blends(Lines):
+    """Right: two points that are trained, and then a blend of them, a fifth of it from the second in the upper half."""
+
+    points: int = 2
+
+    def propose(self, space: Space, history: Sequence[Outcome], rng: Random) -> list[Candidate]:
+        done = {outcome.id for outcome in history if outcome.status == "done"}
+        if missing := super().propose(space, history, rng):
+            return missing
+        if not done.issuperset({"p0", "p1"}) or any(outcome.id == "blend" for outcome in history):
+            return []
+        equal = Preference("weights", dict.fromkeys(space.objectives, 1 / len(space.objectives)))
+        return [self.blend(Candidate("blend", equal, mixed=True, shares={"p0": 0.9, "p1": (0.0, 0.2)}))]
+
+    def blend(self, candidate: Candidate) -> Candidate:
+        return candidate
+
+
+class TrainsABlend(Blends):
+    """Shares of a candidate that is to be trained."""
+
+    def blend(self, candidate: Candidate) -> Candidate:
+        return replace(candidate, mixed=False)
+
+
+class BlendsWhatIsNotThere(Blends):
+    """Shares of a candidate that nobody knows."""
+
+    def blend(self, candidate: Candidate) -> Candidate:
+        return replace(candidate, shares={"p9": 1.0})
+
+
+class BlendsWithoutEnd(Blends):
+    """A share that is infinite."""
+
+    def blend(self, candidate: Candidate) -> Candidate:
+        return replace(candidate, shares={"p0": float("inf")})
+
+
 class KnowsItsOwn(Lines):
     """Takes every id of the history for one of its own."""
 
@@ -195,6 +269,13 @@ WRONG = {
     UnknownChanges: "changes with 'model.path'",
     NoSteps: "greater than or equal to 1",
     ReadsScoresOfFailures: "KeyError(.|\n)*candidates fail",
+    TakesSkippedForDone: "AssertionError",
+    HopesForMoney: "which the history has",
+    KnowsTheBaseBeforehand: "KeyError",
+    NegativeSeeds: "a seed is a whole number",
+    TrainsABlend: "not mixed",
+    BlendsWhatIsNotThere: "mix only from candidates that the history has as done",
+    BlendsWithoutEnd: "a finite number",
     KnowsItsOwn: "only-concise",
     NothingAtAll: "no candidate at all",
     NoneForNothing: "TypeError",
@@ -245,4 +326,4 @@ class Directions(Search):
         return tuple(missing or ([middle] if middle.id not in seen else []))
 
 
-UNUSUAL = (Lines, Refining, Directions)
+UNUSUAL = (Lines, Blends, Refining, Directions)

@@ -41,10 +41,7 @@ class Auto(Search):
                 "mixes between them"
             )
         paid = "" if space.budget is None else f" and a budget of {space.budget:.1f} trainings"
-        return (
-            f"{objectives} objectives{paid}: optimistic-linear-support, each objective alone, then warm starts where "
-            "most can be gained"
-        )
+        return f"{objectives} objectives{paid}: optimistic-linear-support, {chosen(space).reason(space)}"
 
 
 def chosen(space: Space) -> Search:

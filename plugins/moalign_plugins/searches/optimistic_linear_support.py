@@ -66,6 +66,11 @@ class OptimisticLinearSupport(Search):
         wanted = self._widest(space, settled, min(self.mixes - mixed, at_once))
         return [self._candidate(weights, False, space, history) for weights in wanted]
 
+    def reason(self, space: Space) -> str:
+        objectives = len(space.objectives)
+        most = max(self.points, objectives)
+        return f"each of the {objectives} objectives alone, then where most can be gained, at most {most} in all"
+
     def _candidate(
         self, weights: tuple[float, ...], train: bool, space: Space, history: Sequence[Outcome]
     ) -> Candidate:

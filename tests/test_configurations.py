@@ -1,0 +1,130 @@
+"""Configurations of hyper-parameters side by side, from the points of a front alone."""
+
+from __future__ import annotations
+
+import io
+from statistics import fmean, stdev
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from moalign import pareto
+from moalign.report.configurations import configurations_table
+from moalign.report.table import front_table
+from moalign.sweeps.configurations import compare
+
+OBJECTIVES = ("harmless", "helpful")
+ORIGIN = {"harmless": 0.0, "helpful": 0.0}
+
+
+def point(name: str, *scores: float, kind: str = "trained", parents: dict[str, float] | None = None, **changes: Any):
+    return {
+        "id": name,
+        "scores": dict(zip(OBJECTIVES, scores, strict=True)),
+        "kind": kind,
+        "parents": parents or {},
+        "changes": changes,
+    }
+
+
+STUDY = [
+    point("a", 1.0, 2.0, lr=1, seed=5),
+    point("b", 2.0, 1.0, lr=1, seed=5),
+    point("c", 3.0, 1.0, lr=1, seed=6),
+    point("d", 0.5, 0.5, lr=2, seed=5),
+    point("e", 0.5, 1.5, lr=2, seed=6),
+    point("f", 2.0, 2.0, lr=1, seed=7),
+    point("g", 1.0, 2.0, lr=1, seed=8),
+    point("h", 1.0, 1.0, seed=7),
+    point("i", 1.0, 3.0, seed=8),
+]
+
+
+def test_points_that_share_all_but_the_seed_are_one_configuration():
+    first, second, own = compare(STUDY, OBJECTIVES, ORIGIN, 5)
+    assert first == {
+        "changes": {"lr": 1},
+        "seeds": [5, 6, 7, 8],
+        "points": 5,
+        "hypervolume": 3.0,  # 3 by two overlapping points, and 3 by one
+        "stddev": 0.0,
+        "held_out": 3.0,  # 4 and 2
+        "held_out_stddev": pytest.approx(2**0.5),
+    }
+    assert second["hypervolume"] == pytest.approx(fmean([0.25, 0.75])) and second["held_out"] is None
+    assert second["stddev"] == pytest.approx(stdev([0.25, 0.75]))
+    assert own["changes"] == {} and own["hypervolume"] is None and own["held_out"] == 2.0
+
+
+def test_all_points_of_a_seed_together_have_the_hypervolume_of_the_front():
+    alone = [each for each in STUDY if each["changes"] == {"lr": 1, "seed": 5}]
+    both = [*alone, point("z", 1.0, 1.0, lr=3)]
+    found, other = compare(both, OBJECTIVES, ORIGIN, 5)
+    assert found["hypervolume"] == pareto.hypervolume([list(each["scores"].values()) for each in alone], [0, 0])
+    assert found["stddev"] is None and other["seeds"] == [5]  # a point without a seed has the run's
+
+
+def test_without_seeds_that_chose_nothing_none_are_held_out():
+    same = [point("a", 1, 1, lr=1, seed=1), point("b", 2, 2, seed=1)]
+    first, own = compare(same, OBJECTIVES, ORIGIN, 0)
+    assert first["held_out"] is None and own["held_out"] is None and own["hypervolume"] == 4
+
+
+def test_one_configuration_and_what_continues_or_mixes_it_is_no_comparison():
+    grid = [
+        point("a", 1, 2),
+        point("b", 2, 1, seed=3),
+        point("c", 2, 2, parents={"a": 1.0}, steps=3),
+        point("d", 1, 1, kind="mixed", lr=2, parents={"a": 0.5, "b": 0.5}),
+    ]
+    assert compare(grid, OBJECTIVES, ORIGIN, 0) == [] == compare([], OBJECTIVES, ORIGIN, 0)
+
+
+def test_hypervolumes_by_group_are_those_of_the_groups():
+    points = [[1, 1], [2, 1], [1, 3]]
+    assert pareto.hypervolumes(points, ["x", "y", "x"], [0, 0]) == {"x": 3.0, "y": 2.0}
+    assert list(pareto.hypervolumes(points, [2, 1, 2], [0, 0])) == [2, 1]
+    assert pareto.hypervolumes([], [], [0, 0]) == {}
+    with pytest.raises(ValueError, match="shorter"):
+        pareto.hypervolumes(points, [1, 2], [0, 0])
+
+
+def test_the_terminal_shows_the_best_confirmed_one_first():
+    output = io.StringIO()
+    Console(file=output, width=120).print(configurations_table(compare(STUDY, OBJECTIVES, ORIGIN, 5)))
+    lines = [line for line in output.getvalue().splitlines() if "lr" in line or "configured" in line]
+    assert [line.split("  ")[0].strip() for line in lines] == ["lr 1", "as configured", "lr 2"]
+    assert "3.0 ± 1.4" in lines[0] and "held-out seeds chose" in output.getvalue()
+
+
+def test_a_front_shows_them_only_where_there_are_several():
+    front: dict[str, Any] = {
+        "objectives": [{"name": name, "direction": "max"} for name in OBJECTIVES],
+        "evaluation": "made up",
+        "base": None,
+        "failed": [],
+        "reference_point": ORIGIN,
+        "hypervolume": 1.0,
+        "points": [
+            each
+            | {
+                "preference": {"kind": "weights", "values": {"harmless": 0.5, "helpful": 0.5}, "name": None},
+                "stderr": {},
+                "kl": None,
+                "tokens": 1,
+                "details": {},
+                "dominated": False,
+            }
+            for each in STUDY
+        ],
+    }
+
+    def shown() -> str:
+        output = io.StringIO()
+        Console(file=output, width=120).print(front_table(front))
+        return output.getvalue()
+
+    assert "Configurations" not in shown()
+    front["configurations"] = compare(STUDY, OBJECTIVES, ORIGIN, 5)
+    assert "Configurations" in shown() and "as configured" in shown()

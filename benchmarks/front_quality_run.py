@@ -137,6 +137,7 @@ def run_sweep(settings: Config, directory: Path, *, utility: bool = False) -> di
     shares = {name: exact[name] for name in ("front_share", "front_share_worst", "hypervolume_share")}
     found = shares | {"stated": stated, "exact_hypervolume": exact_hypervolume(settings, front["reference_point"])}
     found["bounds_hold"] = bounds_hold(found)
+    found |= {"sampled": {"base": front["base"], "points": [_sampled(point) for point in front["points"]]}}
     if utility:
         found |= {"linear": shares} | utility_shares(directory, [point["id"] for point in exact["points"]])
     return found | {
@@ -151,6 +152,13 @@ def run_sweep(settings: Config, directory: Path, *, utility: bool = False) -> di
         "proposing_seconds": sum(times),
         "proposals": len(times),
     }
+
+
+def _sampled(point: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run without a known world has of a point, from which its bounds are made."""
+    kept = ("optimum", "optimum_stderr", "utility")
+    details = {name: point["details"][name] for name in kept if name in point["details"]}
+    return {name: point[name] for name in ("id", "kind", "preference", "scores", "stderr", "kl")} | {"details": details}
 
 
 @contextmanager

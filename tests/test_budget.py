@@ -202,7 +202,7 @@ def test_what_is_left_is_found_again_in_a_journal_also_of_the_first_kind(setting
 
 def test_a_price_grows_with_the_steps_and_the_pairs_but_not_what_is_beside_them(settings):
     plan = prepare(settings({"name": "grid", "budget": {"tokens": 100}}), REGISTRY)
-    purse = Purse(100, 20, 30, "minutes", 3)
+    purse = Purse(100, 20, 30, "minutes", 100 / 30, beside=3)
     candidate = Candidate("a", Preference("weights", {"harmless": 0.5, "helpful": 0.5}))
     assert purse.price(candidate, plan) == 30 and purse.affordable == pytest.approx(80 / 30)
     assert purse.price(replace(candidate, changes={"train.steps": 2 * STEPS}), plan) == pytest.approx(57)
@@ -212,7 +212,7 @@ def test_a_price_grows_with_the_steps_and_the_pairs_but_not_what_is_beside_them(
     assert (len(kept), len(left_out)) == (2, 2)
     cheap = replace(candidate, changes={"train.steps": 1})
     assert budget.split([candidate, candidate, candidate, cheap], purse, plan)[0] == [candidate, candidate, cheap]
-    assert Purse(10, 12, 5, "tokens").left == 0
+    assert Purse(10, 12, 5, "tokens", 2).left == 0
 
 
 def test_a_budget_of_both_kinds_or_none_is_an_error_that_names_the_key(settings, tmp_path):
@@ -230,7 +230,7 @@ def test_the_command_line_sets_a_budget_without_naming_a_search(settings, tmp_pa
     (tmp_path / "sweep.yaml").write_text(json.dumps(content))
     loaded = config.load(tmp_path / "sweep.yaml", ["search.budget.tokens=1234"])
     assert loaded.search.budget is not None and loaded.search.budget.tokens == 1234
-    assert loaded.search.name == "grid" and loaded.search.options == {}
+    assert loaded.search.name == "auto" and loaded.search.options == {}
     both = config.load(tmp_path / "sweep.yaml", ["search.budget.minutes=1.5", "search.points=4"])
     assert both.search.budget.minutes == 1.5 and both.search.options == {"points": 4}
 

@@ -10,7 +10,7 @@ from moalign import config, registry
 from moalign.api import Space
 from moalign.sweeps.plan import prepare
 from moalign.testing import check_search
-from moalign_plugins.searches.auto import Auto, chosen
+from moalign_plugins.searches.auto import Auto
 from moalign_plugins.searches.grid import Grid
 from moalign_plugins.searches.optimistic_linear_support import OptimisticLinearSupport
 from moalign_plugins.searches.soup import Soup
@@ -25,18 +25,25 @@ TWO = Space(("harmless", "helpful"))
         (TWO, OptimisticLinearSupport(points=11, mixes=11), "2 objectives: optimistic-linear-support"),
         (replace(TWO, budget=2.0), Soup(trained=2, points=11), "the budget pays 2.0 trainings: soup"),
         (replace(TWO, budget=9.0), OptimisticLinearSupport(points=11, mixes=11), "a budget of 9.0 trainings: optim"),
-        (replace(TWO, conditioned=True, budget=1.0), Grid(points=11), "an even grid of 11 preferences"),
+        (replace(TWO, conditioned=True, budget=1.0), Grid(points=11), "an even grid of preferences"),
         (Space(("a", "b", "c", "d")), OptimisticLinearSupport(points=20, mixes=20), "4 objectives"),
     ],
 )
 def test_what_it_chooses_and_says(space, search, reason):
-    assert chosen(space) == search
+    assert Auto().chosen(space) == search
     assert reason in Auto().reason(space)
+
+
+def test_points_are_its_only_option():
+    assert Auto(points=5).chosen(TWO) == OptimisticLinearSupport(points=5, mixes=5)
+    assert Auto(points=1).chosen(TWO).points == 2  # each objective alone
 
 
 def test_what_the_budget_has_left_changes_nothing_of_the_choice():
     """Else a run would go on with another search half-way."""
-    assert chosen(replace(TWO, budget=9.0, affordable=0.1)) == chosen(replace(TWO, budget=9.0, affordable=9.0))
+    assert Auto().chosen(replace(TWO, budget=9.0, affordable=0.1)) == Auto().chosen(
+        replace(TWO, budget=9.0, affordable=9.0)
+    )
 
 
 def test_a_configuration_without_a_search_gets_it():

@@ -32,9 +32,9 @@ class Estimate:
     ``steps``: of each candidate that is trained. ``seconds_per_step``: for each of them with ``together`` in a pass.
     ``seconds_of_sampling`` is for all rounds of one candidate, 0 without rollouts. ``seconds_of_looks`` is for all its
     looks at the held-out pairs, 0 without train.early_stop; where a candidate will end early is not foreseen.
-    ``memory`` is that of ``together`` candidates in one pass, in bytes, the base among them. ``reason``: what the search
-    says of itself; ``candidates`` are then its first proposal. ``purse``: what there is to spend, where the search has
-    a budget, and ``fitting`` those of the candidates that it pays.
+    ``memory`` is that of ``together`` candidates in one pass, in bytes, the base among them.
+    ``reason``: what the search says of itself; ``candidates`` are then its first proposal.
+    ``purse``: what there is to spend, where the search has a budget, and ``fitting`` those that it pays.
     """
 
     candidates: tuple[Candidate, ...]

@@ -296,7 +296,8 @@ def _outcome(fate: str, number: int, candidate: Candidate, objectives: Sequence[
 
 
 def _without_scores(candidate: Candidate, status: Literal["failed", "skipped"]) -> Outcome:
-    return Outcome(candidate.id, status, candidate.preference, error="made up", changes=candidate.changes)
+    more = {"kind": candidate.kind, "changes": candidate.changes}
+    return Outcome(candidate.id, status, candidate.preference, error="made up", **more)
 
 
 def _done(candidate: Candidate, objectives: Sequence[str]) -> Outcome:

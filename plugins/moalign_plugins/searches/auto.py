@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
+from pydantic import Field
+
 from moalign.api import Candidate, Outcome, Search, Space
 from moalign_plugins.searches.grid import Grid
 from moalign_plugins.searches.optimistic_linear_support import OptimisticLinearSupport
@@ -26,33 +28,35 @@ class Auto(Search):
     alone, mixes fill in between. Else optimistic linear support, whose candidates after the first take few steps.
     """
 
+    points: int | None = Field(default=None, ge=1)
+    """at most so many; none: 11 for two objectives, 15 for three, five for each of more"""
+
     def propose(self, space: Space, history: Sequence[Outcome], rng: Random) -> list[Candidate]:
-        return list(chosen(space).propose(space, history, rng))
+        return list(self.chosen(space).propose(space, history, rng))
 
     def reason(self, space: Space) -> str:
         objectives = len(space.objectives)
         if objectives == 1:
             return "one objective: one candidate"
         if space.conditioned:
-            return f"one model, asked for an even grid of {_points(objectives)} preferences"
+            return "one model, asked for an even grid of preferences"
         if _tight(space):
             return (
                 f"the budget pays {space.budget:.1f} trainings: soup, each of the {objectives} objectives alone and "
                 "mixes between them"
             )
         paid = "" if space.budget is None else f" and a budget of {space.budget:.1f} trainings"
-        return f"{objectives} objectives{paid}: optimistic-linear-support, {chosen(space).reason(space)}"
+        return f"{objectives} objectives{paid}: optimistic-linear-support, {self.chosen(space).reason(space)}"
 
-
-def chosen(space: Space) -> Search:
-    """The search for this space, with its options."""
-    objectives = len(space.objectives)
-    points = _points(objectives)
-    if objectives == 1 or space.conditioned:
-        return Grid(points=points)
-    if _tight(space):
-        return Soup(trained=objectives, points=points)
-    return OptimisticLinearSupport(points=points, mixes=points)
+    def chosen(self, space: Space) -> Search:
+        """The search for this space, with its options."""
+        objectives = len(space.objectives)
+        points = max(objectives, self.points or _points(objectives))
+        if objectives == 1 or space.conditioned:
+            return Grid(points=points)
+        if _tight(space):
+            return Soup(trained=objectives, points=points)
+        return OptimisticLinearSupport(points=points, mixes=points)
 
 
 def _points(objectives: int) -> int:

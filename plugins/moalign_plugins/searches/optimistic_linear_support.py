@@ -56,7 +56,7 @@ class OptimisticLinearSupport(Search):
         alone = Grid(points=len(space.objectives)).candidates(space)
         if missing := [candidate for candidate in alone if candidate.preference.values not in known]:
             return missing
-        settled = [outcome for outcome in tried if outcome.status != "skipped"]
+        settled = [outcome for outcome in tried if outcome.status != "skipped" or outcome.kind == "mixed"]
         mixed = sum(outcome.kind == "mixed" for outcome in settled)
         left, at_once = self.points - len(settled) + mixed, max(1, space.together)
         if not any(outcome.status == "skipped" for outcome in history):

@@ -5,7 +5,7 @@ Objectives are maximised everywhere. Libraries are loaded where they are used.
 
 from moalign.pareto.attainment import attainment, band
 from moalign.pareto.bounds import Gap, best_corners, gap, hypervolume_at_most, most, unbounded
-from moalign.pareto.chance import Z, differ, standard_error_clustered
+from moalign.pareto.chance import Z, differ, expected_utility_error, standard_error_clustered
 from moalign.pareto.grid import even_weights, grid
 from moalign.pareto.knee import knee_plane
 from moalign.pareto.measures import contributions, expected_utility, hypervolume, igd_plus, non_dominated, sparsity
@@ -21,6 +21,7 @@ __all__ = [
     "differ",
     "even_weights",
     "expected_utility",
+    "expected_utility_error",
     "gap",
     "grid",
     "hypervolume",

@@ -40,9 +40,7 @@ def standard_error_clustered(values: ArrayLike, clusters: Sequence[Hashable]) ->
     return mean, math.sqrt(count / (count - 1) * total) / len(numbers)
 
 
-def differ(
-    points: ArrayLike, errors: ArrayLike, others: ArrayLike, other_errors: ArrayLike
-) -> NDArray[np.bool_]:
+def differ(points: ArrayLike, errors: ArrayLike, others: ArrayLike, other_errors: ArrayLike) -> NDArray[np.bool_]:
     """Which of the points [n,M] differ from which of the others [k,M] beyond chance; bool [n,k].
 
     They do where, in some objective, the difference is more than Z standard errors of it, the errors [n,M] and [k,M]
@@ -53,3 +51,15 @@ def differ(
     other_error = matrix(other_errors, "standard errors", other.shape[1])
     gaps = np.abs(one[:, None] - matrix(other, "others", one.shape[1])[None])
     return np.asarray((gaps > Z * np.hypot(error[:, None], other_error[None])).any(-1), dtype=bool)
+
+
+def expected_utility_error(points: ArrayLike, errors: ArrayLike, weights: ArrayLike) -> float:
+    """Standard error, at most, of the expected utility of points [n,M] with standard errors [n,M], over weights [W,M].
+
+    That of the points that are best for the weights, as if all errors were one: points of a run are scored on the same
+    prompts. That the best of several noisy points looks a little too good is not in it.
+    """
+    table, directions = matrix(points, "points"), matrix(weights, "weights")
+    spreads = matrix(errors, "standard errors", columns=table.shape[1])
+    best = (directions @ table.T).argmax(1)
+    return float((directions * spreads[best]).sum(1).mean())

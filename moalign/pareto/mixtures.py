@@ -1,4 +1,4 @@
-"""What mixtures of policies reach: to choose one of several at random gives every convex combination of their scores."""
+"""What mixtures of policies reach: one of several, chosen at random, has every convex combination of their scores."""
 
 from __future__ import annotations
 

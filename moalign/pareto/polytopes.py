@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from scipy.spatial import ConvexHull
     from numpy.typing import NDArray
+    from scipy.spatial import ConvexHull
 
     Array = NDArray[np.float64]
 

@@ -10,10 +10,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from moalign.report import wording
+from moalign.report import analysis, wording
 
 DETAILS_SHOWN = 4
-NARROW = {"kl_stderr", "ended"}  # details that the terminal has no room for, like those with a "/" in their name
+# details that the terminal has no room for, like those with a "/" in their name
+NARROW = {"kl_stderr", "ended", "optimum_stderr"}
 
 
 def front_table(front: Mapping[str, Any]) -> RenderableType:
@@ -26,6 +27,9 @@ def front_table(front: Mapping[str, Any]) -> RenderableType:
     if hidden:
         lines.append(("In the report", ", ".join(wording.printable(name) for name in hidden)))
     parts.append(_summary(lines))
+    outlook = analysis.outlook(front)
+    if outlook is not None:
+        parts.append(Text(outlook))
     if front["failed"]:
         parts.append(_failures(front["failed"]))
     return Group(*parts)

@@ -47,14 +47,27 @@ def most(wanted: ArrayLike, weights: ArrayLike, bounds: ArrayLike) -> NDArray[np
 
     By duality min c.bounds over c >= 0 with sum_i c_i weights_i = w.
     """
+    rows, ends = _checked(weights, bounds)
+    asked = matrix(wanted, "weights", columns=rows.shape[1])
+    together = _least(asked, rows, ends)
+    if together is not None:
+        return together
+    alone = [_least(asked[place : place + 1], rows, ends) for place in range(len(asked))]
+    return np.array([np.inf if found is None else found[0] for found in alone])
+
+
+def _least(asked: Array, rows: Array, ends: Array) -> Array | None:
+    """The bounds of all that is asked for, by one linear programme in blocks; None where one of them has none."""
+    from scipy import sparse
     from scipy.optimize import linprog
 
-    rows, ends = _checked(weights, bounds)
-    found = []
-    for row in matrix(wanted, "weights", columns=rows.shape[1]):
-        result = linprog(c=ends, A_eq=rows.T, b_eq=row)
-        found.append(float(result.fun) if result.status == 0 else np.inf)
-    return np.array(found)
+    if len(asked) == 0:
+        return np.zeros(0)
+    blocks = sparse.kron(sparse.identity(len(asked)), rows.T, format="csr")
+    result = linprog(c=np.tile(ends, len(asked)), A_eq=blocks, b_eq=asked.reshape(-1))
+    if result.status != 0:
+        return None
+    return np.asarray(result.x.reshape(len(asked), -1) @ ends)
 
 
 def hypervolume_at_most(weights: ArrayLike, bounds: ArrayLike, reference: ArrayLike) -> float | None:

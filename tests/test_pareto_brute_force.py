@@ -57,7 +57,9 @@ def test_no_copy_of_a_point_contributes():
 def test_grids_are_even_and_never_too_large():
     for objectives in (1, 2, 3, 4, 5, 8, 24, 30):
         weights = np.array(pareto.grid(objectives))
-        assert len(weights) <= 300 and np.allclose(weights.sum(1), 1) and len(np.unique(weights, axis=0)) == len(weights)
+        assert (
+            len(weights) <= 300 and np.allclose(weights.sum(1), 1) and len(np.unique(weights, axis=0)) == len(weights)
+        )
         assert all((weights == one).all(1).any() for one in np.eye(objectives)), "every objective alone is in it"
     assert len(pareto.grid(2)) == 21 and len(pareto.grid(3)) == 231
 

@@ -143,7 +143,9 @@ def test_a_little_less_than_a_mixture_is_dominated_and_a_mixture_is_not(objectiv
 def test_copies_and_single_points_are_not_dominated_by_mixtures():
     assert pareto.mixture_dominated([[1, 1], [1, 1]]).tolist() == [False, False]
     assert pareto.mixture_dominated([[1, 2]]).tolist() == [False] and pareto.mixture_dominated([]).tolist() == []
-    assert pareto.mixture_dominated([[1, 0], [1, 0], [0, 1], [0.4, 0.4], [0.4, 0.4]]).tolist() == [False] * 3 + [True] * 2
+    assert (
+        pareto.mixture_dominated([[1, 0], [1, 0], [0, 1], [0.4, 0.4], [0.4, 0.4]]).tolist() == [False] * 3 + [True] * 2
+    )
     with pytest.raises(MoalignError, match="row 1, objective 0 is inf"):
         pareto.mixture_dominated([[1, 1], [math.inf, 0]])
 

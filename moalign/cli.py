@@ -17,6 +17,7 @@ from moalign import calls, supervisor
 from moalign.commands import data as data_commands
 from moalign.commands import plugins as plugin_commands
 from moalign.commands import reward_model as reward_model_commands
+from moalign.commands.compare import compare
 from moalign.commands.export import export
 from moalign.commands.generate import generate
 from moalign.commands.select import select
@@ -159,7 +160,7 @@ def write_report(run_directory: Run) -> None:
     Console().print(f"{run_directory / 'front.png'}\n{run_directory / 'report.html'}", highlight=False)
 
 
-for command in (select, generate, export):
+for command in (select, compare, generate, export):
     app.command()(command)
 
 

@@ -51,7 +51,7 @@ def select(
     from moalign.storage import canonical_json
     from moalign.sweeps import choice
 
-    front = _front(run_directory)
+    front = read_or_compute(run_directory)
     wish = choice.wish(
         front,
         at_least=_joined(at_least),
@@ -74,7 +74,7 @@ def _joined(texts: list[str] | None) -> str | None:
     return ",".join(texts) if texts else None
 
 
-def _front(directory: Path) -> dict[str, Any]:
+def read_or_compute(directory: Path) -> dict[str, Any]:
     """``front.json``, checked; of a run that is not finished, what there is so far."""
     from moalign.report.source import check_front, read_front
     from moalign.sweeps import front

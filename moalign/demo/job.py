@@ -107,6 +107,7 @@ def _content(world: World, reference: torch.Tensor, values: dict[str, Value]) ->
     weights = worlds.even_weights(len(names), 20)
     exact = worlds.exact_front(world, reference, weights)
     return {
+        "kl_price": world.beta,
         "points": {name: _point(names, value) for name, value in values.items()},
         "base": {"scores": _named(names, worlds.evaluate(world, reference, reference).f), "stderr": {}},
         "front": {

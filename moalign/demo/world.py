@@ -9,7 +9,7 @@ Shapes: P prompts, R replies, M objectives, W weight vectors, n policies. All in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ from moalign.demo import grammar
 from moalign.errors import MoalignError
 
 BETA = 0.08
+even_weights = pareto.even_weights
 ROUNDING = 1e-4  # of a sum of float32 probabilities
 TINIEST = 1e-12  # probability that "anything else" keeps at least, so that its logarithm is finite
 
@@ -117,21 +118,6 @@ def best(world: World, reference: Tensor, weights: Sequence[float]) -> float:
 
 def _utility(world: World, weights: Sequence[float]) -> Tensor:
     return world.rewards @ torch.tensor(weights, dtype=torch.float64)
-
-
-def even_weights(objectives: int, divisions: int) -> list[tuple[float, ...]]:
-    """All weight vectors whose entries are multiples of 1 / divisions and sum to 1 (Das & Dennis 1998)."""
-    return [tuple(part / divisions for part in parts) for parts in _compositions(divisions, objectives)]
-
-
-def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
-    """All ways to write ``total`` as an ordered sum of ``parts`` whole numbers from 0."""
-    if parts == 1:
-        yield (total,)
-        return
-    for first in range(total + 1):
-        for rest in _compositions(total - first, parts - 1):
-            yield (first, *rest)
 
 
 def exact_front(world: World, reference: Tensor, weights: Sequence[Sequence[float]]) -> Tensor:

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from moalign import storage
-from moalign.report import wording
+from moalign.report import analysis, wording
 from moalign.report.curves import curves
 from moalign.report.picture import draw
 from moalign.report.source import Source, read_source
@@ -56,6 +56,8 @@ def render(source: Source, picture: bytes, title: str) -> str:
         front=source.front,
         notices=source.notices,
         summary=wording.summary(source.front),
+        outlook=analysis.outlook(source.front),
+        analysis=analysis.facts(source.front),
         titles=[wording.objective_title(objective) for objective in source.front["objectives"]],
         detail_names=wording.detail_names(source.front["points"]),
         points=_points(source.front),
@@ -76,6 +78,7 @@ def _points(front: dict[str, Any]) -> list[dict[str, Any]]:
             "scores": [wording.measure(point["scores"][name], point["stderr"].get(name)) for name in names],
             "kl": wording.number(point["kl"]),
             "details": [wording.number(point["details"].get(name)) for name in details],
+            "contribution": wording.number(point["contribution"]) if "contribution" in point else "",
             "standing": wording.standing(point),
             "kind": point["kind"],
         }
@@ -86,7 +89,7 @@ def _points(front: dict[str, Any]) -> list[dict[str, Any]]:
     base = front["base"]
     scores = [wording.measure(base["scores"][name], base["stderr"].get(name)) for name in names]
     first = {"id": "base", "preference": "untouched", "scores": scores, "kl": "0", "details": [""] * len(details)}
-    return [{**first, "standing": "", "kind": "base"}, *rows]
+    return [{**first, "contribution": "", "standing": "", "kind": "base"}, *rows]
 
 
 def _training(source: Source) -> list[tuple[str, int, list[Any]]]:

@@ -42,6 +42,9 @@ class _Point(_Measured):
     kind: str
     tokens: int
     details: dict[str, float | None]
+    mixture_dominated: bool = False
+    contribution: float | None = None
+    alike: list[str] = []
 
 
 class _Failure(_Part):
@@ -59,6 +62,32 @@ class _Optimum(_Part):
     scores: dict[str, float]
 
 
+class _Next(_Part):
+    preference: dict[str, float]
+    gain_at_most: float | None
+    tokens: float | None
+
+
+class _Bounds(_Part):
+    kl_price: float
+    front_share_at_least: float | None
+    front_share_worst_at_least: float | None
+    hypervolume_values: float
+    hypervolume_mixtures: float
+    hypervolume_at_most: float | None
+    next: _Next
+
+
+class _Analysis(_Part):
+    expected_utility: float | None
+    expected_utility_stderr: float | None
+    sparsity: float | None
+    igd_plus: float | None
+    knee: str | None
+    bounds: _Bounds | None
+    unbounded: str | None
+
+
 class _Front(_Part):
     objectives: list[_Objective]
     evaluation: str
@@ -72,6 +101,8 @@ class _Front(_Part):
     hypervolume_share: float | None = None
     ceiling: _Ceiling | None = None
     exact_front: list[_Optimum] | None = None
+    skipped: list[str] = []
+    analysis: _Analysis | None = None
 
 
 @dataclass(frozen=True, slots=True)

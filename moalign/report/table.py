@@ -10,11 +10,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from moalign.report import wording
+from moalign.report import analysis, wording
 from moalign.report.configurations import configurations_table
 
 DETAILS_SHOWN = 4
-NARROW = {"kl_stderr", "ended"}  # details that the terminal has no room for, like those with a "/" in their name
+# details that the terminal has no room for, like those with a "/" in their name
+NARROW = {"kl_stderr", "ended", "optimum_stderr"}
 
 
 def front_table(front: Mapping[str, Any]) -> RenderableType:
@@ -29,6 +30,9 @@ def front_table(front: Mapping[str, Any]) -> RenderableType:
     parts.append(_summary(lines))
     if front.get("configurations"):
         parts.append(configurations_table(front["configurations"]))
+    outlook = analysis.outlook(front)
+    if outlook is not None:
+        parts.append(Text(outlook))
     if front["failed"]:
         parts.append(_failures(front["failed"]))
     return Group(*parts)

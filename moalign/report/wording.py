@@ -106,6 +106,9 @@ def summary(front: Mapping[str, Any]) -> list[tuple[str, str]]:
         if front.get(key) is not None:
             limit = f" (this model's ceiling: {percent(ceiling[key])})" if ceiling.get(key) is not None else ""
             lines.append((title, percent(front[key]) + limit))
+    if front.get("skipped"):
+        count = len(front["skipped"])
+        lines.append(("Skipped", f"{count} candidate{'s' * (count > 1)} did not fit into the budget"))
     lines.append(("Tokens", f"{sum(point['tokens'] for point in points):,}"))
     evaluation = printable(front["evaluation"]).rstrip(". ")
     lines.append(("Scores", f"{evaluation[:1].upper()}{evaluation[1:]}. Larger is better everywhere."))

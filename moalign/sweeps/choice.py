@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from moalign import preference, validation
+from moalign import pareto, preference, validation
 from moalign.errors import PreferenceError, RunError
+from moalign.pareto import Z
 from moalign.preference import TOLERANCE
 from moalign.types import Preference
-
-Z = 1.96  # two-sided, 5 in 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,27 +249,12 @@ def _linear(points: Sequence[Mapping[str, Any]], weights: Mapping[str, float], o
 
 
 def _plane(points: Sequence[Mapping[str, Any]], names: Sequence[str]) -> tuple[list[float], float]:
-    """Normal and offset of the plane through the best points of each objective, in scores scaled to the front's range
-    (Das 1999, On characterizing the knee of the Pareto curve; the distance is in those units)."""
-    scores = np.array([[point["scores"][name] for name in names] for point in points])
-    low, spread = scores.min(0), np.ptp(scores, axis=0)
-    if len(points) < 3 or (spread == 0).any():
+    found = pareto.knee_plane([[point["scores"][name] for name in names] for point in points])
+    if found is None:
         raise PreferenceError(
             f"a knee needs three points on the front that differ in every objective; {len(points)} are on it"
         )
-    scaled = (scores - low) / spread
-    # of equal bests the one that is better elsewhere
-    corners = [max((row[j], sum(row), row) for row in scaled.tolist())[2] for j in range(len(names))]
-    try:
-        normal = np.linalg.solve(np.array(corners), np.ones(len(names)))
-    except np.linalg.LinAlgError:
-        normal = np.full(len(names), 1.0)
-    if (normal <= 0).any():  # two objectives that rise together: the plane says nothing, the sum does
-        normal = np.ones(len(names))
-    level = max(float(normal @ corner) for corner in corners)
-    length = float(np.linalg.norm(normal))
-    weights = normal / length / spread
-    return weights.tolist(), float(level / length + weights @ low)
+    return found
 
 
 def _by_angle(

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import ValidationError
 
 from moalign import pareto, preference, storage
 from moalign.config import Config
 from moalign.errors import CorruptFileError, RunError
-from moalign.sweeps import configurations, journal, outcomes
+from moalign.sweeps import analysis, configurations, journal, outcomes
+from moalign.sweeps.analysis import Price
 from moalign.types import Outcome
 
 FRONT = "front.json"
@@ -26,12 +26,20 @@ EXACT = ("scores", "stderr", "kl")  # what a known world says of a point, beside
 
 
 def compute(
-    config: Config, kind: str, events: Sequence[dict[str, Any]], world: dict[str, Any] | None
+    config: Config,
+    kind: str,
+    events: Sequence[dict[str, Any]],
+    world: dict[str, Any] | None,
+    kl_price: float = 0.0,
 ) -> dict[str, Any]:
-    """The content of ``front.json``. ``world`` replaces sampled scores by exact ones for the points it knows."""
+    """The content of ``front.json``. ``world`` replaces sampled scores by exact ones for the points it knows.
+
+    ``kl_price``: what a nat of KL costs, see ``Plan.kl_price``.
+    """
     names = config.objective_names
-    done = [outcome for outcome in outcomes.history(list(events), names) if outcome.status == "done"]
-    failed = [outcome for outcome in outcomes.history(list(events), names) if outcome.status == "failed"]
+    reached = outcomes.history(list(events), names)
+    done = [outcome for outcome in reached if outcome.status == "done"]
+    failed = [outcome for outcome in reached if outcome.status == "failed"]
     base = next(({"scores": e["scores"], "stderr": e["stderr"]} for e in events if e["event"] == "base"), None)
     points = [_point(outcome) for outcome in done]
     front: dict[str, Any] = {
@@ -47,6 +55,7 @@ def compute(
         front |= {key: value for key, value in world["front"].items() if key != "objectives"}
     front["base"] = base
     front["failed"] = [{"id": outcome.id, "error": outcome.error} for outcome in failed]
+    front["skipped"] = [outcome.id for outcome in reached if outcome.status == "skipped"]
     declared = config.evaluate.reference_point
     if isinstance(declared, dict):
         front["reference_point"] = dict(declared)
@@ -54,15 +63,30 @@ def compute(
         front["reference_point"] = dict(base["scores"])
     else:
         raise RunError("the untouched model was not measured yet; the run is not far enough to have a front")
-    scores = np.array([[point["scores"][name] for name in names] for point in points]).reshape(-1, len(names))
-    keep = pareto.non_dominated(scores) if len(points) else np.zeros(0, dtype=bool)
-    for point, kept in zip(points, keep, strict=True):
-        point["dominated"] = not bool(kept)
-    front["hypervolume"] = pareto.hypervolume(scores, np.array([front["reference_point"][name] for name in names]))
+    corner = [front["reference_point"][name] for name in names]
+    front["hypervolume"] = pareto.hypervolume(analysis.table(points, names), corner)
+    analysis.annotate(points, names, front["reference_point"])
     front["points"] = points
     if compared := configurations.compare(points, names, front["reference_point"], config.seed):
         front["configurations"] = compared
+    front["analysis"] = analysis.analyse(front, _price(config, kind, world, kl_price))
     return front
+
+
+def _price(config: Config, kind: str, world: dict[str, Any] | None, kl_price: float) -> Price:
+    """Of KL, or why nothing has one; exact figures of a known world have it paid."""
+    paid = {} if world is None else {name: True for name, exact in world["points"].items() if "scores" in exact}
+    if kind != "generate":
+        return Price(why="the scores are no rewards, so nothing bounds what can be reached")
+    if config.evaluate.temperature != 1.0:
+        return Price(why="KL is measured at evaluate.temperature 1 alone")
+    if kl_price <= 0:
+        return Price(why="no price of KL is known; set evaluate.kl_price")
+    if world is not None and world.get("kl_price", kl_price) != kl_price:
+        return Price(why=f"the exact figures are for another price of KL, {world['kl_price']:.4g}")
+    if world is not None and config.evaluate.prompts is not None:
+        return Price(why="the exact figures are for other prompts than evaluate.prompts has left")
+    return Price(kl_price, paid)
 
 
 def _point(outcome: Outcome) -> dict[str, Any]:
@@ -87,7 +111,8 @@ def read(run_directory: Path) -> dict[str, Any]:
     world = storage.read_json(world_file) if world_file.exists() else None
     events = journal.read(run_directory / journal.FILE)
     with as_written(run_directory):
-        return compute(Config.model_validate(record["config"]), record["evaluation"], events, world)
+        config, price = Config.model_validate(record["config"]), float(record.get("kl_price", 0.0))
+        return compute(config, record["evaluation"], events, world, price)
 
 
 def write(run_directory: Path) -> dict[str, Any]:

@@ -141,6 +141,7 @@ def _record(plan: Plan, directory: Path, workshop: Workshop, plugins: provenance
         "id": secrets.token_hex(8),
         "config": plan.config.model_dump(mode="json"),
         "evaluation": plan.evaluation_kind,
+        "kl_price": plan.kl_price,
         "base": workshop.model.fingerprint,
         "tokenizer": workshop.model.tokenizer_fingerprint,
         "data": workshop.material.digest,

@@ -238,7 +238,8 @@ def _check_shares(t: Trial, tried: str, candidate: Candidate, history: Sequence[
     if not candidate.shares:
         return
     got = f"the shares {short(dict(candidate.shares))}"
-    t.review.require(candidate.mixed, tried, f"{got}, not mixed", "say mixed=True: only mixes are made of shares")
+    change = "give parents or shares: it starts from an adapter or from a mix of several"
+    t.review.require(not candidate.parents, tried, f"{got}, and the parents {candidate.parents}", change)
     done = {outcome.id for outcome in history if outcome.status == "done"}
     change = "mix only from candidates that the history has as done"
     t.review.require(done.issuperset(candidate.shares), tried, got, change)
@@ -296,8 +297,8 @@ def _outcome(fate: str, number: int, candidate: Candidate, objectives: Sequence[
 
 
 def _without_scores(candidate: Candidate, status: Literal["failed", "skipped"]) -> Outcome:
-    more = {"kind": candidate.kind, "changes": candidate.changes}
-    return Outcome(candidate.id, status, candidate.preference, error="made up", **more)
+    kind, changes = candidate.kind, candidate.changes
+    return Outcome(candidate.id, status, candidate.preference, error="made up", kind=kind, changes=changes)
 
 
 def _done(candidate: Candidate, objectives: Sequence[str]) -> Outcome:

@@ -203,11 +203,11 @@ class Blends(Lines):
         return candidate
 
 
-class TrainsABlend(Blends):
-    """Shares of a candidate that is to be trained."""
+class StartsTwice(Blends):
+    """Trained from a parent and from shares."""
 
     def blend(self, candidate: Candidate) -> Candidate:
-        return replace(candidate, mixed=False)
+        return replace(candidate, mixed=False, parents=tuple(candidate.shares)[:1])
 
 
 class BlendsWhatIsNotThere(Blends):
@@ -273,7 +273,7 @@ WRONG = {
     HopesForMoney: "which the history has",
     KnowsTheBaseBeforehand: "KeyError",
     NegativeSeeds: "a seed is a whole number",
-    TrainsABlend: "not mixed",
+    StartsTwice: "give parents or shares",
     BlendsWhatIsNotThere: "mix only from candidates that the history has as done",
     BlendsWithoutEnd: "a finite number",
     KnowsItsOwn: "only-concise",

@@ -27,6 +27,7 @@ REGISTRATION = {
 }
 
 _PARTS = 1000  # weights are multiples of 1 / _PARTS
+_APART = 0.01  # of weights that are tried at once: one of two nearer ones would be enough
 
 
 class OptimisticLinearSupport(Search):
@@ -103,7 +104,11 @@ class OptimisticLinearSupport(Search):
             worth = self.tolerance * max(0.0, float(reached.max() - np.dot(near, base)))
             if _distance(near, taken) > 0.5 / _PARTS and gap > worth:
                 gaps.append((-round(gap, 12), -round(_distance(near, taken), 9), near))
-        return [near for _, _, near in sorted(gaps)[:most]]
+        chosen: list[tuple[float, ...]] = []
+        for _, _, near in sorted(gaps):
+            if len(chosen) < most and _distance(near, chosen) > _APART:
+                chosen.append(near)
+        return chosen
 
 
 def _on_grid(weights: NDArray[np.float64]) -> tuple[float, ...]:

@@ -11,7 +11,6 @@ from moalign_botorch.simplex import Weights, is_near, rounded
 if TYPE_CHECKING:
     from botorch.acquisition.multi_objective.logei import qLogNoisyExpectedHypervolumeImprovement
     from botorch.models import ModelListGP
-    from torch import Tensor
 
 _COARSE = {1: 0.0, 2: 0.0, 3: 0.0, 4: 1e-3}  # by objectives: of the volume, cells that are not split any more
 _COARSER = 1e-2  # of five and more
@@ -58,24 +57,29 @@ def promising(
 ) -> Weights | None:
     """The best weights that are not near any of ``known``; those of them that are not trained count as pending.
 
-    The climb begins at the best of ``pool``. None where all of the pool is near.
+    Climbs begin at the best of ``pool``, which stand in for climbs that ended lower. None where all of it is near.
     """
-    import torch
-
     free = [point for point in pool if not is_near(point, known)]
     if not free:
         return None
     pending = [point for point in known if point not in trained]
     acquisition = improvement(model, trained, reference, pending, samples, seed)
+    starts = _best_first(acquisition, free)[:restarts]
+    found = _best_first(acquisition, [*_climbed(acquisition, starts), *starts])
+    return next(point for point in found if not is_near(point, known))
+
+
+def _best_first(acquisition: qLogNoisyExpectedHypervolumeImprovement, points: Sequence[Weights]) -> list[Weights]:
+    import torch
+
     with torch.no_grad():
-        worth = acquisition(torch.tensor(free, dtype=torch.float64)[:, None])
-    order = sorted(range(len(free)), key=lambda i: -round(float(worth[i]), 9))
-    found = _climbed(acquisition, [free[i] for i in order[:restarts]])
-    return next((point for point in found if not is_near(point, known)), free[order[0]])
+        worth = acquisition(torch.tensor(list(points), dtype=torch.float64)[:, None])
+    order = sorted(range(len(points)), key=lambda i: -round(float(worth[i]), 9))
+    return [points[i] for i in order]
 
 
 def _climbed(acquisition: qLogNoisyExpectedHypervolumeImprovement, starts: Sequence[Weights]) -> list[Weights]:
-    """Where the climbs from these weights end, the best first; nothing where the optimiser fails.
+    """Where the climbs from these weights end; nothing where the optimiser fails.
 
     On the simplex itself, by an equality: no objective is the one whose weight follows from the others'.
     """
@@ -89,7 +93,7 @@ def _climbed(acquisition: qLogNoisyExpectedHypervolumeImprovement, starts: Seque
     try:
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")  # of restarts that end early; the best of all counts
-            points, worth = optimize_acqf(
+            points, _ = optimize_acqf(
                 acquisition,
                 bounds=torch.tensor([[0.0] * objectives, [1.0] * objectives], dtype=torch.float64),
                 q=1,
@@ -102,9 +106,4 @@ def _climbed(acquisition: qLogNoisyExpectedHypervolumeImprovement, starts: Seque
     except (BotorchError, NanError, NotPSDError, OptimizationGradientError) as error:
         warnings.warn(f"bayesian: the best weights drawn are used, not climbed from ({error})", RuntimeWarning, 2)
         return []
-    return [rounded(point) for point in _by_worth(points[:, 0], worth)]
-
-
-def _by_worth(points: Tensor, worth: Tensor) -> list[list[float]]:
-    order = sorted(range(len(points)), key=lambda i: -round(float(worth[i]), 9))
-    return [points[i].tolist() for i in order]
+    return [rounded(point) for point in points[:, 0].tolist()]

@@ -15,6 +15,7 @@ from pydantic import Field
 from moalign_botorch.acquisition import promising
 from moalign_botorch.simplex import Weights, corners, draw, filling, is_near
 from moalign_botorch.surrogate import Measured, fit, measured
+from moalign_botorch.threads import one_thread
 
 _ID = re.compile(r"bayesian-(\d+)-(\d+)of(\d+)")
 _BELOW_THE_WORST = 0.1  # of the range of values, where no reference point is known
@@ -96,12 +97,12 @@ class Bayesian(Search):
         return self._warm(made, space, history) if number and self.warm_start else made
 
     def _best(self, size: int, data: Measured, space: Space, known: Sequence[Weights], rng: Random) -> list[Weights]:
-        """torch's own generator is left as it was."""
+        """torch's own generator and threads are left as they were."""
         import torch
 
         objectives, chosen = len(space.objectives), list[Weights]()
         reference = reference_point(data, space)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), one_thread():
             torch.manual_seed(rng.getrandbits(62))
             model = fit(data)
             while len(chosen) < size:

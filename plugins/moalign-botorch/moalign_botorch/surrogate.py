@@ -98,7 +98,7 @@ def _fitted(weights: Tensor, column: Tensor, variance: Tensor) -> SingleTaskGP:
     except (BotorchError, ModelFittingError, NanError, NotPSDError) as error:
         reason = f"{type(error).__name__}: {error}"
         warnings.warn(f"bayesian: the fit failed, the prior's mode is used ({reason})", RuntimeWarning, stacklevel=2)
-        return _process(weights, column, variance).eval()  # type: ignore[no-any-return]
+        return _process(weights, column, variance).eval()
 
 
 def _process(weights: Tensor, column: Tensor, variance: Tensor) -> SingleTaskGP:

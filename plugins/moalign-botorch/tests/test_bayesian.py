@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from math import dist
 from random import Random
@@ -85,29 +87,46 @@ def test_an_interrupted_round_is_proposed_again_as_it_was():
 
 
 def test_another_process_proposes_the_same():
+    """Also one with other hashes and another number of threads."""
     code = (
-        "from random import Random; from made_up import space; from test_bayesian import *;"
-        "print(repr(vectors(Bayesian(**MODELLED).propose(space(3, together=2), first(3), Random(4)))))"
+        "from random import Random; from test_bayesian import *;"
+        "print(repr(vectors(Bayesian(**MODELLED).propose(space(2), first(), Random(4)))))"
     )
-    path = [each for each in sys.path if each]
-    code = f"import sys; sys.path[:0] = {[str(each) for each in [sys.path[0], *path]]!r}; {code}"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=sys.path[0])
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONHASHSEED": "1", "OMP_NUM_THREADS": "2"}
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=os.environ | environment
+    )
     assert found.returncode == 0, found.stderr
-    here = vectors(Bayesian(**MODELLED).propose(space(3, together=2), first(3), Random(4)))
+    here = vectors(Bayesian(**MODELLED).propose(space(2), first(), Random(4)))
     assert found.stdout.strip() == repr(here)
 
 
-def test_global_generators_and_threads_stay_as_they_were():
+def test_listing_the_plugin_imports_neither_botorch_nor_torch(tmp_path):
+    """As it is installed: a folder on the path that has its metadata."""
+    info = tmp_path / "moalign_botorch-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: moalign-botorch\nVersion: 0.1.0\n")
+    (info / "entry_points.txt").write_text("[moalign]\nbotorch = moalign_botorch\n")
+    code = (
+        "import sys\nfrom moalign.cli import app\nfrom typer.testing import CliRunner\n"
+        "result = CliRunner().invoke(app, ['plugins', 'list', '--kind', 'search'])\n"
+        "print(result.output, result.exit_code)\n"
+        "print('imported:', *sorted({'botorch', 'gpytorch', 'torch'} & set(sys.modules)))"
+    )
+    path = os.pathsep.join(filter(None, [str(tmp_path), *sys.path]))
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": path}
+    )
+    assert found.returncode == 0, found.stderr
+    assert "bayesian" in found.stdout and "moalign-botorch 0.1.0" in found.stdout
+    assert found.stdout.splitlines()[-1].strip() == "imported:"
+
+
+def test_global_generators_stay_as_they_were():
     def state():
         numpy = np.random.get_state()
         seen = (numpy[1].tolist(), numpy[2])
-        return (
-            random.getstate(),
-            seen,
-            torch.get_rng_state().tolist(),
-            torch.get_num_threads(),
-            torch.get_default_dtype(),
-        )
+        return (random.getstate(), seen, torch.get_rng_state().tolist(), torch.get_default_dtype())
 
     torch.manual_seed(17)
     before = state()
@@ -116,6 +135,24 @@ def test_global_generators_and_threads_stay_as_they_were():
     torch.manual_seed(18)
     np.random.seed(3)
     assert Bayesian(**MODELLED).propose(space(2), first(), Random(0)) == proposed
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_proposal_takes_one_thread_and_leaves_as_many_as_there_were(monkeypatch, fails):
+    def watched(*arguments):
+        seen.append(torch.get_num_threads())
+        if fails:
+            raise ValueError("made up")
+
+    seen, threads = [], torch.get_num_threads()
+    monkeypatch.setattr("moalign_botorch.bayesian.promising", watched)
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(ValueError, match="made up") if fails else nullcontext():
+            Bayesian(**MODELLED).propose(space(2), first(), Random(0))
+        assert seen == [1] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_where_a_candidate_failed_nothing_more_is_expected():

@@ -17,9 +17,9 @@ from moalign_botorch.surrogate import EXACT, Measured, fit, measured, noise
 SHARES = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.0)
 
 
-def posterior(data):
+def posterior(data, model=None):
     with torch.no_grad():
-        found = fit(data).posterior(torch.tensor(data.weights, dtype=torch.float64))
+        found = (model or fit(data)).posterior(torch.tensor(data.weights, dtype=torch.float64))
     return found.mean, found.variance
 
 
@@ -35,6 +35,29 @@ def test_a_value_with_a_large_error_is_not_interpolated():
     noisy, sure = posterior(data(1.0)), posterior(data(0.01))
     assert noisy[0][at, 0].item() == approx(0.45, abs=0.1)  # where the others say
     assert sure[0][at, 0].item() == approx(1.45, abs=0.1)  # where it is
+    assert noisy[1][at, 0] < 0.1  # by the others: far surer than the value itself, whose variance is 1
+
+
+def test_the_posterior_is_the_closed_form():
+    """Prior mean m, kernel k, noise S: m + k (k + S)^-1 (y - m) and k - k (k + S)^-1 k, of values in deviations of
+    theirs. Nowhere is it less sure than the value measured there."""
+    given = data(0.3)
+    model = fit(given)
+    found = posterior(given, model)
+    weights, values, variances = (
+        torch.tensor(each, dtype=torch.float64) for each in (given.weights, given.values, given.variances)
+    )
+    for column, single in enumerate(model.models):
+        deviation, centre = values[:, column].std(), values[:, column].mean()
+        scaled = (values[:, column] - centre) / deviation
+        with torch.no_grad():
+            kernel, prior = single.covar_module(weights).to_dense(), single.mean_module(weights)
+        weighted = torch.linalg.solve(kernel + (variances[:, column] / deviation**2).diag(), kernel)
+        mean = prior + weighted.T @ (scaled - prior)
+        variance = (kernel - kernel @ weighted).diag()
+        torch.testing.assert_close(found[0][:, column], centre + deviation * mean, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(found[1][:, column], deviation**2 * variance, rtol=1e-5, atol=1e-8)
+    assert (found[1] <= variances + 1e-9).all()
 
 
 def test_exact_values_are_interpolated():

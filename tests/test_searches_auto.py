@@ -26,7 +26,7 @@ TWO = Space(("harmless", "helpful"))
         (replace(TWO, budget=2.0), Soup(trained=2, points=11), "the budget pays 2.0 trainings: soup"),
         (replace(TWO, budget=9.0), OptimisticLinearSupport(points=11, mixes=11), "a budget of 9.0 trainings: optim"),
         (replace(TWO, conditioned=True, budget=1.0), Grid(points=11), "an even grid of preferences"),
-        (Space(("a", "b", "c", "d")), OptimisticLinearSupport(points=20, mixes=60), "4 objectives"),
+        (Space(("a", "b", "c", "d")), OptimisticLinearSupport(points=20, mixes=20), "4 objectives"),
     ],
 )
 def test_what_it_chooses_and_says(space, search, reason):

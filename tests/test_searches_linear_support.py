@@ -10,7 +10,7 @@ import pytest
 
 from moalign.api import Outcome, Preference, Space
 from moalign.testing import check_search
-from moalign_plugins.searches._corner_weights import corner_weights, upper_bound
+from moalign_plugins.searches._corner_weights import _programmes, corner_weights, upper_bounds
 from moalign_plugins.searches.optimistic_linear_support import OptimisticLinearSupport
 
 NAMES = ("concise", "harmless", "helpful", "polite", "truthful")
@@ -68,12 +68,21 @@ def test_the_bound_lies_above_what_can_be_reached_and_touches_it_at_what_was_tra
     weights = np.array([outcome.preference.vector(NAMES[:2]) for outcome in history])
     reached = np.array([list(outcome.scores.values()) for outcome in history])
     best = (weights @ reached.T).max(1)
-    for wanted in even(2, 50):
-        bound, true = upper_bound(wanted, weights, best), (circle @ wanted).max()
-        assert bound >= true - 1e-9
-    for wanted, value in zip(weights, best, strict=True):
-        assert upper_bound(wanted, weights, best) == pytest.approx(value, abs=1e-9)
-    assert upper_bound((0.0, 1.0), np.array([[0.5, 0.5]]), np.array([1.0])) == np.inf
+    wanted = even(2, 50)
+    assert (upper_bounds(wanted, weights, best) >= (circle @ wanted.T).max(0) - 1e-9).all()
+    assert upper_bounds(weights, weights, best) == pytest.approx(best, abs=1e-9)
+    assert upper_bounds(np.array([[0.0, 1.0]]), np.array([[0.5, 0.5]]), np.array([1.0])) == np.inf
+
+
+@pytest.mark.parametrize("objectives", [2, 3, 4, 5])
+def test_the_hull_bounds_what_the_linear_programmes_bound(objectives):
+    rng = np.random.default_rng(3)
+    weights = np.vstack([np.eye(objectives), rng.dirichlet(np.ones(objectives), 12)])
+    best = (weights @ rng.normal(size=(20, objectives)).T).max(1)
+    wanted = np.vstack([rng.dirichlet(np.ones(objectives), 40), weights])
+    assert np.abs(upper_bounds(wanted, weights, best) - _programmes(wanted, weights, best)).max() < 1e-9
+    flat = weights @ np.arange(objectives)
+    assert np.abs(upper_bounds(wanted, weights, flat) - wanted @ np.arange(objectives)).max() < 1e-9
 
 
 @pytest.mark.parametrize("objectives", [1, 2, 3, 5])

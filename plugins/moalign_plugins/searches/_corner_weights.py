@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -40,16 +39,39 @@ def corner_weights(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.unique(np.round(weights[on_surface], _DIGITS), axis=0)
 
 
-def upper_bound(wanted: Sequence[float], weights: NDArray[np.float64], best: NDArray[np.float64]) -> float:
-    """The most that w.f can be at the wanted w [M], if w_i.f is at most ``best`` [n] at the weights w_i [n,M].
+def upper_bounds(
+    wanted: NDArray[np.float64], weights: NDArray[np.float64], best: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The most that w.f can be at each wanted w [c,M], if w_i.f is at most ``best`` [n] at the weights w_i [n,M].
 
-    The linear programme max w.f has the dual min sum_i c_i best_i over c >= 0 with sum_i c_i w_i = w. Infinite where
-    the w_i do not enclose w: nothing bounds it.
+    The linear programme max w.f has the dual min sum_i c_i best_i over c >= 0 with sum_i c_i w_i = w: the lower convex
+    envelope of the points (w_i, best_i), which is the largest of the planes of their hull's lower facets. Infinite
+    where the w_i do not enclose w: nothing bounds it.
     """
+    import numpy as np
+    from scipy.spatial import ConvexHull, QhullError
+
+    everywhere = all((weights == alone).all(1).any() for alone in np.eye(weights.shape[1]))
+    if everywhere and len(weights) > weights.shape[1]:
+        size = float(abs(best).max()) or 1.0
+        try:
+            planes = ConvexHull(np.column_stack([weights[:, :-1], best / size])).equations
+        except QhullError:  # flat: all of best is linear in the weights
+            return _programmes(wanted, weights, best)
+        lower = planes[planes[:, -2] < -_SAME]
+        heights = (wanted[:, :-1] @ lower[:, :-2].T + lower[:, -1]) / -lower[:, -2]
+        return np.asarray(heights.max(1) * size)
+    return _programmes(wanted, weights, best)
+
+
+def _programmes(
+    wanted: NDArray[np.float64], weights: NDArray[np.float64], best: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    import numpy as np
     from scipy.optimize import linprog
 
-    found = linprog(best, A_eq=weights.T, b_eq=list(wanted), method="highs-ds")
-    return float(found.fun) if found.status == 0 else float("inf")
+    found = [linprog(best, A_eq=weights.T, b_eq=each, method="highs-ds") for each in wanted]
+    return np.array([each.fun if each.status == 0 else np.inf for each in found])
 
 
 def _scaled(values: NDArray[np.float64]) -> NDArray[np.float64]:

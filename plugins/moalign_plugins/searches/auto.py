@@ -56,7 +56,7 @@ class Auto(Search):
             return Grid(points=points)
         if _tight(space):
             return Soup(trained=objectives, points=points)
-        return OptimisticLinearSupport(points=points, mixes=points * (objectives - 1))
+        return OptimisticLinearSupport(points=points, mixes=2 * points if objectives == 3 else points)
 
 
 def _points(objectives: int) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from moalign.api import Candidate, Outcome, Preference, Search, Space, values
-from moalign_plugins.searches._corner_weights import corner_weights, upper_bound
+from moalign_plugins.searches._corner_weights import corner_weights, upper_bounds
 from moalign_plugins.searches._warm_start import warm, warm_mix
 from moalign_plugins.searches.grid import Grid
 
@@ -96,16 +96,18 @@ class OptimisticLinearSupport(Search):
         best = (weights @ found.T).max(1)
         taken = [outcome.preference.vector(space.objectives) for outcome in tried]
         base = [space.base[name] for name in space.objectives] if space.base else found.min(0).tolist()
-        gaps = []
-        for corner in corner_weights(found):
-            near = _on_grid(corner)
-            reached = found @ np.array(near)
-            gap = upper_bound(near, weights, best) - float(reached.max())
-            worth = self.tolerance * max(0.0, float(reached.max() - np.dot(near, base)))
-            if _distance(near, taken) > 0.5 / _PARTS and gap > worth:
-                gaps.append((-round(gap, 12), -round(_distance(near, taken), 9), near))
+        corners = np.unique([_on_grid(corner) for corner in corner_weights(found)], axis=0)
+        reached = (corners @ found.T).max(1)
+        gaps = upper_bounds(corners, weights, best) - reached
+        worth = self.tolerance * np.maximum(reached - corners @ np.array(base), 0.0)
+        far = [_distance(corner, taken) for corner in corners.tolist()]
+        wide = [
+            (-round(float(gap), 12), -round(apart, 9), tuple(corner))
+            for gap, least, apart, corner in zip(gaps, worth, far, corners.tolist(), strict=True)
+            if apart > 0.5 / _PARTS and gap > least
+        ]
         chosen: list[tuple[float, ...]] = []
-        for _, _, near in sorted(gaps):
+        for _, _, near in sorted(wide):
             if len(chosen) < most and _distance(near, chosen) > _APART:
                 chosen.append(near)
         return chosen

@@ -94,6 +94,8 @@ OPTIONS = {
     "gated": {"gates": [{"objective": "concise", "above": 0.2}]},
     "product": {"penalties": ["concise"]},
     "reward-robust": {"nominal": "concise"},
+    "auto": {"points": 5},  # all of its points: test_searches_auto.py
+    "optimistic-linear-support": {"points": 5},
     "hyper-parameters": {"space": {"loss.beta": [0.1, 0.3]}, "configurations": 2, "seeds": 1, "points": 4},
     "features": {"features": ["helpful", "honest"]},
 }

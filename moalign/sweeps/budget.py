@@ -67,10 +67,8 @@ class Purse:
     def said(self) -> str:
         """One line for people."""
         form = ",.0f" if self.unit == "tokens" else ",.1f"
-        return (
-            f"budget: {self.left:{form}} of {self.limit:{form}} {self.unit} left; a candidate of all steps takes about "
-            f"{self.cost:{form}}"
-        )
+        said = f"budget: {self.left:{form}} of {self.limit:{form}} {self.unit} left"
+        return f"{said}; a training takes about {self.cost:{form}}"
 
 
 def untouched(plan: Plan, workshop: Workshop) -> Purse | None:

@@ -118,7 +118,7 @@ def test_the_same_journal_gives_the_same_bytes():
         ({"kind": "preference"}, "the scores are no rewards"),
         ({"price": 0.0}, "set evaluate.kl_price"),
         ({"events": [BASE]}, "no candidate is finished"),
-        ({"events": [BASE, outcome("a", (1, 0), (1, 1))]}, "no candidate has weights for which"),
+        ({"events": [BASE, outcome("a", (1, 0), (1, 1))]}, "nothing says what the best policies reach"),
         ({"config": CONFIG.model_copy(update={"evaluate": CONFIG.evaluate.model_copy(update={"temperature": 0.7})})},
          "evaluate.temperature 1"),
     ],
@@ -146,7 +146,7 @@ def test_an_empty_front_a_single_point_and_points_without_errors():
     assert single["analysis"]["sparsity"] is None and single["points"][0]["alike"] == []
     bare = computed([BASE, outcome("a", (1, 0), (1, 1), stderr=None), outcome("b", (0, 1), (1, 1), stderr=None)])
     assert bare["analysis"]["expected_utility_stderr"] is None and bare["points"][0]["alike"] == ["b"]
-    assert "candidates" not in shown(bare) and "expected" not in shown(computed([BASE]))
+    assert "Not told apart" not in shown(bare) and "expected" not in shown(computed([BASE]))
 
 
 def test_what_is_not_finite_is_refused():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moalign.engine.optimum import optimum
+from moalign.engine.optimum import RELIABLE, optimum
 
 PRICE = 0.3
 REWARDS = np.array([[0.0, 0.2, 0.5, 0.9, 1.0], [0.7, 0.1, 0.3, 0.0, 0.4]])  # two prompts, five replies
@@ -42,8 +42,9 @@ def test_other_policies_estimate_it_without_bias_and_know_their_error(strength):
     # of the mean over the tries: four of its standard errors, and the jackknife leaves a bias of the order 1 / n^2
     assert abs(values.mean() - TRUE) < 4 * values.std() / np.sqrt(tries) + PRICE / 24**2
     assert 0.8 < errors.mean() / values.std() < 1.25
-    missed = np.mean(values + 3 * errors < TRUE)
-    assert missed < (0.02 if strength else 0.06)  # what the base rarely says weighs most: its errors are skewed
+    reliable = np.array([each.reliable for each in found])
+    missed = np.mean((values + 3 * errors < TRUE) & reliable)
+    assert missed < (0.02 if strength else 0.05)  # what the base rarely says weighs most: its errors are skewed
 
 
 def test_a_better_policy_has_the_smaller_error():
@@ -59,6 +60,30 @@ def test_the_log_mean_is_that_of_the_whole_prompt_where_all_samples_are_alike():
 def test_huge_exponents_do_not_overflow():
     found = optimum(np.array([1000.0, 1000.0, -1000.0, -1000.0]), np.zeros(4), [0, 0, 1, 1], 1e-3)
     assert found.value == pytest.approx(0.0)
+    far = optimum(np.array([0.0, 8.0, 3.0, 1.0]), np.zeros(4), [0, 0, 0, 0], 0.01)  # exp(-800) is 0 as a float
+    assert np.isfinite([far.value, far.stderr, far.deviation, far.reached]).all() and not far.reliable
+
+
+@pytest.mark.parametrize("samples", [4, 8, 16])
+@pytest.mark.parametrize("prompts", [8, 40])
+def test_where_it_claims_to_be_reliable_few_bounds_are_missed_even_where_samples_vary_most(samples, prompts):
+    """Normal exponents of the largest variance that passes: log E exp g is half of it."""
+    rng, tries, variance = np.random.default_rng(4), 300, RELIABLE * np.log(samples)
+    asked = np.repeat(np.arange(prompts), samples)
+    found = []
+    for _ in range(tries):
+        exponents = rng.normal(0, np.sqrt(variance), prompts * samples)
+        found.append(optimum(exponents, np.zeros(len(exponents)), asked, 1.0))
+    missed = np.mean([each.reliable and each.value + 3 * each.stderr < variance / 2 for each in found])
+    assert missed < 0.05 + 3 * np.sqrt(0.05 * 0.95 / tries)
+    nearer = optimum(rng.normal(0, 0.3, prompts * samples), np.zeros(prompts * samples), asked, 1.0)
+    assert nearer.reliable and nearer.deviation == pytest.approx(0.3, rel=0.5)
+    assert nearer.reached == pytest.approx(0.3 / np.sqrt(prompts * samples), rel=0.5)
+
+
+def test_three_samples_are_too_few():
+    assert not optimum(np.zeros(3), np.zeros(3), [0, 0, 0], 1.0).reliable
+    assert optimum(np.zeros(4), np.zeros(4), [0, 0, 0, 0], 1.0).reliable
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_linear_support_is_resumed_with_its_budget_spent_and_ends_alike(tiny_mod
     changes |= {"train": {"steps": 8, "lr": 0.1, "together": 2}, "evaluate": {"samples": 8, "max_new_tokens": 8}}
     settings = small_config(tiny_model_path, pairs, **changes)
     whole = run.start(settings, tmp_path / "whole", registry.discover(), Observer())
-    assert len(whole["points"]) >= 3 and "optimum" in whole["points"][0]["details"]
+    assert len(whole["points"]) >= 3 and "utility" in whole["points"][0]["details"]
     with pytest.raises(KeyboardInterrupt):
         run.start(settings, tmp_path / "run", registry.discover(), StopAfterCandidates(2))
     run.resume(tmp_path / "run", registry.discover(), Observer())

@@ -80,7 +80,8 @@ def evaluate(
     definition), clustered by group; the implicit-reward margin beta * (log-ratio difference) stands in the details.
     Where the data has both, the other kind's figures stand in the details. ``seen``: the same prompts and pairs as the
     policy reads them, if not as the reference does. ``wish``: the details then say what the best policy of all would
-    reach for these weights (``optimum``), and the policy itself (``utility``), KL paid for.
+    reach for these weights (``optimum``), and the policy itself (``utility``), KL paid for; where it is too far from
+    the best to tell, how much its samples vary in what they say (``too_far``, in nats).
     """
     seen = held_out if seen is None else seen
     details: dict[str, float] = {}
@@ -180,12 +181,15 @@ def _accuracies(
 
 
 def _reached(wish: Wish, rewards: np.ndarray, ratios: np.ndarray, rollouts: Sequence[Rollout]) -> dict[str, float]:
-    weighted = rewards @ np.array(wish.weights)
+    counts = np.array(wish.weights) > 0  # an objective that abstains and has no weight is no matter
+    weighted = rewards[:, counts] @ np.array(wish.weights)[counts]
     found = optimum(weighted, ratios, [rollout.prompt for rollout in rollouts], wish.price)
     if found is None:
         return {}
-    utility = float((weighted - wish.price * ratios).mean())
-    return {"optimum": found.value, "optimum_stderr": found.stderr, "utility": utility}
+    details = {"utility": float((weighted - wish.price * ratios).mean()), "utility_stderr": found.reached}
+    if not found.reliable:
+        return details | {"too_far": found.deviation}
+    return details | {"optimum": found.value, "optimum_stderr": found.stderr}
 
 
 def _log_ratios(

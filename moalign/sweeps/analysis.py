@@ -102,13 +102,13 @@ def _bounds(front: Mapping[str, Any], names: Sequence[str], price: Price) -> tup
     measured = [point for point in front["points"] if _optimum(point) is not None]
     points = [point for point in front["points"] if point["kl"] is not None or point["id"] in price.paid]
     if not measured or not points:
-        return None, "no candidate has weights for which the best that can be reached was estimated"
+        return None, _unmeasured(front["points"])
     reached, base = _values(points, names, price), table([front["base"]], names)[0]
     weights = np.array([[point["preference"]["values"][name] for name in names] for point in measured])
     most = np.array([_optimum(point) for point in measured])
     most = np.maximum(most, (weights @ np.vstack([reached, base]).T).max(1))
     corner = [front["reference_point"][name] for name in names]
-    gap = pareto.gap(reached, base, weights, most)
+    gap = pareto.gap(reached - _doubt(points)[:, None], base, weights, most)
     alone = [names[place] for place in pareto.unbounded(weights)]
     found = {
         "kl_price": price.value,
@@ -133,6 +133,24 @@ def _optimum(point: Mapping[str, Any]) -> float | None:
     if estimate is None or error is None or point["preference"]["kind"] != "weights":
         return None
     return float(estimate + ERRORS * error)
+
+
+def _unmeasured(points: Sequence[Mapping[str, Any]]) -> str:
+    """Why there is no estimate of what can be reached."""
+    if any("too_far" in point["details"] for point in points):
+        return (
+            "the candidates are too far from the best policies to tell what those reach; train for more steps, or take "
+            "more evaluate.samples"
+        )
+    return (
+        "nothing says what the best policies reach: that takes candidates for weights, a reward for every response, "
+        "and four of evaluate.samples"
+    )
+
+
+def _doubt(points: Sequence[Mapping[str, Any]]) -> Array:
+    """So much less [n] may each have for its own weights than was measured; 0 where scores are exact."""
+    return np.array([ERRORS * point["details"].get("utility_stderr", 0.0) for point in points])
 
 
 def _values(points: Sequence[Mapping[str, Any]], names: Sequence[str], price: Price) -> Array:

@@ -32,7 +32,7 @@ def start(candidate: Candidate, workshop: Workshop, scratch: Path) -> Path | Non
     folder.mkdir()
     mixing.write(made, folder)
     shares = parents_of(candidate)
-    own = candidates / max(shares, key=shares.__getitem__) / owned.FILE
+    own = candidates / max(sorted(shares), key=shares.__getitem__) / owned.FILE  # by name: as in the journal
     if own.exists():
         shutil.copy(own, folder / owned.FILE)
     return folder

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _SAME = 1e-9  # of values scaled to 1
+_FAR = 1000.0  # times the range of what is known
 _DIGITS = 9
 
 
@@ -45,33 +46,26 @@ def upper_bounds(
     """The most that w.f can be at each wanted w [c,M], if w_i.f is at most ``best`` [n] at the weights w_i [n,M].
 
     The linear programme max w.f has the dual min sum_i c_i best_i over c >= 0 with sum_i c_i w_i = w: the lower convex
-    envelope of the points (w_i, best_i), which is the largest of the planes of their hull's lower facets. Infinite
-    where the w_i do not enclose w: nothing bounds it.
+    envelope of the points (w_i, best_i), which is the largest of the planes of their hull's lower facets. An objective
+    of which nothing was trained alone is taken for bounded far above all others, so that the gap is widest towards it.
     """
     import numpy as np
     from scipy.spatial import ConvexHull, QhullError
 
-    everywhere = all((weights == alone).all(1).any() for alone in np.eye(weights.shape[1]))
-    if everywhere and len(weights) > weights.shape[1]:
-        size = float(abs(best).max()) or 1.0
-        try:
-            planes = ConvexHull(np.column_stack([weights[:, :-1], best / size])).equations
-        except QhullError:  # flat: all of best is linear in the weights
-            return _programmes(wanted, weights, best)
-        lower = planes[planes[:, -2] < -_SAME]
-        heights = (wanted[:, :-1] @ lower[:, :-2].T + lower[:, -1]) / -lower[:, -2]
-        return np.asarray(heights.max(1) * size)
-    return _programmes(wanted, weights, best)
-
-
-def _programmes(
-    wanted: NDArray[np.float64], weights: NDArray[np.float64], best: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    import numpy as np
-    from scipy.optimize import linprog
-
-    found = [linprog(best, A_eq=weights.T, b_eq=each, method="highs-ds") for each in wanted]
-    return np.array([each.fun if each.status == 0 else np.inf for each in found])
+    alone = np.eye(weights.shape[1])
+    far = best.max() + _FAR * (float(np.ptp(best)) or 1.0)
+    corners = np.array([min(best[(weights == each).all(1)], default=far) for each in alone])
+    if len(alone) == 1:
+        return np.asarray(wanted @ corners)
+    size = float(abs(best).max()) or 1.0
+    points = np.column_stack([np.vstack([alone, weights])[:, :-1], np.append(corners, best) / size])
+    try:
+        planes = ConvexHull(points).equations
+    except QhullError:  # flat: what bounds it is linear in the weights
+        return np.asarray(wanted @ corners)
+    lower = planes[planes[:, -2] < -_SAME]
+    heights = (wanted[:, :-1] @ lower[:, :-2].T + lower[:, -1]) / -lower[:, -2]
+    return np.asarray(heights.max(1) * size)
 
 
 def _scaled(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -100,9 +100,9 @@ class OptimisticLinearSupport(Search):
         reached = (corners @ found.T).max(1)
         gaps = upper_bounds(corners, weights, best) - reached
         worth = self.tolerance * np.maximum(reached - corners @ np.array(base), 0.0)
-        far = [_distance(corner, taken) for corner in corners.tolist()]
+        far = np.abs(corners[:, None] - np.array(taken)).max(2).min(1)
         wide = [
-            (-round(float(gap), 12), -round(apart, 9), tuple(corner))
+            (-round(float(gap), 12), -round(float(apart), 9), tuple(corner))
             for gap, least, apart, corner in zip(gaps, worth, far, corners.tolist(), strict=True)
             if apart > 0.5 / _PARTS and gap > least
         ]

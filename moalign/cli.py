@@ -34,7 +34,10 @@ app.add_typer(data_commands.app, name="data", help="Look at data before training
 app.add_typer(reward_model_commands.app, name="reward-model", help="Learn scores by objective from judgements.")
 
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. train.lr=1e-4.")
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a key, e.g. train.lr=1e-4 or search.budget.tokens=250000."
+    ),
 ]
 NoPlugin = Annotated[list[str] | None, typer.Option("--no-plugin", help="Leave out a plugin or a distribution.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]

@@ -62,7 +62,7 @@ def _print(console: Console, facts: Mapping[str, Any], keys: list[Option]) -> No
     console.print(facts["version"], highlight=False, markup=False)
     _print_plain(console, facts["summary"])
     lines = {"paper": facts["paper"]}
-    lines |= {name: _value(value) for name, value in facts["declares"].items()}
+    lines |= {name: _value(value) for name, value in facts["declares"].items() if (name, value) != ("later_kinds", [])}
     lines |= {"class": facts["class"], "file": facts["file"] or "unknown"}
     for name, value in lines.items():
         if value:

@@ -55,7 +55,7 @@ class BudgetSettings(Section):
     @model_validator(mode="after")
     def _one(self) -> BudgetSettings:
         if (self.tokens is None) == (self.minutes is None):
-            raise ValueError("give either tokens or minutes")
+            raise ValueError("give either tokens or minutes, such as {tokens: 250000}")
         return self
 
 
@@ -64,6 +64,13 @@ class SearchChoice(PluginChoice):
 
     name: str = "auto"
     budget: BudgetSettings | None = None
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _of_what(cls, value: Any) -> Any:
+        if value is not None and not isinstance(value, Mapping | BudgetSettings):
+            raise ValueError("say of what: {tokens: 250000} or {minutes: 30}")
+        return value
 
 
 def _listed(value: Any) -> Any:

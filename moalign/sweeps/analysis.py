@@ -164,6 +164,7 @@ def _only(name: str, names: Sequence[str]) -> dict[str, float]:
 
 
 def _tokens(points: Sequence[Mapping[str, Any]]) -> float | None:
-    """Of a candidate that was trained; None where none was."""
-    spent = [point["tokens"] for point in points if point["kind"] == "trained" and point["tokens"]]
-    return float(statistics.median(spent)) if spent else None
+    """Of a training of all steps, or else of whatever was trained; None where nothing was."""
+    trained = [point for point in points if point["kind"] == "trained" and point["tokens"]]
+    whole = [point for point in trained if "train.steps" not in point["changes"]]
+    return float(statistics.median(point["tokens"] for point in whole or trained)) if trained else None

@@ -129,8 +129,13 @@ class Plan:
             "direction": Preference("direction", {first: 1.0} | dict.fromkeys(others, 0.0)),
         }
         for kind in sorted(self.search.later_kinds & set(made) if others else ()):
-            candidate = Candidate(f"search '{self.config.search.name}', later", made[kind])
-            self._check_preference(candidate)
+            candidate = Candidate("later", made[kind])
+            try:
+                self._check_preference(candidate)
+            except PreferenceError as error:
+                reason = str(error).removeprefix("later: ")
+                name = self.config.search.name
+                raise PreferenceError(f"search '{name}' comes to {kind} later, and {reason}") from None
             if self.conditioner is not None:
                 conditions.asked_of_model([candidate], self, ())
 

@@ -40,6 +40,10 @@ class Auto(Search):
             return "one objective: one candidate"
         if space.conditioned:
             return "one model, asked for an even grid of preferences"
+        if space.budget is not None and space.budget < objectives:
+            return (
+                f"the budget pays {space.budget:.1f} trainings, and there are {objectives} objectives: no whole front"
+            )
         if _tight(space):
             return (
                 f"the budget pays {space.budget:.1f} trainings: soup, each of the {objectives} objectives alone and "

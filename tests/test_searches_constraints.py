@@ -230,7 +230,10 @@ def test_a_run_extends_from_its_own_policies_and_resumed_is_the_unbroken_one(tin
 
 def test_a_combiner_that_keeps_no_thresholds_is_found_before_anything_is_trained(tiny_model_path, tmp_path):
     for name in ("c-morl", "epsilon-constraint"):
-        with pytest.raises(PreferenceError, match=rf"search '{name}', later: combiner 'linear' has no meaning for"):
+        with pytest.raises(
+            PreferenceError,
+            match=rf"search '{name}' comes to thresholds later, and combiner 'linear' has no meaning for",
+        ):
             prepare(settings(tiny_model_path, tmp_path, "linear", name=name), registry.discover())
         for combine in ("interior-point", "lagrangian"):
             plan = prepare(settings(tiny_model_path, tmp_path, combine, name=name), registry.discover())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -97,6 +98,21 @@ def candidate_from(event: Mapping[str, Any], objectives: tuple[str, ...]) -> Can
 
 def _share(value: float | list[float]) -> float | tuple[float, ...]:
     return tuple(value) if isinstance(value, list) else value
+
+
+def as_read(outcome: Outcome, objectives: tuple[str, ...]) -> Outcome:
+    """As the journal gives it back, so that an unbroken run hands on what a resumed one does: dicts in the order of
+    their keys, lists for tuples."""
+    return from_event(_read(to_event(outcome)), objectives)
+
+
+def candidate_as_read(candidate: Candidate, objectives: tuple[str, ...]) -> Candidate:
+    """The same for a candidate."""
+    return candidate_from(_read(candidate_to(candidate)), objectives)
+
+
+def _read(event: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(event, sort_keys=True))
 
 
 def failure(candidate: Candidate, error: str) -> Outcome:

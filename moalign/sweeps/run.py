@@ -94,7 +94,7 @@ def _execute(
             while proposed := _pending(plan, directory, workshop, history, observer):
                 for outcome in _outcomes(proposed, directory, workshop, history, observer):
                     journal.append(directory / journal.FILE, outcomes.to_event(outcome))
-                    history.append(outcome)
+                    history.append(outcomes.as_read(outcome, plan.objectives))
                     observer.on_candidate_end(outcome)
                     began = budget.spend(plan, directory, began)
             if models.base_fingerprint(workshop.model.base) != workshop.model.fingerprint:
@@ -250,6 +250,7 @@ def _pending(
         observer.on_phase(f"search {plan.config.search.name}: {reason}")
     for _ in range(budget.in_vain(events), ASKED_IN_VAIN):
         candidates = next_candidates(plan, workshop, history, space)
+        candidates = [outcomes.candidate_as_read(candidate, plan.objectives) for candidate in candidates]
         kept, left_out = budget.split(candidates, purse, plan)
         if purse is not None and kept and not budget.begun([*kept, *history]):
             raise budget.refuse(purse)  # what is not trained needs what is

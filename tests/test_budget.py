@@ -182,7 +182,7 @@ def test_minutes_by_the_clock(settings, tmp_path, monkeypatch):
     assert len(events_of(directory, "outcome")) == 2 and told.skipped == ["w-0.50-0.50"]
     spent = [event["seconds"] for event in events_of(directory, budget.SPENT)]
     assert len(spent) == 2 and spent[1] == 60.0
-    assert any("of 2.7 minutes left; a candidate of all steps takes about 1.3" in phase for phase in told.phases)
+    assert any("of 2.7 minutes left; a training takes about 1.3" in phase for phase in told.phases)
 
 
 def test_what_is_left_is_found_again_in_a_journal_also_of_the_first_kind(settings, tmp_path):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from interruptions import StopAfterCandidates
 from sweeps import contents, small_config, write_pairs
 
-from moalign import lora, registry
+from moalign import lora, registry, storage
 from moalign.api import Candidate, Preference, Search
 from moalign.errors import PluginError
 from moalign.sweeps import run
@@ -59,6 +60,34 @@ def test_training_from_shares_is_training_from_the_mixed_candidate(tiny_model_pa
         for name in ("mix", "by-parent", "by-shares")
     ]
     assert weights[1] == weights[2] != weights[0]
+
+
+def test_a_mix_that_cannot_be_made_fails_its_candidate_alone(tiny_model_path, pairs, tmp_path):
+    class Mixing(Search):
+        def propose(self, space, history, rng):
+            if not history:
+                return Fixed().propose(space, history, rng)
+            bad = Candidate("bad", MIDDLE, shares=HALF)
+            mix = Candidate("mix", MIDDLE, mixed=True, shares=HALF)
+            return [bad, Candidate("good", MIDDLE), mix] if len(history) == 2 else []
+
+    class Damaging(Observer):
+        phases: ClassVar[list[str]] = []
+
+        def on_candidate_start(self, candidate):
+            if candidate.id == "bad":
+                file = tmp_path / "run/candidates/w-1.00-0.00" / lora.CONFIG_FILE
+                storage.write_json(file, {**storage.read_json(file), "use_dora": True})
+
+        def on_phase(self, what):
+            self.phases.append(what)
+
+    plan = replace(prepare(small_config(tiny_model_path, pairs), registry.discover()), search=Mixing())
+    front = run._execute(plan, tmp_path / "run", {}, Damaging())
+    assert [point["id"] for point in front["points"]] == [*HALF, "good"]
+    assert [failed["id"] for failed in front["failed"]] == ["bad", "mix"]
+    assert all("only plain LoRA adapters can be mixed" in failed["error"] for failed in front["failed"])
+    assert not any("going on with" in phase for phase in Damaging.phases)  # nothing was trained twice
 
 
 @pytest.mark.parametrize(

@@ -84,19 +84,31 @@ def test_training_from_a_parent_begins_with_its_weights(tiny_model_path, pairs, 
     assert all(torch.equal(tensor, written[name]) for name, tensor in found.items())
 
 
-def test_a_parent_that_cannot_be_read_fails_its_child_alone(tiny_model_path, pairs, tmp_path):
+def damaged(folder: Path) -> None:
+    data = bytearray((folder / lora.WEIGHTS_FILE).read_bytes())
+    data[-5] ^= 1
+    (folder / lora.WEIGHTS_FILE).write_bytes(data)
+
+
+def of_another_kind(folder: Path) -> None:
+    file = folder / lora.CONFIG_FILE
+    storage.write_json(file, {**storage.read_json(file), "use_rslora": True})
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [(damaged, "w-1.00-0.00/adapter_model.safetensors"), (of_another_kind, "use_rslora is True")],
+)
+def test_a_parent_that_cannot_be_read_fails_its_child_alone(tiny_model_path, pairs, tmp_path, change, error):
     class Damaging(Observer):
         def on_candidate_start(self, candidate):
             if candidate.parents == ("w-1.00-0.00",):
-                file = tmp_path / "run/candidates/w-1.00-0.00" / lora.WEIGHTS_FILE
-                data = bytearray(file.read_bytes())
-                data[-5] ^= 1
-                file.write_bytes(data)
+                change(tmp_path / "run/candidates/w-1.00-0.00")
 
     settings = small_config(tiny_model_path, pairs, search=WARM)
     result = run.start(settings, tmp_path / "run", registry.discover(), Damaging())
     assert [failed["id"] for failed in result["failed"]] == ["w-0.75-0.25"]
-    assert "w-1.00-0.00/adapter_model.safetensors" in result["failed"][0]["error"]
+    assert error in result["failed"][0]["error"]
     assert len(result["points"]) == 4
 
 

@@ -101,8 +101,14 @@ def _train(
                 observer.on_step(candidate, step, values)
 
         source = batch_source(candidate, workshop, slot)
-        parent = starts.start(candidate, workshop, Path(scratch))
-        return Trainee(job_of(candidate, workshop, history), source, slot, on_step, parent), lines
+        made = Trainee(job_of(candidate, workshop, history), source, slot, on_step)
+        try:
+            made.parent = starts.start(candidate, workshop, Path(scratch))
+        except UserError:
+            raise
+        except MoalignError as error:  # its own: the others go on without it
+            made.error = error
+        return made, lines
 
     with tempfile.TemporaryDirectory() as scratch:
         made = [trainee(*each) for each in zip(candidates, slots(len(candidates)), strict=True)]

@@ -14,7 +14,7 @@ from sweeps import small_config, write_pairs
 from transformers import AutoModelForCausalLM
 
 from moalign import lora, registry, storage
-from moalign.api import Candidate, Objective, Preference, Search
+from moalign.api import Candidate, Objective, Outcome, Preference, Search
 from moalign.engine.model import TRAINED
 from moalign.engine.train import train_together
 from moalign.engine.trainee import Trainee
@@ -194,6 +194,31 @@ def test_changes_that_cannot_work_are_refused_by_key(tiny_model_path, pairs, cha
 def test_a_parent_must_be_done(tiny_model_path, pairs):
     with pytest.raises(PluginError, match=r"'c0' with the parents \('nobody',\)"):
         plan_of(tiny_model_path, pairs, {}, parents=("nobody",)).propose(())
+
+
+@pytest.mark.parametrize("changes", [{"model.lora.r": 2}, {"model.lora.alpha": 3.0}])
+@pytest.mark.parametrize(("shares", "parents"), [({"p": 0.5}, ()), ({}, ("p",)), ({}, ("mix",)), ({"mix": 1.0}, ())])
+def test_training_does_not_start_from_another_rank_or_alpha(tiny_model_path, pairs, changes, shares, parents):
+    equal = Preference("weights", {"harmless": 0.5, "helpful": 0.5})
+    child = Candidate("child", equal, parents, shares=shares)
+
+    class Wanting(Search):
+        mixed: bool = False
+
+        def propose(self, space, history, rng):
+            return [replace(child, mixed=self.mixed)]
+
+    def history(changes):
+        parent = Outcome("p", "done", equal, changes=changes)
+        return parent, Outcome("mix", "done", equal, kind="mixed", parents={"p": 1.0})
+
+    plan = replace(plan_of(tiny_model_path, pairs), search=Wanting())
+    with pytest.raises(PluginError, match=f"'child' to start from '{(*parents, *shares)[0]}', which has another rank"):
+        plan.propose(history(changes))
+    assert plan.propose(history({"model.lora.r": 4, "model.lora.alpha": 8, "train.lr": 1e-3})) == [child]
+    if shares:  # deltas of any rank can be mixed
+        (mixed,) = replace(plan, search=Wanting(mixed=True)).propose(history(changes))
+        assert mixed.shares == shares
 
 
 def test_an_implicit_reward_has_the_strength_its_adapter_was_trained_with(tiny_model_path, pairs, tmp_path):

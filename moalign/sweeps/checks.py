@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from moalign import door
 from moalign.api import Transform
 from moalign.config import BUILT_IN_MODEL, Config, Shared
 from moalign.errors import ConfigError, ModelError, PluginError
-from moalign.types import Candidate
+from moalign.types import Candidate, Outcome
 
 if TYPE_CHECKING:
     from moalign.sweeps.plan import Plan
@@ -170,3 +170,26 @@ def check_shares(candidate: Candidate, done: Collection[str], who: str) -> None:
         raise PluginError(f"{who} mixed from '{unknown[0]}', which is not done")
     if not all(share and all(map(math.isfinite, share)) for share in numbers.values()):
         raise PluginError(f"{who} with the shares {dict(candidate.shares)}; each is a finite number, or several")
+
+
+def check_start(candidate: Candidate, history: Sequence[Outcome], plan: Plan, who: str) -> None:
+    """Raise PluginError where training would start from an adapter that has not the configuration's rank and alpha,
+    which the record then would not tell. What is only mixed may come from any."""
+    if candidate.kind != "trained":
+        return
+    different: set[str] = set()
+    for outcome in history:
+        mixed_so = outcome.kind != "trained" and not different.isdisjoint(outcome.parents)
+        if mixed_so or _has_another_shape(outcome, plan):
+            different.add(outcome.id)
+    for parent in (*candidate.parents, *candidate.shares):
+        if parent in different:
+            raise PluginError(
+                f"{who} to start from '{parent}', which has another rank or alpha than the configuration's model.lora; "
+                "start from fresh weights, or from a candidate without such changes"
+            )
+
+
+def _has_another_shape(outcome: Outcome, plan: Plan) -> bool:
+    changed = outcome.kind == "trained" and any(key.startswith("model.lora.") for key in outcome.changes)
+    return changed and plan.variant(outcome.changes).lora != plan.config.model.lora

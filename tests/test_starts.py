@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 from interruptions import StopAfterCandidates
 from sweeps import contents, small_config, write_pairs
@@ -13,7 +14,7 @@ from sweeps import contents, small_config, write_pairs
 from moalign import lora, registry, storage
 from moalign.api import Candidate, Preference, Search
 from moalign.errors import PluginError
-from moalign.sweeps import run
+from moalign.sweeps import checks, run
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import prepare
 
@@ -105,6 +106,35 @@ def test_shares_of_who_is_not_done_are_refused(tiny_model_path, pairs, candidate
     plan = replace(prepare(small_config(tiny_model_path, pairs), registry.discover()), search=Wrong())
     with pytest.raises(PluginError, match=message):
         plan.propose(())
+
+
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ({"a": "x"}, "each is a finite number"),
+        ({"a": [0.5, 0.5]}, "a tuple of them"),
+        ({"a": None}, "each is a finite number"),
+        ({"a": True}, "each is a finite number"),
+        ({"a": ()}, "each is a finite number"),
+        ({"a": (0.5, "x")}, "each is a finite number"),
+        ({"a": float("nan")}, "each is a finite number"),
+        ({"a": 10**400}, "each is a finite number"),
+        ({"a": 0.0, "b": (0, 0)}, "shares that are all 0"),
+        ({"a": 1.0, 3: 1.0}, "mixed from '3', which is not done"),
+        (["a"], "numbers by the ids of candidates"),
+    ],
+)
+@pytest.mark.parametrize("mixed", [True, False])
+def test_shares_that_are_no_numbers_or_all_0_are_refused(shares, message, mixed):
+    with pytest.raises(PluginError, match=f"^search 's': it proposed 'c' .*{message}"):
+        checks.check_shares(
+            Candidate("c", MIDDLE, mixed=mixed, shares=shares), {"a", "b"}, "search 's': it proposed 'c'"
+        )
+
+
+def test_shares_may_be_0_or_negative_where_one_is_not_0():
+    for shares in ({"a": 0.0, "b": (0, -0.5)}, {"a": np.float64(0.3)}, {"a": 1}):
+        checks.check_shares(Candidate("c", MIDDLE, shares=shares), {"a", "b"}, "")
 
 
 def test_linear_support_is_resumed_with_its_budget_spent_and_ends_alike(tiny_model_path, pairs, tmp_path):

@@ -7,7 +7,7 @@ import json
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,8 @@ def _finish(
             posterior_file.write(found, folder, workshop.model.fingerprint)
         return Content(trained.tokens, starts.parents_of(candidate), _details(trained), conditions)
 
-    return settle(candidate, trainee.slot, workshop, fill, sampled)
+    outcome = settle(candidate, trainee.slot, workshop, fill, sampled)
+    return outcome if outcome.status == "done" else replace(outcome, tokens=trainee.tokens)  # spent all the same
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from sweeps import contents, small_config, write_pairs
 
 from moalign import config, registry, storage
 from moalign.commands import dry_run
+from moalign.engine.trainee import SKIPS_IN_A_ROW, Trainee
 from moalign.errors import ConfigError
 from moalign.progress import ConsoleObserver
 from moalign.sweeps import budget, front, journal, outcomes, run
@@ -198,6 +199,46 @@ def test_what_is_left_is_found_again_in_a_journal_also_of_the_first_kind(setting
     candidate = {"id": "a", "preference": outcomes.to_event(one)["preference"], "parents": []}
     event = {"event": "proposed", "candidates": [candidate]}
     assert outcomes.history([event], plan.objectives) == []
+
+
+def test_what_failed_is_spent_but_does_not_make_a_training_cheaper_or_dearer(settings, tmp_path):
+    none: Any = None
+    equal = Preference("weights", {"harmless": 0.5, "helpful": 0.5})
+    one = Outcome("a", "done", equal, tokens=30)
+    late, early = Outcome("b", "failed", equal, tokens=20), Outcome("c", "failed", equal)
+    skipped = Outcome("d", "skipped", equal)
+    for unit, cost in (("tokens", 40.0), ("minutes", 4.0)):
+        plan = prepare(settings({"name": "grid", "budget": {unit: 200}}), REGISTRY)
+        directory = tmp_path / unit
+        journal.append(directory / journal.FILE, {"event": budget.COST, "cost": cost, "beside": 0.0})
+        if unit == "minutes":
+            journal.append(directory / journal.FILE, {"event": budget.SPENT, "seconds": 60.0 * 9})
+        found = budget.purse(plan, directory, none, (one, late, early, skipped))
+        only_failed = budget.purse(plan, directory, none, (late, early, skipped))
+        assert found is not None and only_failed is not None
+        if unit == "tokens":
+            assert (found.spent, found.cost) == (50, 30)
+            assert (only_failed.spent, only_failed.cost) == (20, 40)
+        else:  # nine minutes, of three that were begun
+            assert (found.spent, found.cost) == (9, 3)
+            assert (only_failed.spent, only_failed.cost) == (9, 4)
+
+
+def test_a_candidate_that_fails_says_the_tokens_it_was_trained_on(settings, tmp_path, monkeypatch):
+    """Its numbers are never finite, so that it is given up in its third and last step; the other is trained whole."""
+    end = Trainee.end
+
+    def failing(self, step):
+        if self.job.candidate == "w-1.00-0.00":
+            self.problem = "loss is nan"
+        end(self, step)
+
+    monkeypatch.setattr(Trainee, "end", failing)
+    limit = {"tokens": 10**6}
+    run.start(settings({"name": "grid", "points": 2, "budget": limit}), tmp_path / "run", REGISTRY, Observer())
+    failed, done = sorted(events_of(tmp_path / "run", "outcome"), key=lambda event: event["status"] == "done")
+    assert (failed["id"], failed["status"], done["status"]) == ("w-1.00-0.00", "failed", "done")
+    assert SKIPS_IN_A_ROW == STEPS and failed["tokens"] == done["tokens"] > 0
 
 
 def test_a_price_grows_with_the_steps_and_the_pairs_but_not_what_is_beside_them(settings):

@@ -14,7 +14,7 @@ from sweeps import small_config, write_pairs
 from transformers import AutoModelForCausalLM
 
 from moalign import lora, registry, storage
-from moalign.api import Candidate, Objective, Preference, Search
+from moalign.api import Candidate, Objective, Outcome, Preference, Search
 from moalign.engine.model import TRAINED
 from moalign.engine.train import train_together
 from moalign.engine.trainee import Trainee
@@ -84,19 +84,31 @@ def test_training_from_a_parent_begins_with_its_weights(tiny_model_path, pairs, 
     assert all(torch.equal(tensor, written[name]) for name, tensor in found.items())
 
 
-def test_a_parent_that_cannot_be_read_fails_its_child_alone(tiny_model_path, pairs, tmp_path):
+def damaged(folder: Path) -> None:
+    data = bytearray((folder / lora.WEIGHTS_FILE).read_bytes())
+    data[-5] ^= 1
+    (folder / lora.WEIGHTS_FILE).write_bytes(data)
+
+
+def of_another_kind(folder: Path) -> None:
+    file = folder / lora.CONFIG_FILE
+    storage.write_json(file, {**storage.read_json(file), "use_rslora": True})
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [(damaged, "w-1.00-0.00/adapter_model.safetensors"), (of_another_kind, "use_rslora is True")],
+)
+def test_a_parent_that_cannot_be_read_fails_its_child_alone(tiny_model_path, pairs, tmp_path, change, error):
     class Damaging(Observer):
         def on_candidate_start(self, candidate):
             if candidate.parents == ("w-1.00-0.00",):
-                file = tmp_path / "run/candidates/w-1.00-0.00" / lora.WEIGHTS_FILE
-                data = bytearray(file.read_bytes())
-                data[-5] ^= 1
-                file.write_bytes(data)
+                change(tmp_path / "run/candidates/w-1.00-0.00")
 
     settings = small_config(tiny_model_path, pairs, search=WARM)
     result = run.start(settings, tmp_path / "run", registry.discover(), Damaging())
     assert [failed["id"] for failed in result["failed"]] == ["w-0.75-0.25"]
-    assert "w-1.00-0.00/adapter_model.safetensors" in result["failed"][0]["error"]
+    assert error in result["failed"][0]["error"]
     assert len(result["points"]) == 4
 
 
@@ -182,6 +194,31 @@ def test_changes_that_cannot_work_are_refused_by_key(tiny_model_path, pairs, cha
 def test_a_parent_must_be_done(tiny_model_path, pairs):
     with pytest.raises(PluginError, match=r"'c0' with the parents \('nobody',\)"):
         plan_of(tiny_model_path, pairs, {}, parents=("nobody",)).propose(())
+
+
+@pytest.mark.parametrize("changes", [{"model.lora.r": 2}, {"model.lora.alpha": 3.0}])
+@pytest.mark.parametrize(("shares", "parents"), [({"p": 0.5}, ()), ({}, ("p",)), ({}, ("mix",)), ({"mix": 1.0}, ())])
+def test_training_does_not_start_from_another_rank_or_alpha(tiny_model_path, pairs, changes, shares, parents):
+    equal = Preference("weights", {"harmless": 0.5, "helpful": 0.5})
+    child = Candidate("child", equal, parents, shares=shares)
+
+    class Wanting(Search):
+        mixed: bool = False
+
+        def propose(self, space, history, rng):
+            return [replace(child, mixed=self.mixed)]
+
+    def history(changes):
+        parent = Outcome("p", "done", equal, changes=changes)
+        return parent, Outcome("mix", "done", equal, kind="mixed", parents={"p": 1.0})
+
+    plan = replace(plan_of(tiny_model_path, pairs), search=Wanting())
+    with pytest.raises(PluginError, match=f"'child' to start from '{(*parents, *shares)[0]}', which has another rank"):
+        plan.propose(history(changes))
+    assert plan.propose(history({"model.lora.r": 4, "model.lora.alpha": 8, "train.lr": 1e-3})) == [child]
+    if shares:  # deltas of any rank can be mixed
+        (mixed,) = replace(plan, search=Wanting(mixed=True)).propose(history(changes))
+        assert mixed.shares == shares
 
 
 def test_an_implicit_reward_has_the_strength_its_adapter_was_trained_with(tiny_model_path, pairs, tmp_path):

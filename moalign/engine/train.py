@@ -121,6 +121,8 @@ def _prepare(model: LanguageModel, trainees: Sequence[Trainee]) -> None:
     stack = lora.stack(model.policy, [trainee.slot for trainee in trainees])
     model.checkpoint(any(trainee.job.settings.gradient_checkpointing for trainee in trainees))
     for trainee in trainees:
+        if trainee.error is not None:
+            continue  # there is nothing from which it could start
         with _own_errors(trainee):
             trainee.prepare(model, stack.parameters[trainee.slot])
 

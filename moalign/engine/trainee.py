@@ -22,7 +22,7 @@ from moalign.engine.conditioning import Conditioning
 from moalign.engine.early_stop import EarlyStop
 from moalign.engine.metrics import StepMetrics, number
 from moalign.engine.model import LanguageModel
-from moalign.errors import ConfigError, MoalignError, TrainingError
+from moalign.errors import ConfigError, MoalignError, RunError, TrainingError
 from moalign.lora.posterior import Moments
 from moalign.seeds import derive
 
@@ -122,13 +122,11 @@ class Trainee:
         The loss's own parameters get theirs beside them.
         """
         job, settings = self.job, self.job.settings
+        first = owned.first_values(job.objective, model.width, job.seed, job.candidate)
         if self.parent is None:
             lora.initialise(model.policy, self.slot, derive(job.seed, "adapter"), job.rank, job.alpha)
         else:
-            lora.read(model.policy, self.slot, self.parent, model.fingerprint)
-        first = owned.first_values(job.objective, model.width, job.seed, job.candidate)
-        if self.parent is not None:
-            first = owned.read(self.parent, first, model.fingerprint)
+            first = self._inherited(model, self.parent, first)
         groups: list[dict[str, Any]] = [{"params": parameters, "factor": 1.0}]
         self.parameters = parameters
         self.owned = _trained(job.objective, first, model.device, job.candidate, groups)
@@ -143,6 +141,14 @@ class Trainee:
         self.optimizer = torch.optim.AdamW(
             groups, lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.999), fused=True
         )
+
+    def _inherited(self, model: LanguageModel, parent: Path, first: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Read the parent's adapter into the slot; what the loss owned there, or the first values if it owned none."""
+        try:
+            lora.read(model.policy, self.slot, parent, model.fingerprint)
+            return owned.read(parent, first, model.fingerprint)
+        except RunError as error:  # of this parent, which others need not have
+            raise TrainingError(str(error)) from error
 
     @property
     def result(self) -> Trained:

@@ -96,17 +96,34 @@ def purse(plan: Plan, directory: Path, workshop: Workshop, history: Sequence[Out
         journal.append(directory / journal.FILE, {"event": COST, "cost": cost, "beside": beside})
     else:
         cost, beside = found["cost"], found.get("beside", 0.0)
-    trained = sum(_share(outcome.changes, plan) for outcome in history if outcome.kind == "trained" and outcome.tokens)
     if budget.tokens is not None:
-        spent = float(sum(outcome.tokens for outcome in history))
-        return Purse(budget.tokens, spent, spent / trained if trained else cost, "tokens", budget.tokens / cost)
+        return _of_tokens(budget.tokens, cost, history, plan)
     assert budget.minutes is not None
     spent = sum(event["seconds"] for event in events if event["event"] == SPENT) / SECONDS
-    trainings = budget.minutes / cost
-    if trained and spent:
-        ended = sum(outcome.status == "done" for outcome in history)
-        cost = beside + max(0.0, spent - ended * beside) / trained
-    return Purse(budget.minutes, spent, cost, "minutes", trainings, beside)
+    return _of_minutes(budget.minutes, cost, beside, spent, history, plan)
+
+
+def _of_tokens(limit: float, cost: float, history: Sequence[Outcome], plan: Plan) -> Purse:
+    """Tokens of failed candidates are spent as well, but tell nothing of what a whole training costs."""
+    spent = float(sum(outcome.tokens for outcome in history))
+    whole = [each for each in history if each.kind == "trained" and each.status == "done" and each.tokens]
+    trained = sum(_share(outcome.changes, plan) for outcome in whole)
+    now_known = sum(outcome.tokens for outcome in whole) / trained if trained else cost
+    return Purse(limit, spent, now_known, "tokens", limit / cost)
+
+
+def _of_minutes(
+    limit: float, cost: float, beside: float, spent: float, history: Sequence[Outcome], plan: Plan
+) -> Purse:
+    """Nothing tells how much of the time spent was a failed candidate's: it counts as a whole training. Where all have
+    failed, the first estimate stands."""
+    done = [outcome for outcome in history if outcome.status == "done"]
+    now_known = cost
+    if begun(done) and spent:
+        ended = [outcome for outcome in history if outcome.kind == "trained" and outcome.status != "skipped"]
+        trained = sum(_share(outcome.changes, plan) for outcome in ended)
+        now_known = beside + max(0.0, spent - len(done) * beside) / trained
+    return Purse(limit, spent, now_known, "minutes", limit / cost, beside)
 
 
 def split(proposed: Sequence[Candidate], purse: Purse | None, plan: Plan) -> tuple[list[Candidate], list[Candidate]]:

@@ -7,7 +7,7 @@ import json
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +101,14 @@ def _train(
                 observer.on_step(candidate, step, values)
 
         source = batch_source(candidate, workshop, slot)
-        parent = starts.start(candidate, workshop, Path(scratch))
-        return Trainee(job_of(candidate, workshop, history), source, slot, on_step, parent), lines
+        made = Trainee(job_of(candidate, workshop, history), source, slot, on_step)
+        try:
+            made.parent = starts.start(candidate, workshop, Path(scratch))
+        except UserError:
+            raise
+        except MoalignError as error:  # its own: the others go on without it
+            made.error = error
+        return made, lines
 
     with tempfile.TemporaryDirectory() as scratch:
         made = [trainee(*each) for each in zip(candidates, slots(len(candidates)), strict=True)]
@@ -136,7 +142,8 @@ def _finish(
             posterior_file.write(found, folder, workshop.model.fingerprint)
         return Content(trained.tokens, starts.parents_of(candidate), _details(trained), conditions)
 
-    return settle(candidate, trainee.slot, workshop, fill, sampled)
+    outcome = settle(candidate, trainee.slot, workshop, fill, sampled)
+    return outcome if outcome.status == "done" else replace(outcome, tokens=trainee.tokens)  # spent all the same
 
 
 @dataclass(frozen=True)

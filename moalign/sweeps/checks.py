@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import math
-from collections.abc import Collection
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from moalign import door
 from moalign.api import Transform
 from moalign.config import BUILT_IN_MODEL, Config, Shared
 from moalign.errors import ConfigError, ModelError, PluginError
-from moalign.types import Candidate
+from moalign.types import Candidate, Outcome
 
 if TYPE_CHECKING:
     from moalign.sweeps.plan import Plan
@@ -162,11 +162,46 @@ def _check_early_stop(plan: Plan) -> None:
 
 
 def check_shares(candidate: Candidate, done: Collection[str], who: str) -> None:
-    """Raise PluginError unless its shares are finite numbers for finished candidates."""
+    """Raise PluginError unless its shares are finite numbers, not all 0, for finished candidates."""
+    if not isinstance(candidate.shares, Mapping):
+        raise PluginError(f"{who} with the shares {candidate.shares!r}; they are numbers by the ids of candidates")
     numbers = {name: share if isinstance(share, tuple) else (share,) for name, share in candidate.shares.items()}
     if candidate.parents:
         raise PluginError(f"{who} with a parent and with shares; it starts from one of the two")
-    if unknown := sorted(numbers.keys() - set(done)):
+    if unknown := [name for name in numbers if name not in done]:
         raise PluginError(f"{who} mixed from '{unknown[0]}', which is not done")
-    if not all(share and all(map(math.isfinite, share)) for share in numbers.values()):
-        raise PluginError(f"{who} with the shares {dict(candidate.shares)}; each is a finite number, or several")
+    if not all(share and all(map(_finite, share)) for share in numbers.values()):
+        given = dict(candidate.shares)
+        raise PluginError(f"{who} with the shares {given}; each is a finite number, or a tuple of them, one per block")
+    if not any(map(any, numbers.values())):
+        raise PluginError(f"{who} with shares that are all 0, which is the base itself; give one that is not")
+
+
+def _finite(number: object) -> bool:
+    """Whether it is a number that JSON keeps, and a float can hold."""
+    if not isinstance(number, int | float) or isinstance(number, bool):
+        return False
+    return abs(number) <= sys.float_info.max  # no isfinite: it fails on a large int
+
+
+def check_start(candidate: Candidate, history: Sequence[Outcome], plan: Plan, who: str) -> None:
+    """Raise PluginError where training would start from an adapter that has not the configuration's rank and alpha,
+    which the record then would not tell. What is only mixed may come from any."""
+    if candidate.kind != "trained":
+        return
+    different: set[str] = set()
+    for outcome in history:
+        mixed_so = outcome.kind != "trained" and not different.isdisjoint(outcome.parents)
+        if mixed_so or _has_another_shape(outcome, plan):
+            different.add(outcome.id)
+    for parent in (*candidate.parents, *candidate.shares):
+        if parent in different:
+            raise PluginError(
+                f"{who} to start from '{parent}', which has another rank or alpha than the configuration's model.lora; "
+                "start from fresh weights, or from a candidate without such changes"
+            )
+
+
+def _has_another_shape(outcome: Outcome, plan: Plan) -> bool:
+    changed = outcome.kind == "trained" and any(key.startswith("model.lora.") for key in outcome.changes)
+    return changed and plan.variant(outcome.changes).lora != plan.config.model.lora

@@ -157,8 +157,10 @@ class Plan:
         # rounds are sampled, and passes planned, for what the configuration's own loss wants
         if more := changed.objective.wants - self.objective.wants - {"entropy"}:
             raise PluginError(f"{who} with options of the loss that need {', '.join(sorted(more))} besides")
-        if (candidate.parents or candidate.shares) and changed.lora != self.config.model.lora:
-            raise PluginError(f"{who} with a parent and changes of model.lora; it has the parent's rank and alpha")
+        if candidate.parents or candidate.shares:
+            if changed.lora != self.config.model.lora:
+                raise PluginError(f"{who} with a parent and changes of model.lora; it has the parent's rank and alpha")
+            checks.check_start(candidate, history, self, who)
         if changed.lora.r > self.config.model.lora.r:
             most = self.config.model.lora.r
             raise PluginError(f"{who} with model.lora.r {changed.lora.r}; the configuration has room for {most}")

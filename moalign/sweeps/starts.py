@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from moalign.engine import owned
+from moalign.errors import TrainingError, UserError
 from moalign.lora import mixing
 from moalign.sweeps.workshop import Workshop
 from moalign.types import Candidate
@@ -39,11 +40,17 @@ def start(candidate: Candidate, workshop: Workshop, scratch: Path) -> Path | Non
 
 
 def mix(shares: Shares, workshop: Workshop) -> tuple[mixing.Adapter, mixing.Truncation]:
-    """What these candidates' adapters are together, compressed to the run's rank, and what that lost."""
+    """What these candidates' adapters are together, compressed to the run's rank, and what that lost.
+
+    Raises TrainingError, or what else concerns this mix alone, where they do not go together.
+    """
     # by name: a proposal that is read from the journal names them in another order, and sums are rounded in order
     ordered = dict(sorted(shares.items()))
-    adapters = [mixing.read(workshop.directory / "candidates" / parent) for parent in ordered]
-    return mixing.soup(adapters, list(ordered.values()), r=workshop.plan.config.model.lora.r)
+    try:
+        adapters = [mixing.read(workshop.directory / "candidates" / parent) for parent in ordered]
+        return mixing.soup(adapters, list(ordered.values()), r=workshop.plan.config.model.lora.r)
+    except UserError as error:  # a search chose them, no user: another candidate would not meet it
+        raise TrainingError(str(error)) from error
 
 
 def parents_of(candidate: Candidate) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,6 +107,28 @@ def test_points_say_what_they_add_and_who_beats_them():
     expected = pareto.expected_utility([list(point["scores"].values()) for point in said.values()], pareto.grid(2))
     assert found["analysis"]["expected_utility"] == expected
     assert found["analysis"]["expected_utility_stderr"] == pytest.approx(0.02)
+
+
+def test_for_more_than_five_objectives_there_are_no_volumes_of_mixtures_and_the_table_says_so():
+    names = tuple("abcdef")
+    several = configuration.from_mapping(
+        {"objectives": dict.fromkeys(names), "data": {"path": "none.jsonl"}, "search": {"name": "grid"}}
+    )
+    rows = [*np.eye(6).tolist(), *np.random.default_rng(0).dirichlet(np.ones(6), 14).tolist()]
+    events: list[dict[str, Any]] = [BASE | {"scores": dict.fromkeys(names, 0.0)}]
+    for place, weights in enumerate(rows):
+        length = math.hypot(*weights)
+        values = dict(zip(names, weights, strict=True))
+        scores = {name: weight / length for name, weight in values.items()}
+        preferred = {"kind": "weights", "values": values, "name": None}
+        stderr = dict.fromkeys(names, 0.02)
+        made = {"preference": preferred, "scores": scores, "stderr": stderr}
+        events.append(outcome(f"c{place}", (1, 0), (0, 0), optimum=(length, 0.01)) | made)
+    found = computed(events, config=several)
+    bounds = found["analysis"]["bounds"]
+    assert bounds["hypervolume_mixtures"] is bounds["hypervolume_at_most"] is None
+    assert 0 < bounds["front_share_at_least"] < 1
+    assert "not computed for so many objectives" in dict(words.facts(found))["Hypervolume, KL paid for"]
 
 
 def test_the_same_journal_gives_the_same_bytes():

@@ -53,11 +53,13 @@ def facts(front: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _bounds(front: Mapping[str, Any], bounds: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if bounds is None:
         return []
-    most = bounds["hypervolume_at_most"]
-    volumes = (
-        f"{number(bounds['hypervolume_values'])}; with mixtures of them {number(bounds['hypervolume_mixtures'])}; "
-        + ("not bounded from above" if most is None else f"no front has more than {number(most)}")
-    )
+    mixed, most = bounds["hypervolume_mixtures"], bounds["hypervolume_at_most"]
+    more = "not bounded from above" if most is None else f"no front has more than {number(most)}"
+    if mixed is None:
+        more = "that of mixtures, and a bound, not computed for so many objectives"
+    else:
+        more = f"with mixtures of them {number(mixed)}; {more}"
+    volumes = f"{number(bounds['hypervolume_values'])}; {more}"
     corner = ", ".join(f"{printable(name)} {number(front['reference_point'][name])}" for name in objective_names(front))
     return [
         ("Price of KL", f"{number(bounds['kl_price'])} per nat"),

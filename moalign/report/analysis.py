@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Any
 
 from moalign.report.wording import measure, number, objective_names, printable
@@ -28,7 +29,7 @@ def outlook(front: Mapping[str, Any]) -> str | None:
         return f"Front share not bounded: {printable(analysis['unbounded'])}; one more run, at {where}{cost}, bounds it"
     share, worst = bounds["front_share_at_least"], bounds["front_share_worst_at_least"]
     known = f"Front share at least {_share(share)} (worst preference {_share(worst)})"
-    return f"{known}; one more run, at {where}{cost}, brings at most {following['gain_at_most']:.2g}"
+    return f"{known}; one more run, such as at {where}{cost}, brings at most {_at_most(following['gain_at_most'], 2)}"
 
 
 def facts(front: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -54,7 +55,7 @@ def _bounds(front: Mapping[str, Any], bounds: Mapping[str, Any] | None) -> list[
     if bounds is None:
         return []
     mixed, most = bounds["hypervolume_mixtures"], bounds["hypervolume_at_most"]
-    more = "not bounded from above" if most is None else f"no front has more than {number(most)}"
+    more = "not bounded from above" if most is None else f"no front has more than {_at_most(most, 4)}"
     if mixed is None:
         more = "that of mixtures, and a bound, not computed for so many objectives"
     else:
@@ -88,4 +89,9 @@ def _alike(front: Mapping[str, Any]) -> str:
 
 def _share(share: float) -> str:
     """Rounded down: it is said to be at least that."""
-    return f"{int(share * 1000 // 1) / 1000:.3f}" if share > 0 else "0"
+    return str(Decimal(repr(float(share))).quantize(Decimal("0.001"), ROUND_FLOOR)) if share > 0 else "0"
+
+
+def _at_most(value: float, digits: int) -> str:
+    """Rounded up to so many digits: it is said to be at most that."""
+    return f"{Context(prec=digits, rounding=ROUND_CEILING).create_decimal(repr(float(value))):.{digits}g}"

@@ -18,12 +18,14 @@ from sweeps import contents, small_config, write_pairs
 from moalign import config, registry, storage
 from moalign.commands import dry_run
 from moalign.engine.trainee import SKIPS_IN_A_ROW, Trainee
-from moalign.errors import ConfigError
+from moalign.errors import ConfigError, PluginError
 from moalign.progress import ConsoleObserver
 from moalign.sweeps import budget, front, journal, outcomes, run
 from moalign.sweeps.budget import Purse
+from moalign.sweeps.estimate import Estimate
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import prepare
+from moalign.sweeps.proposals import first_trained
 from moalign.types import Candidate, Outcome, Preference
 from moalign_plugins.searches.grid import Grid
 
@@ -285,6 +287,50 @@ def test_the_dry_run_says_what_the_budget_pays(settings, limit, tokens, fitting)
     assert f"{tokens or limit:,} of {tokens or limit:,} tokens left" in text
     assert f"it pays {fitting} of these 3 candidates" in text
     assert ("do not pay a single candidate" in text) == (fitting == 0)
+    whole = int(text.split("tokens")[1].split()[1].replace(",", ""))
+    assert "response tokens for all of these candidates" in text
+    assert (f"of these 3 candidates: about {round(whole * 2 / 3):,} response tokens and" in text) == (fitting == 2)
+
+
+def test_a_dry_run_whose_budget_pays_only_what_is_not_trained_says_that_the_run_is_refused(monkeypatch):
+    equal = Preference("weights", {"a": 0.5, "b": 0.5})
+    asked = tuple(Candidate(name, equal, parents=("model",), conditioned=True) for name in ("p", "q"))
+    cost = Estimate(
+        candidates=(Candidate("model", equal), *asked),
+        steps=(10,),
+        tokens=1000,
+        seconds_per_step=1.0,
+        seconds_per_step_alone=1.0,
+        seconds_per_evaluation=1.0,
+        seconds_of_sampling=0.0,
+        seconds_of_looks=0.0,
+        counts={},
+        together=1,
+        memory=1,
+        purse=Purse(1, 0, 1000, "tokens", 0.001),
+        fitting=asked,
+    )
+    monkeypatch.setattr(dry_run, "estimate", lambda plan, observer: cost)
+    chosen = SimpleNamespace(name="some")
+    settings = dict.fromkeys(("loss", "combine", "search", "condition"), chosen)
+    model, data = SimpleNamespace(path="model"), ("pairs.jsonl",)
+    plan: Any = SimpleNamespace(
+        config=SimpleNamespace(model=model, data_paths=data, **settings), evaluation_kind="generate"
+    )
+    output = io.StringIO()
+    dry_run.show(plan, Observer(), Console(file=output, width=200))
+    assert "it pays 0 of these 3 candidates" in output.getvalue()
+    assert "do not pay a single candidate" in output.getvalue()
+
+
+def test_a_first_proposal_without_anything_to_train_is_refused_by_name():
+    equal = Preference("weights", {"a": 1.0})
+    plan: Any = SimpleNamespace(config=SimpleNamespace(search=SimpleNamespace(name="mixes")))
+    trained = Candidate("p", equal)
+    mixed = Candidate("m", equal, mixed=True)
+    assert first_trained([mixed, trained], plan) is trained
+    with pytest.raises(PluginError, match=r"search 'mixes'.*first proposal \(m\)"):
+        first_trained([mixed], plan)
 
 
 def test_the_bar_counts_what_will_be_trained():

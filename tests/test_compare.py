@@ -111,5 +111,6 @@ def test_the_picture_is_drawn_and_the_same_each_time(folders):
     assert pictures[0] == pictures[1] and pictures[0].startswith(b"\x89PNG")
     done = CliRunner().invoke(app, ["compare", "a", "b", "--picture", "attained.svg"])
     assert "does not end in .png" in str(done.exception)
-    done = CliRunner().invoke(app, ["compare", "a", "a"])
-    assert "named twice" in str(done.exception)
+    for again in ("a", "./a", "b/../a", str(folders / "a")):
+        done = CliRunner().invoke(app, ["compare", "a", again])
+        assert "named twice" in str(done.exception), again

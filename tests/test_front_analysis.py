@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,8 +87,25 @@ def test_the_line_says_how_good_the_front_is_and_what_one_more_run_would_bring()
     assert line is not None and line in shown(found).replace("\n", "")
     where = ", ".join(f"{name}={value:.4g}" for name, value in bounds["next"]["preference"].items())
     assert line.startswith(f"Front share at least {math.floor(gap.share * 1000) / 1000:.3f} (worst preference 0.")
-    assert line.endswith(f"; one more run, at {where} (about 1,100 tokens), brings at most {gap.gain:.2g}")
+    rounded = float(line.rsplit(" ", 1)[1])
+    assert gap.gain <= rounded < gap.gain * 1.1, "two digits, rounded up"
+    assert line.endswith(f"; one more run, such as at {where} (about 1,100 tokens), brings at most {rounded:.2g}")
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("share", "gain", "least", "most"),
+    [(0.29, 0.01241, "0.290", "0.013"), (0.99999, 0.0456, "0.999", "0.046"), (0.57, 0.046, "0.570", "0.046")],
+)
+def test_what_is_at_least_is_rounded_down_and_what_is_at_most_is_rounded_up(share, gain, least, most):
+    found = computed()
+    bounds = found["analysis"]["bounds"]
+    bounds |= {"front_share_at_least": share, "hypervolume_at_most": 0.43211}
+    bounds["next"]["gain_at_most"] = gain
+    line = words.outlook(found)
+    assert line is not None
+    assert line.startswith(f"Front share at least {least} ") and line.endswith(f"at most {most}")
+    assert "no front has more than 0.4322;" in dict(words.facts(found))["Hypervolume, KL paid for"]
 
 
 def test_points_say_what_they_add_and_who_beats_them():
@@ -106,6 +124,28 @@ def test_points_say_what_they_add_and_who_beats_them():
     expected = pareto.expected_utility([list(point["scores"].values()) for point in said.values()], pareto.grid(2))
     assert found["analysis"]["expected_utility"] == expected
     assert found["analysis"]["expected_utility_stderr"] == pytest.approx(0.02)
+
+
+def test_for_more_than_five_objectives_there_are_no_volumes_of_mixtures_and_the_table_says_so():
+    names = tuple("abcdef")
+    several = configuration.from_mapping(
+        {"objectives": dict.fromkeys(names), "data": {"path": "none.jsonl"}, "search": {"name": "grid"}}
+    )
+    rows = [*np.eye(6).tolist(), *np.random.default_rng(0).dirichlet(np.ones(6), 14).tolist()]
+    events: list[dict[str, Any]] = [BASE | {"scores": dict.fromkeys(names, 0.0)}]
+    for place, weights in enumerate(rows):
+        length = math.hypot(*weights)
+        values = dict(zip(names, weights, strict=True))
+        scores = {name: weight / length for name, weight in values.items()}
+        preferred = {"kind": "weights", "values": values, "name": None}
+        stderr = dict.fromkeys(names, 0.02)
+        made = {"preference": preferred, "scores": scores, "stderr": stderr}
+        events.append(outcome(f"c{place}", (1, 0), (0, 0), optimum=(length, 0.01)) | made)
+    found = computed(events, config=several)
+    bounds = found["analysis"]["bounds"]
+    assert bounds["hypervolume_mixtures"] is bounds["hypervolume_at_most"] is None
+    assert 0 < bounds["front_share_at_least"] < 1
+    assert "not computed for so many objectives" in dict(words.facts(found))["Hypervolume, KL paid for"]
 
 
 def test_the_same_journal_gives_the_same_bytes():

@@ -13,6 +13,7 @@ from scipy.optimize import linprog
 
 from moalign import pareto
 from moalign.errors import MoalignError
+from moalign.pareto import mixtures
 
 
 def area_of_mixtures(points: np.ndarray, reference: np.ndarray) -> float:
@@ -175,3 +176,28 @@ def test_known_volumes_of_polytopes(objectives):
     if objectives > 1:
         assert pareto.hypervolume_at_most(one[:1], [1.0], corner) is None
         assert pareto.hypervolume_at_most(one[:1], [-1.0], corner) == 0, "nothing is above the reference there"
+
+
+def test_many_points_of_five_objectives_are_measured_and_more_objectives_are_left_out():
+    rng = np.random.default_rng(0)
+    points = rng.dirichlet(np.ones(5), 40)
+    points = points / np.linalg.norm(points, axis=1, keepdims=True) + rng.normal(size=points.shape) * 0.05 - 0.05
+    places = rng.uniform(0, 0.9, (1500, 5))
+    found, error = counted(reached_by_mixtures(points, places), 0.9**5)
+    assert pareto.hypervolume_of_mixtures(points, np.zeros(5)) == pytest.approx(found, abs=error)
+    weights = np.vstack([np.eye(6), rng.dirichlet(np.ones(6), 20)])
+    assert pareto.hypervolume_of_mixtures(weights, np.zeros(6)) is None
+    assert pareto.hypervolume_at_most(weights, np.linalg.norm(weights, axis=1), np.zeros(6)) is None
+
+
+@pytest.mark.parametrize("objectives", (2, 3, 5))
+def test_a_point_that_is_best_for_some_weights_is_passed_as_the_linear_programme_passes_it(objectives, monkeypatch):
+    rng = np.random.default_rng(objectives)
+    points = rng.uniform(0, 1, (25, objectives)) ** 0.5
+    quick = pareto.mixture_dominated(points).tolist()
+    asked = []
+    surplus = mixtures._surplus
+    monkeypatch.setattr(mixtures, "_best", lambda scaled, distinct: np.zeros(len(scaled), dtype=bool))
+    monkeypatch.setattr(mixtures, "_surplus", lambda *which: asked.append(which) or surplus(*which))
+    assert pareto.mixture_dominated(points).tolist() == quick
+    assert len(asked) == pareto.non_dominated(points).sum()

@@ -61,9 +61,12 @@ def _fronts(runs: list[Path]) -> dict[str, dict[str, Any]]:
     from moalign.commands.select import read_or_compute
 
     fronts: dict[str, dict[str, Any]] = {}
+    places: dict[Path, Path] = {}
     for run in runs:
-        if str(run) in fronts:
-            raise RunError(f"{run} is named twice")
+        if (place := run.resolve()) in places:
+            again = "" if places[place] == run else f", the other time as {places[place]}"
+            raise RunError(f"{run} is named twice{again}")
+        places[place] = run
         fronts[str(run)] = read_or_compute(run)
     return fronts
 

@@ -7,8 +7,8 @@ from rich.table import Table
 
 from moalign import preference
 from moalign.progress import duration
-from moalign.sweeps.budget import refuse
-from moalign.sweeps.estimate import estimate
+from moalign.sweeps.budget import begun, refuse
+from moalign.sweeps.estimate import Estimate, estimate
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import Plan
 
@@ -37,13 +37,23 @@ def show(plan: Plan, observer: Observer, console: Console) -> None:
     alone = f"; one by one {cost.seconds_per_step_alone:.3f} s" if cost.together > 1 else ""
     each = f"{cost.seconds_per_step:.3f} s per step and candidate{alone}"
     table.add_row("together", f"{cost.together} in a pass: {each}")
-    table.add_row("tokens", f"about {cost.tokens:,} response tokens in all")
+    whole = " in all" if cost.purse is None else " for all of these candidates"
+    table.add_row("tokens", f"about {cost.tokens:,} response tokens{whole}")
     table.add_row("memory", f"about {cost.memory / 2**20:,.0f} MiB for {cost.together} together, beside the libraries")
     table.add_row("time", f"about {duration(cost.seconds)} ({duration(cost.seconds_per_evaluation)} per evaluation)")
     if cost.purse is not None:
         table.add_row("budget", cost.purse.said().removeprefix("budget: "))
-        table.add_row("", f"it pays {len(cost.fitting)} of these {len(cost.candidates)} candidates")
+        table.add_row("", _paid(cost))
     console.print(table)
-    if cost.purse is not None and not cost.fitting:
+    if cost.purse is not None and not begun(cost.fitting):
         console.print(str(refuse(cost.purse)), style="red", markup=False)
     console.print("nothing was written")
+
+
+def _paid(cost: Estimate) -> str:
+    """Which of the candidates the budget pays, and, where it does not pay all, what those take."""
+    number = len(cost.fitting) if begun(cost.fitting) else 0  # what is not trained needs what is
+    said = f"it pays {number} of these {len(cost.candidates)} candidates"
+    if number in (0, len(cost.candidates)):
+        return said
+    return f"{said}: about {cost.tokens_paid:,} response tokens and {duration(cost.seconds_paid)}"

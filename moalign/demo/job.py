@@ -19,7 +19,7 @@ from moalign.engine.model import TRAINED, LanguageModel
 from moalign.engine.row_conditions import RowConditions, conditioned, place_of_vectors, with_places
 from moalign.errors import RunError
 from moalign.registry import Registry
-from moalign.sweeps import front, run, steering
+from moalign.sweeps import front, journal, outcomes, run, steering
 from moalign.sweeps.archive import Archive
 from moalign.sweeps.observe import Observer
 
@@ -71,7 +71,9 @@ def measure(directory: Path, observer: Observer) -> dict[str, Any]:
     replies = enumerate_replies(tokenizer, world.prompts)
     with lora.active(model.policy, None):
         reference = reply_logps(model.policy, replies)
-    ids = [point["id"] for point in front.read(directory)["points"]]
+    with front.as_written(directory):
+        reached = outcomes.history(journal.read(directory / journal.FILE), names)
+    ids = [outcome.id for outcome in reached if outcome.status == "done"]
     values = {}
     for name in ids:
         point, read, conditions = archive.of_candidate(name), replies, None

@@ -14,7 +14,7 @@ import numpy as np
 from moalign.errors import MoalignError
 from moalign.pareto.grid import grid
 from moalign.pareto.points import matrix, refuse_empty, vector
-from moalign.pareto.polytopes import corners_of, volume_below
+from moalign.pareto.polytopes import MOST_OBJECTIVES, corners_of, volume_below
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 NOTHING = 1e-12
 ROUND = 9  # digits within which gaps are equal
-MOST_OBJECTIVES = 5  # whose polytope's corners are counted out
 
 
 @dataclass(frozen=True)
@@ -72,10 +71,12 @@ def _least(asked: Array, rows: Array, ends: Array) -> Array | None:
 
 def hypervolume_at_most(weights: ArrayLike, bounds: ArrayLike, reference: ArrayLike) -> float | None:
     """Volume above ``reference`` [M] of {f : weights [m,M] f <= bounds [m]}, which no front exceeds; None where nothing
-    bounds it."""
+    bounds it, and for more than five objectives, whose polytope has too many corners."""
     rows, ends = _checked(weights, bounds)
     corner = vector(reference, "reference point")
     matrix(rows, "weights", columns=len(corner))
+    if len(corner) > MOST_OBJECTIVES:
+        return None
     volume = volume_below(rows, ends - rows @ corner)
     return volume if np.isfinite(volume) else None
 

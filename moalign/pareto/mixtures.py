@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moalign.pareto.grid import grid
 from moalign.pareto.measures import non_dominated
 from moalign.pareto.points import matrix, vector
-from moalign.pareto.polytopes import ZERO, hull, volume_below
+from moalign.pareto.polytopes import MOST_OBJECTIVES, ZERO, hull, volume_below
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -24,6 +25,7 @@ def mixture_dominated(points: ArrayLike) -> NDArray[np.bool_]:
 
     Equal points do not dominate each other, as in ``non_dominated``. By linear programming: the largest sum of what a
     mixture has more than the point, while it has less nowhere; above 1e-9 of the range it counts.
+    A point that alone is best for some weights needs none.
     """
     table = matrix(points, "points")
     kept = non_dominated(table)
@@ -31,10 +33,20 @@ def mixture_dominated(points: ArrayLike) -> NDArray[np.bool_]:
     scaled = (table - table.min(0, initial=np.inf)) / np.where(spread > 0, spread, 1.0)
     distinct = np.unique(scaled[kept], axis=0)
     found = ~kept
-    for place in np.flatnonzero(kept):
+    for place in np.flatnonzero(kept & ~_best(scaled, distinct)):
         others = distinct[(distinct != scaled[place]).any(1)]
-        found[place] = len(others) >= 2 and _surplus(others, scaled[place]) > BETTER
+        found[place] = _surplus(others, scaled[place]) > BETTER
     return found
+
+
+def _best(scaled: Array, distinct: Array) -> NDArray[np.bool_]:
+    """Which points [n] are better than all of the distinct ones but their copies, for some weights: of an even grid, or
+    like the scores of a point, for which it itself is the best on a round front."""
+    weights = np.vstack([grid(scaled.shape[1]), distinct])
+    if len(distinct) < 2:
+        return np.ones(len(scaled), dtype=bool)
+    second = np.partition(distinct @ weights.T, -2, axis=0)[-2]
+    return np.asarray((scaled @ weights.T > second + BETTER).any(1))
 
 
 def _surplus(others: Array, point: Array) -> float:
@@ -52,14 +64,16 @@ def _surplus(others: Array, point: Array) -> float:
     return -float(result.fun) if result.status == 0 else 0.0
 
 
-def hypervolume_of_mixtures(points: ArrayLike, reference: ArrayLike) -> float:
+def hypervolume_of_mixtures(points: ArrayLike, reference: ArrayLike) -> float | None:
     """Volume between ``reference`` [M] and all that is no better than some mixture of the points [n,M].
 
     At least the hypervolume of the points; a point below the reference somewhere counts as a part of mixtures. 0 where
-    no mixture is above the reference everywhere.
+    no mixture is above the reference everywhere; None for more than five objectives, whose hull has too many sides.
     """
     corner = vector(reference, "reference point")
     table = matrix(points, "points", columns=len(corner)) - corner
+    if len(corner) > MOST_OBJECTIVES:
+        return None
     table = np.unique(table[non_dominated(table)], axis=0)
     spread = table.max(0, initial=0.0)
     if len(table) == 0 or (spread <= 0).any():

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 ZERO = 1e-10  # of what is about 1 large
+DIGITS = 8  # within which sides, and corners, are one and the same
+MOST_OBJECTIVES = 5  # whose corners are counted out: with six, a few dozen points have too many of them
 
 
 def volume_below(weights: Array, bounds: Array) -> float:
@@ -45,10 +47,15 @@ def corners_of(normals: Array, offsets: Array, inside: Array) -> Array:
     M at least 2."""
     from scipy.spatial import HalfspaceIntersection
 
-    halves = np.unique(np.round(np.column_stack([normals, -offsets]), 12), axis=0)
+    halves = _distinct(np.column_stack([normals, -offsets]))
     corners = _robustly(lambda options: HalfspaceIntersection(halves, inside, qhull_options=options)).intersections
-    corners = corners[np.isfinite(corners).all(1)]
-    return np.asarray(np.unique(np.round(corners, 12) + 0.0, axis=0))
+    return _distinct(corners[np.isfinite(corners).all(1)] + 0.0)
+
+
+def _distinct(rows: Array) -> Array:
+    """One of the rows that are equal but for rounding, unrounded: rounded, sides that meet in one corner meet in many,
+    which are too many for qhull."""
+    return rows[np.unique(np.round(rows, DIGITS) + 0.0, axis=0, return_index=True)[1]]
 
 
 def hull(points: Array) -> ConvexHull:

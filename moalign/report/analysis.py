@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Any
 
 from moalign.report.wording import measure, number, objective_names, printable
 
 NONE = "none"
+SAME = 1e-3  # of weights
 
 
 def outlook(front: Mapping[str, Any]) -> str | None:
@@ -28,7 +30,15 @@ def outlook(front: Mapping[str, Any]) -> str | None:
         return f"Front share not bounded: {printable(analysis['unbounded'])}; one more run, at {where}{cost}, bounds it"
     share, worst = bounds["front_share_at_least"], bounds["front_share_worst_at_least"]
     known = f"Front share at least {_share(share)} (worst preference {_share(worst)})"
-    return f"{known}; one more run, at {where}{cost}, brings at most {following['gain_at_most']:.2g}"
+    longer = "a longer one " if _trained_at(front, following["preference"]) else ""
+    most = _at_most(following["gain_at_most"], 2)
+    return f"{known}; one more run, such as {longer}at {where}{cost}, brings at most {most}"
+
+
+def _trained_at(front: Mapping[str, Any], weights: Mapping[str, float]) -> bool:
+    """Whether a candidate was trained for just these weights, so that another like it would bring nothing."""
+    trained = [point["preference"]["values"] for point in front["points"] if point["kind"] == "trained"]
+    return any(all(abs(values.get(name, 0.0) - w) < SAME for name, w in weights.items()) for values in trained)
 
 
 def facts(front: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -53,11 +63,13 @@ def facts(front: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _bounds(front: Mapping[str, Any], bounds: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if bounds is None:
         return []
-    most = bounds["hypervolume_at_most"]
-    volumes = (
-        f"{number(bounds['hypervolume_values'])}; with mixtures of them {number(bounds['hypervolume_mixtures'])}; "
-        + ("not bounded from above" if most is None else f"no front has more than {number(most)}")
-    )
+    mixed, most = bounds["hypervolume_mixtures"], bounds["hypervolume_at_most"]
+    more = "not bounded from above" if most is None else f"no front has more than {_at_most(most, 4)}"
+    if mixed is None:
+        more = "that of mixtures, and a bound, not computed for so many objectives"
+    else:
+        more = f"with mixtures of them {number(mixed)}; {more}"
+    volumes = f"{number(bounds['hypervolume_values'])}; {more}"
     corner = ", ".join(f"{printable(name)} {number(front['reference_point'][name])}" for name in objective_names(front))
     return [
         ("Price of KL", f"{number(bounds['kl_price'])} per nat"),
@@ -86,4 +98,9 @@ def _alike(front: Mapping[str, Any]) -> str:
 
 def _share(share: float) -> str:
     """Rounded down: it is said to be at least that."""
-    return f"{int(share * 1000 // 1) / 1000:.3f}" if share > 0 else "0"
+    return str(Decimal(repr(float(share))).quantize(Decimal("0.001"), ROUND_FLOOR)) if share > 0 else "0"
+
+
+def _at_most(value: float, digits: int) -> str:
+    """Rounded up to so many digits: it is said to be at most that."""
+    return f"{Context(prec=digits, rounding=ROUND_CEILING).create_decimal(repr(float(value))):.{digits}g}"

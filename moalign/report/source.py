@@ -73,7 +73,7 @@ class _Bounds(_Part):
     front_share_at_least: float | None
     front_share_worst_at_least: float | None
     hypervolume_values: float
-    hypervolume_mixtures: float
+    hypervolume_mixtures: float | None
     hypervolume_at_most: float | None
     next: _Next
 

@@ -24,7 +24,7 @@ from moalign.errors import ConfigError
 from moalign.sweeps import journal, together
 from moalign.sweeps.candidate import batch_source
 from moalign.sweeps.plan import Plan
-from moalign.sweeps.proposals import next_candidates
+from moalign.sweeps.proposals import first_trained, next_candidates
 from moalign.sweeps.workshop import Workshop
 from moalign.types import Candidate, Outcome
 
@@ -182,7 +182,7 @@ def _share(changes: Mapping[str, Any], plan: Plan) -> float:
 def _measured(plan: Plan, workshop: Workshop, budget: BudgetSettings) -> tuple[float, float]:
     """What a candidate of all steps costs before one was trained, and what of that has nothing to do with steps."""
     proposed = next_candidates(plan, workshop, ())  # the first one needs no other's adapter
-    first = replace(next(candidate for candidate in proposed if candidate.kind == "trained"), changes={})
+    first = replace(first_trained(proposed, plan), changes={})
     source, steps = batch_source(first, workshop), plan.config.train.steps
     begin = now()
     source.at(0)

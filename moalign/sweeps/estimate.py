@@ -17,7 +17,7 @@ from moalign.sweeps.budget import Purse
 from moalign.sweeps.candidate import batch_source, job_of
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import Plan
-from moalign.sweeps.proposals import next_candidates
+from moalign.sweeps.proposals import first_trained, next_candidates
 from moalign.sweeps.workshop import Workshop, opened_workshop
 from moalign.types import Candidate
 
@@ -54,9 +54,29 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        training = sum(self.steps) * self.seconds_per_step
-        beside = len(self.steps) * (self.seconds_of_sampling + self.seconds_of_looks)
-        return training + beside + len(self.candidates) * self.seconds_per_evaluation
+        """Of all candidates."""
+        return self._seconds(self.steps, len(self.candidates))
+
+    @property
+    def seconds_paid(self) -> float:
+        """Of those that the budget pays."""
+        return self._seconds(self.steps_paid, len(self.fitting))
+
+    @property
+    def tokens_paid(self) -> int:
+        """Of those that the budget pays."""
+        return round(self.tokens * sum(self.steps_paid) / sum(self.steps))
+
+    @property
+    def steps_paid(self) -> tuple[int, ...]:
+        """Of each candidate that is trained and that the budget pays."""
+        trained = [candidate.id for candidate in self.candidates if candidate.kind == "trained"]
+        paid = {candidate.id for candidate in self.fitting}
+        return tuple(steps for name, steps in zip(trained, self.steps, strict=True) if name in paid)
+
+    def _seconds(self, steps: tuple[int, ...], evaluated: int) -> float:
+        beside = len(steps) * (self.seconds_of_sampling + self.seconds_of_looks)
+        return sum(steps) * self.seconds_per_step + beside + evaluated * self.seconds_per_evaluation
 
 
 def estimate(plan: Plan, observer: Observer) -> Estimate:
@@ -74,9 +94,9 @@ def _estimate(plan: Plan, workshop: Workshop, observer: Observer) -> Estimate:
     space = known.paid(plan.space, purse)
     candidates = next_candidates(plan, workshop, (), space)
     fitting, _ = budget.split(candidates, purse, plan)
+    first = first_trained(candidates, plan)
     trained = [candidate for candidate in candidates if candidate.kind == "trained"]
     observer.on_phase("measuring a few steps")
-    first = trained[0]  # one that needs no other's adapter
     stop = plan.config.train.early_stop
     shortened = {"steps": PROBE_STEPS, "early_stop": stop and stop.model_copy(update={"every": PROBE_LOOKS_EVERY})}
     job = replace(job_of(first, workshop, ()), settings=plan.config.train.model_copy(update=shortened))

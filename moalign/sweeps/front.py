@@ -75,7 +75,7 @@ def compute(
 
 def _price(config: Config, kind: str, world: dict[str, Any] | None, kl_price: float) -> Price:
     """Of KL, or why nothing has one; exact figures of a known world have it paid."""
-    paid = {} if world is None else {name: True for name, exact in world["points"].items() if "scores" in exact}
+    paid = () if world is None else tuple(name for name, exact in world["points"].items() if "scores" in exact)
     if kind != "generate":
         return Price(why="the scores are no rewards, so nothing bounds what can be reached")
     if config.evaluate.temperature != 1.0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moalign import preference
+from moalign.errors import PluginError
 from moalign.sweeps.plan import Plan
 from moalign.sweeps.workshop import Workshop
 from moalign.types import Candidate, Outcome, Preference, Space
@@ -24,6 +25,18 @@ def next_candidates(
     taken = {identity for identity, _ in known}
     anchors = [_alone(name, plan.objectives, taken) for name in implicit if name not in alone]
     return anchors + sorted(proposed, key=lambda candidate: not preference.is_one_hot(candidate.preference))
+
+
+def first_trained(candidates: Sequence[Candidate], plan: Plan) -> Candidate:
+    """What is measured beforehand. Raises PluginError where none of a first proposal is trained."""
+    for candidate in candidates:
+        if candidate.kind == "trained":
+            return candidate  # one that needs no other's adapter
+    name = plan.config.search.name
+    raise PluginError(
+        f"search '{name}': nothing in its first proposal ({', '.join(each.id for each in candidates) or 'none'}) is "
+        "trained, so that what a training costs cannot be measured; it must begin with a candidate that is trained"
+    )
 
 
 def _alone(name: str, objectives: Sequence[str], taken: set[str]) -> Candidate:

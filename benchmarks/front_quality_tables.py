@@ -28,10 +28,12 @@ OBJECTIVES = {
 
 @dataclass(frozen=True)
 class Ceiling:
-    """What gradient ascent on the exact figures reaches with the same adapters: the mean share and the worst."""
+    """What gradient ascent on the exact figures reaches with the same adapters and so many ``points``: the mean share
+    and the worst."""
 
     share: float
     worst: float
+    points: int
 
 
 def ceiling_of(world: str) -> Ceiling | None:
@@ -39,7 +41,8 @@ def ceiling_of(world: str) -> Ceiling | None:
     shares = ("share", "share_worst") if world == REPLY else ("front_share", "front_share_worst")
     for each in storage.read_json(job.CEILING):
         if sorted(each["objectives"]) == sorted(OBJECTIVES[world]) and set(shares) <= set(each):
-            return Ceiling(*(each[name] for name in shares))
+            mean, worst = (each[name] for name in shares)
+            return Ceiling(mean, worst, len(each["points"]))
     return None
 
 
@@ -86,7 +89,11 @@ def _table(title: str, results: Sequence[Found], ceiling: Ceiling | None, not_ru
         "bounds hold",
         "seeds",
     ]
-    notes = [f"Ceiling: {ceiling.share:.3f}, worst {ceiling.worst:.3f}." if ceiling else "No ceiling is known."]
+    notes = [
+        f"Ceiling of {ceiling.points} points: {ceiling.share:.3f}, worst {ceiling.worst:.3f}."
+        if ceiling
+        else "No ceiling is known."
+    ]
     failed = {name: error for found in results for name, error in found["failed"].items()}
     notes += [f"Candidate {name} failed: {error}" for name, error in sorted(failed.items())]
     return tables.Table(title, columns, rows, [*notes, *not_run])
@@ -180,7 +187,11 @@ def draw(results: Sequence[Found], file: Path) -> None:
         if ceiling := ceiling_of(world):
             panel.axhline(ceiling.share, color="grey", linestyle="--", linewidth=1)
             panel.annotate(
-                "ceiling", (0.01, ceiling.share), xycoords=("axes fraction", "data"), va="bottom", fontsize=8
+                f"ceiling of {ceiling.points} points",
+                (0.01, ceiling.share),
+                xycoords=("axes fraction", "data"),
+                va="bottom",
+                fontsize=8,
             )
         panel.set(xscale="log", xlabel="thousand training tokens", ylabel="front share", title=TITLES[world])
         panel.grid(alpha=0.3)

@@ -175,4 +175,5 @@ def test_a_ceiling_ships_for_every_world_and_is_no_more_than_all():
     assert all(each["beta"] == worlds.BETA for each in shipped)
     for world in WORLDS:
         ceiling = front_quality_tables.ceiling_of(world)
-        assert ceiling is not None and 0.7 < ceiling.worst <= ceiling.share <= 1
+        # between 15 points of three objectives some preference gets little: of 15 exact optima 0.643
+        assert ceiling is not None and 0.55 < ceiling.worst <= ceiling.share <= 1 and ceiling.share > 0.7

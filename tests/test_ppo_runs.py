@@ -18,7 +18,7 @@ from moalign import lora, registry, storage
 from moalign.config import Config
 from moalign.engine import owned
 from moalign.engine.trainee import Trainee
-from moalign.errors import ConfigError, RunError
+from moalign.errors import ConfigError, TrainingError
 from moalign.sweeps import run
 from moalign.sweeps.candidate import batch_source, job_of
 from moalign.sweeps.observe import Observer
@@ -118,10 +118,10 @@ def test_a_head_that_does_not_fit_is_refused(unbroken, workshop, tmp_path):
     for name in (lora.WEIGHTS_FILE, lora.CONFIG_FILE):
         (tmp_path / name).write_bytes((parent / name).read_bytes())
     owned.write(tmp_path, {"value.weight": torch.zeros(31)}, workshop.model.fingerprint)
-    with pytest.raises(RunError, match=r"objective\.safetensors: it holds .*\[31\].* and the loss owns .*\[32\]"):
+    with pytest.raises(TrainingError, match=r"objective\.safetensors: it holds .*\[31\].* and the loss owns .*\[32\]"):
         _ = errors_of(workshop, child_of(workshop, tmp_path)).result
     owned.write(tmp_path, {"value.weight": torch.zeros(32)}, "another")
-    with pytest.raises(RunError, match="trained with another base model"):
+    with pytest.raises(TrainingError, match="trained with another base model"):
         _ = errors_of(workshop, child_of(workshop, tmp_path)).result
 
 

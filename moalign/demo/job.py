@@ -49,6 +49,8 @@ def is_known_world(directory: Path) -> bool:
     content = front.read_config(directory)
     rewards = [objective.reward for objective in content.objectives.values()]
     beta = content.loss.options.get("beta")
+    if content.evaluate.prompts is not None:
+        return False  # who evaluates on some of the prompts wants it quick
     if beta != worlds.BETA or any(objective.direction != "max" for objective in content.objectives.values()):
         return False
     own = all(reward is not None and reward.name == BUILT_IN_MODEL for reward in rewards)

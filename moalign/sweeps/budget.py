@@ -66,7 +66,7 @@ class Purse:
 
     def said(self) -> str:
         """One line for people."""
-        form = ",.0f" if self.unit == "tokens" else ",.1f"
+        form = ",.0f" if self.unit == "tokens" else ",.1f" if self.cost >= 1 else ",.2f"
         said = f"budget: {self.left:{form}} of {self.limit:{form}} {self.unit} left"
         return f"{said}; a training takes about {self.cost:{form}}"
 

@@ -80,8 +80,8 @@ def evaluate(
     definition), clustered by group; the implicit-reward margin beta * (log-ratio difference) stands in the details.
     Where the data has both, the other kind's figures stand in the details. ``seen``: the same prompts and pairs as the
     policy reads them, if not as the reference does. ``wish``: the details then say what the best policy of all would
-    reach for these weights (``optimum``), and the policy itself (``utility``), KL paid for; where it is too far from
-    the best to tell, how much its samples vary in what they say (``too_far``, in nats).
+    reach for these weights (``optimum``), and the policy itself (``utility``), KL paid for; ``optimum_deviation``
+    is how much its samples vary in what they say of it, in nats: the more, the less sure.
     """
     seen = held_out if seen is None else seen
     details: dict[str, float] = {}
@@ -186,10 +186,10 @@ def _reached(wish: Wish, rewards: np.ndarray, ratios: np.ndarray, rollouts: Sequ
     found = optimum(weighted, ratios, [rollout.prompt for rollout in rollouts], wish.price)
     if found is None:
         return {}
-    details = {"utility": float((weighted - wish.price * ratios).mean()), "utility_stderr": found.reached}
-    if not found.reliable:
-        return details | {"too_far": found.deviation}
-    return details | {"optimum": found.value, "optimum_stderr": found.stderr}
+    utility = float((weighted - wish.price * ratios).mean())
+    (value, error), deviation = found.bound, found.deviation
+    details = {"optimum": value, "optimum_stderr": error, "utility": utility, "utility_stderr": found.reached}
+    return details | {"optimum_deviation": deviation}
 
 
 def _log_ratios(

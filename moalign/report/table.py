@@ -15,7 +15,16 @@ from moalign.report.configurations import configurations_table
 
 DETAILS_SHOWN = 4
 # details that the terminal has no room for, like those with a "/" in their name
-NARROW = {"kl_stderr", "ended", "optimum", "optimum_stderr", "utility", "utility_stderr", "too_far", "response_tokens"}
+NARROW = {
+    "kl_stderr",
+    "ended",
+    "optimum",
+    "optimum_stderr",
+    "utility",
+    "utility_stderr",
+    "optimum_deviation",
+    "response_tokens",
+}
 
 
 def front_table(front: Mapping[str, Any]) -> RenderableType:

@@ -137,11 +137,6 @@ def _optimum(point: Mapping[str, Any]) -> float | None:
 
 def _unmeasured(points: Sequence[Mapping[str, Any]]) -> str:
     """Why there is no estimate of what can be reached."""
-    if any("too_far" in point["details"] for point in points):
-        return (
-            "the candidates are too far from the best policies to tell what those reach; train for more steps, or take "
-            "more evaluate.samples"
-        )
     return (
         "nothing says what the best policies reach: that takes candidates for weights, a reward for every response, "
         "and four of evaluate.samples"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +16,7 @@ from rich.console import Console
 from benchmarks import front_quality_tables, measure, tables
 from benchmarks.front_quality_run import WORLDS, Request, belongs, reached, ways, why_not
 from benchmarks.processes import Child, ChildError
+from benchmarks.tables import missing
 from benchmarks.train_setup import Assignment, make_quiet
 from benchmarks.train_task import Task
 from moalign import registry
@@ -98,15 +99,6 @@ def installed(asked: Sequence[Request], report: dict[str, Any]) -> list[Request]
         request.name: reason for request, reason in reasons.items() if reason
     }
     return [request for request in asked if reasons[request] is None]
-
-
-def missing(wanted: Sequence[Request], report: Mapping[str, Any]) -> list[Request]:
-    """Those without a result yet."""
-    return [
-        request
-        for request in wanted
-        if not any(request.identity.items() <= result.items() for result in report["results"])
-    ]
 
 
 def run(request: Request, target: Callable[[Any, Connection], None] | None = None) -> dict[str, Any]:

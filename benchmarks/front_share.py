@@ -18,6 +18,7 @@ from rich.console import Console
 from benchmarks import front_peers, measure, tables
 from benchmarks.front_ways import PARTS, Request, make_base, run_sweep
 from benchmarks.processes import Child
+from benchmarks.tables import missing
 from benchmarks.train_setup import Assignment, make_quiet
 from benchmarks.train_task import Task
 
@@ -76,15 +77,6 @@ def requests(
             base = str((bases / f"tiny-assistant-{layers}-layers").resolve()) if layers else None
             made += [Request(name, way, seed, tuple(further), base, threads) for way in PARTS[name].ways]
     return made
-
-
-def missing(wanted: Sequence[Request], report: Mapping[str, Any]) -> list[Request]:
-    """Those without a result yet."""
-    return [
-        request
-        for request in wanted
-        if not any(request.identity.items() <= result.items() for result in report["results"])
-    ]
 
 
 def run(request: Request, target: Callable[[Any, Connection], None] | None = None) -> dict[str, Any]:

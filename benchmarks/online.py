@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from enum import StrEnum
 from multiprocessing.connection import Connection
@@ -19,6 +19,7 @@ from benchmarks import measure, online_run, online_speed, online_tables, tables
 from benchmarks.online_run import FIRST, LOSSES, RULES, SECOND, Request
 from benchmarks.online_speed import ENGINES, Work
 from benchmarks.processes import ALLOCATORS, Child, ChildError
+from benchmarks.tables import missing
 from moalign.validation import nearest
 
 SEEDS = (0, 1, 2)
@@ -112,15 +113,6 @@ def installed(asked: Sequence[Request]) -> tuple[list[Request], list[str]]:
     reasons = {each: online_run.why_not(each.rule, each.loss, found) for each in asked}
     notes = [f"{each.rule}, {each.loss}: not run, {reason}." for each, reason in reasons.items() if reason]
     return [each for each in asked if reasons[each] is None], list(dict.fromkeys(notes))
-
-
-def missing(wanted: Sequence[Request], report: Mapping[str, Any]) -> list[Request]:
-    """Those without a result yet."""
-    return [
-        request
-        for request in wanted
-        if not any(request.identity.items() <= result.items() for result in report["results"])
-    ]
 
 
 def in_child(target: Callable[[Any, Connection], None], argument: Any, threads: int | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -15,6 +15,17 @@ from rich.table import Table as RichTable
 from benchmarks import measure
 
 Cell = str
+
+
+class Request(Protocol):
+    """Something to be run."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a result is known again by."""
+
+
+Asked = TypeVar("Asked", bound=Request)
 
 
 @dataclass(frozen=True)
@@ -83,3 +94,12 @@ def write(output: Path, report: Mapping[str, Any], text: str) -> Path:
     beside = output.with_suffix(".md")
     beside.write_text(text)
     return beside
+
+
+def missing(wanted: Sequence[Asked], report: Mapping[str, Any]) -> list[Asked]:
+    """Those without a result yet."""
+    return [
+        request
+        for request in wanted
+        if not any(request.identity.items() <= result.items() for result in report["results"])
+    ]

@@ -27,6 +27,8 @@ REGISTRATION = {
 }
 
 _PARTS = 1000  # weights are multiples of 1 / _PARTS
+_LEAST = 0.02  # of the largest gain: where less is gained, chance decides how large a gap is beside it
+_NOTHING = 1e-12  # where nothing is gained anywhere
 _APART = 0.01  # of weights that are tried at once: one of two nearer ones would be enough
 
 
@@ -35,8 +37,10 @@ class OptimisticLinearSupport(Search):
 
     What the candidates reach is S(w) = max_k w.v_k, v the mean rewards less the price of KL. What can be reached is at
     most the linear programme's bound U(w), if at the weights already trained nothing better exists than was found. The
-    gap U - S is largest at a corner of S (optimistic linear support, Roijers et al., JAIR 2015). With warm starts, as
-    in arXiv:1610.02707, each such candidate continues the one with the nearest weights and takes few steps. The search
+    gap U - S is largest at a corner of S (optimistic linear support, Roijers et al., JAIR 2015), and of the corners the
+    next is the one with the largest gap beside what is gained there over the untouched model: what is widest in
+    rewards lies where an objective counts alone, and the worst served preferences lie between. With warm starts, as in
+    arXiv:1610.02707, each such candidate continues the one with the nearest weights and takes few steps. The search
     ends where no gap is above ``tolerance``.
     """
 
@@ -99,12 +103,13 @@ class OptimisticLinearSupport(Search):
         corners = np.unique([_on_grid(corner) for corner in corner_weights(found)], axis=0)
         reached = (corners @ found.T).max(1)
         gaps = upper_bounds(corners, weights, best) - reached
-        worth = self.tolerance * np.maximum(reached - corners @ np.array(base), 0.0)
+        gains = reached - corners @ np.array(base)
+        shares = gaps / np.maximum(gains, max(_LEAST * float(gains.max()), _NOTHING))
         far = np.abs(corners[:, None] - np.array(taken)).max(2).min(1)
         wide = [
-            (-round(float(gap), 12), -round(float(apart), 9), tuple(corner))
-            for gap, least, apart, corner in zip(gaps, worth, far, corners.tolist(), strict=True)
-            if apart > 0.5 / _PARTS and gap > least
+            (-round(float(share), 9), -round(float(apart), 9), tuple(corner))
+            for share, apart, corner in zip(shares, far, corners.tolist(), strict=True)
+            if apart > 0.5 / _PARTS and share > self.tolerance
         ]
         chosen: list[tuple[float, ...]] = []
         for _, _, near in sorted(wide):

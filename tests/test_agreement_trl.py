@@ -29,27 +29,31 @@ def log_probabilities(dtype):
     return policy.requires_grad_(), reference, mask
 
 
-def trl_loss(logps, reference, mask, *, loss_types, loss_weights=(1.0,), beta=0.1):
-    """``DPOTrainer._compute_loss`` on a stand-in for the trainer, with a model that returns ``logps``."""
+def trl_loss(logps, reference, mask, *, loss_types, loss_weights=(1.0,), beta=0.1, **settings):
+    """``DPOTrainer._compute_loss`` on a stand-in for the trainer, with a model that returns ``logps``.
+
+    ``settings``: attributes of the trainer that are to be otherwise, such as ``label_smoothing``.
+    """
     shifted = torch.zeros_like(logps)
     accelerator = SimpleNamespace(device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x)
-    trainer = SimpleNamespace(
-        model=SimpleNamespace(training=True),
-        accelerator=accelerator,
-        args=SimpleNamespace(),
-        loss_types=list(loss_types),
-        loss_weights=list(loss_weights),
-        beta=beta,
-        label_smoothing=0.0,
-        f_divergence_type="reverse_kl",
-        ld_alpha=None,
-        use_weighting=False,
-        precompute_ref_logps=True,
-        aux_loss_enabled=False,
-        _metrics={"train": defaultdict(list)},
-        _total_train_tokens=0,
-        _tp_size=1,
-    )
+    attributes = {
+        "model": SimpleNamespace(training=True),
+        "accelerator": accelerator,
+        "args": SimpleNamespace(),
+        "loss_types": list(loss_types),
+        "loss_weights": list(loss_weights),
+        "beta": beta,
+        "label_smoothing": 0.0,
+        "f_divergence_type": "reverse_kl",
+        "ld_alpha": None,
+        "use_weighting": False,
+        "precompute_ref_logps": True,
+        "aux_loss_enabled": False,
+        "_metrics": {"train": defaultdict(list)},
+        "_total_train_tokens": 0,
+        "_tp_size": 1,
+    }
+    trainer = SimpleNamespace(**attributes | settings)
     first = torch.zeros(len(mask), 1, dtype=mask.dtype)  # TRL's masks have the token that nothing predicts
     completion_mask = torch.cat([first, mask], 1).long()
     chosen, rejected = reference.sum(1).chunk(2)

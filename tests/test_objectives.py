@@ -257,8 +257,8 @@ def test_pairwise_losses_see_policy_and_terms_only_through_the_pairwise_logit(lo
 
 @pytest.mark.parametrize("loss", PAIRWISE, ids=repr)
 def test_pairwise_losses_name_what_they_need(loss):
-    assert "reference" in loss.needs
-    assert ("margins" in loss.needs) == isinstance(loss, REBEL) and ("pairs" in loss.needs) != ("margins" in loss.needs)
+    assert "reference" in loss.wants
+    assert ("margins" in loss.wants) == isinstance(loss, REBEL) and ("pairs" in loss.wants) != ("margins" in loss.wants)
     batch = make_batch()
     with pytest.raises(PluginError, match="does not declare"):
         loss.loss(dataclasses.replace(batch, ref_logps=None), terms_of(batch))

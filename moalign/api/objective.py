@@ -34,6 +34,8 @@ class Objective(Plugin):
     field ``bonus`` is 0, none or false"""
     shiftable: ClassVar[bool] = True
     """whether the loss reads ``terms.scale`` and ``terms.margin``, so that every combiner can reach it"""
+    symmetric: ClassVar[bool] = False
+    """with "pairs" in ``needs``: whether no label is read, so that a pair may come either way round"""
 
     @property
     def wants(self) -> frozenset[str]:

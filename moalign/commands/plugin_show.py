@@ -39,6 +39,8 @@ def show(installed: Registry, name: str, as_json: bool) -> None:
 def describe(entry: Entry, plugin: type[Plugin]) -> dict[str, Any]:
     """What there is to say about a plugin beside its options; ``declares`` are the class attributes of its kind."""
     declared = {name: getattr(plugin, name) for name in sorted(KINDS[entry.kind].__class_vars__)}
+    asked = declared.get("needs_with") or {}
+    declared["needs_with"] = [f"{each} with {option}" for option, needs in asked.items() for each in sorted(needs)]
     return {
         "kind": entry.kind,
         "name": entry.name,
@@ -47,7 +49,7 @@ def describe(entry: Entry, plugin: type[Plugin]) -> dict[str, Any]:
         "declares": {
             name: sorted(map(str, value)) if isinstance(value, set | frozenset) else value
             for name, value in declared.items()
-            if isinstance(value, set | frozenset | str | int | float)
+            if isinstance(value, set | frozenset | str | int | float) or (name == "needs_with" and value)
         },
         "distribution": entry.distribution,
         "version": entry.version,
@@ -62,7 +64,8 @@ def _print(console: Console, facts: Mapping[str, Any], keys: list[Option]) -> No
     console.print(facts["version"], highlight=False, markup=False)
     _print_plain(console, facts["summary"])
     lines = {"paper": facts["paper"]}
-    lines |= {name: _value(value) for name, value in facts["declares"].items() if (name, value) != ("later_kinds", [])}
+    silent = {"later_kinds": [], "symmetric": False}  # what is so of nearly all is not said
+    lines |= {name: _value(value) for name, value in facts["declares"].items() if silent.get(name) != value}
     lines |= {"class": facts["class"], "file": facts["file"] or "unknown"}
     for name, value in lines.items():
         if value:

@@ -281,6 +281,10 @@ def no_need_is_unused(t: Trial) -> None:
     batch, other = t.batch(), t.batch(seed=1)
     changed = otherwise(batch, other)
     before = t.loss("a batch", batch)
+    if t.plugin.symmetric:
+        tried, given = changed.pop("pairs")
+        change = "declare symmetric = False, or do not read which of the two is chosen"
+        t.review.require(_agrees(before, t.loss(tried, given)), tried, "other losses, though symmetric is True", change)
     for name in sorted(t.plugin.wants & changed.keys() - ({"groups"} if t.weighs_tokens else set())):
         tried, given = changed[name]
         change = f'take "{name}" out of `needs`: the engine pays for it (or use it)'

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from moalign.api import Batch, Objective, PairTerms, log_ratios, pair_log_ratios
+from moalign.api import Batch, Objective, PairTerms, log_ratios
+from moalign_plugins.objectives._pairs import average_log_ratios, difference
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,9 +42,5 @@ class IPO(Objective):
     """log-ratios averaged over tokens instead of summed"""
 
     def loss(self, batch: Batch, terms: PairTerms) -> Tensor:
-        if self.average:
-            ratios = log_ratios(batch) / batch.mask.sum(-1).clamp(min=1)
-            difference = ratios[batch.pairs[:, 0]] - ratios[batch.pairs[:, 1]]
-        else:
-            difference = pair_log_ratios(batch)
-        return (terms.scale * difference - (terms.margin + 0.5) / self.beta) ** 2
+        ratios = average_log_ratios(batch) if self.average else log_ratios(batch)
+        return (terms.scale * difference(batch, ratios) - (terms.margin + 0.5) / self.beta) ** 2

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from moalign.api import Batch, Objective, PairTerms, PluginError, pair_logits
+from moalign.api import Batch, Objective, PairTerms, pair_logits
+from moalign_plugins.objectives._pairs import reward_differences
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,10 +34,4 @@ class REBEL(Objective):
     """strength of the KL penalty towards the reference, in units of the reward"""
 
     def loss(self, batch: Batch, terms: PairTerms) -> Tensor:
-        if terms.difference is None:
-            raise PluginError("objective 'rebel' regresses on reward differences, and the combiner supplies none")
-        unknown = terms.difference.isnan()
-        if bool(unknown.any()):
-            pair = int(unknown.nonzero()[0])
-            raise PluginError(f"objective 'rebel': the reward difference of pair {pair} of the batch is unknown (NaN)")
-        return (terms.difference - pair_logits(batch, terms, self.beta)) ** 2
+        return (reward_differences("rebel", terms) - pair_logits(batch, terms, self.beta)) ** 2

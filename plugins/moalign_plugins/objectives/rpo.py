@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from moalign.api import Batch, Objective, PairTerms, chosen_logps, pair_logits
+from moalign_plugins.objectives._pairs import logistic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +38,5 @@ class RPO(Objective):
     """mean over the response's tokens and no factor beta, instead of the sum times beta"""
 
     def loss(self, batch: Batch, terms: PairTerms) -> Tensor:
-        from torch.nn.functional import logsigmoid
-
         pull = self.eta if self.average else self.eta * self.beta
-        return -logsigmoid(pair_logits(batch, terms, self.beta)) - pull * chosen_logps(batch, mean=self.average)
+        return logistic(pair_logits(batch, terms, self.beta)) - pull * chosen_logps(batch, mean=self.average)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from moalign.api import Batch, Objective, PairTerms, PluginError, chosen_logps
+from moalign.api import Batch, Objective, PairTerms, chosen_logps
+from moalign_plugins.objectives._pairs import refuse_terms
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +31,5 @@ class SFT(Objective):
     """mean over the response's tokens, so that every example counts the same whatever its length; false: the sum"""
 
     def loss(self, batch: Batch, terms: PairTerms) -> Tensor:
-        if bool(((terms.scale != 1) | (terms.margin != 0)).any()):
-            raise PluginError("objective 'sft' cannot use a combiner's scale and margin; combine with 'linear'")
+        refuse_terms("sft", terms)
         return -chosen_logps(batch, mean=self.average)

@@ -67,19 +67,10 @@ def judged(settings: Config, prompts: Sequence[str], responses: int, seed: int) 
     The judge of objective j chooses a over b with probability sigmoid((r_j(a) - r_j(b)) beta / B), with B the price of
     KL in the world and beta the loss's. DPO's optimum for one objective alone is then the world's own (2305.18290).
     """
-    import torch
-
     from moalign.demo import grammar
     from moalign.demo.world import BETA
-    from moalign.engine import model as models
-    from moalign.engine.rollouts import sample
 
-    model = models.load(settings.model_directory, settings.model, torch.device("cpu"))
-    ids = [tuple(model.tokeniser.tokenizer(prompt)["input_ids"]) for prompt in prompts]
-    (rollouts,) = sample(model, [None], ids, samples=responses, temperature=1.0, max_new_tokens=20, seed=seed)
-    texts: list[list[str]] = [[] for _ in prompts]
-    for rollout in rollouts:
-        texts[rollout.prompt].append(rollout.text)
+    texts = sampled(settings, prompts, responses, seed)
     sharpness, rng = settings.loss.options["beta"] / BETA, Random(seed)
     pairs = []
     for prompt, answers in zip(prompts, texts, strict=True):
@@ -93,6 +84,22 @@ def judged(settings: Config, prompts: Sequence[str], responses: int, seed: int) 
             if two[0] != two[1]:
                 pairs.append(Pair(prompt, two, chosen))
     return pairs
+
+
+def sampled(settings: Config, prompts: Sequence[str], responses: int, seed: int) -> list[list[str]]:
+    """So many responses of the base to each prompt; a function of ``seed``."""
+    import torch
+
+    from moalign.engine import model as models
+    from moalign.engine.rollouts import sample
+
+    model = models.load(settings.model_directory, settings.model, torch.device("cpu"))
+    ids = [tuple(model.tokeniser.tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    (rollouts,) = sample(model, [None], ids, samples=responses, temperature=1.0, max_new_tokens=20, seed=seed)
+    texts: list[list[str]] = [[] for _ in prompts]
+    for rollout in rollouts:
+        texts[rollout.prompt].append(rollout.text)
+    return texts
 
 
 def run_trl(settings: Config, pairs: Sequence[Pair], directory: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from benchmarks import front_quality_tables, measure, tables
 from benchmarks.front_quality_run import WORLDS, Request, belongs, reached, ways, why_not
-from benchmarks.processes import Child, ChildError
+from benchmarks.processes import ChildError, run_apart
 from benchmarks.tables import missing
 from benchmarks.train_setup import Assignment, make_quiet
 from benchmarks.train_task import Task
@@ -103,12 +103,8 @@ def installed(asked: Sequence[Request], report: dict[str, Any]) -> list[Request]
 
 def run(request: Request, target: Callable[[Any, Connection], None] | None = None) -> dict[str, Any]:
     """One sweep in a process of its own."""
-    variables = {"OMP_NUM_THREADS": str(request.threads)} if request.threads else {}
-    child = Child(target or work, request, "default", **variables)
-    try:
-        return request.identity | child.result(lambda text: None)
-    finally:
-        child.close()
+    found: dict[str, Any] = run_apart(target or work, request, request.threads)
+    return request.identity | found
 
 
 def work(request: Request, connection: Connection) -> None:

@@ -144,6 +144,7 @@ def run_sweep(settings: Config, directory: Path, *, utility: bool = False) -> di
         "tokens": sum(outcome.tokens for outcome in history),
         "points": [
             {name: point[name] for name in ("id", "kind", "tokens", "scores", "kl", "preference")}
+            | {"well_formed": point["details"]["well-formed"]}
             for point in exact["points"]
         ],
         "failed": {outcome.id: outcome.error for outcome in history if outcome.status == "failed"},

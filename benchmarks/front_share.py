@@ -17,7 +17,7 @@ from rich.console import Console
 
 from benchmarks import front_peers, measure, tables
 from benchmarks.front_ways import PARTS, Request, make_base, run_sweep
-from benchmarks.processes import Child
+from benchmarks.processes import run_apart
 from benchmarks.tables import missing
 from benchmarks.train_setup import Assignment, make_quiet
 from benchmarks.train_task import Task
@@ -81,12 +81,8 @@ def requests(
 
 def run(request: Request, target: Callable[[Any, Connection], None] | None = None) -> dict[str, Any]:
     """One sweep in a process of its own, its base made before where it is missing."""
-    variables = {"OMP_NUM_THREADS": str(request.threads)} if request.threads else {}
-    child = Child(target or work, request, "default", **variables)
-    try:
-        return request.identity | child.result(lambda text: None)
-    finally:
-        child.close()
+    found: dict[str, Any] = run_apart(target or work, request, request.threads)
+    return request.identity | found
 
 
 def work(request: Request, connection: Connection) -> None:

@@ -69,6 +69,15 @@ class Child:
         self._process.join()
 
 
+def run_apart(target: Callable[[Any, Connection], None], argument: object, threads: int | None) -> Any:
+    """The "result" of the target in a process of its own, with so many threads (None: torch's own choice)."""
+    child = Child(target, argument, "default", **({"OMP_NUM_THREADS": str(threads)} if threads else {}))
+    try:
+        return child.result(lambda text: None)
+    finally:
+        child.close()
+
+
 def _enter(target: Callable[[Any, Connection], None], argument: object, connection: Connection) -> None:
     try:
         target(argument, connection)

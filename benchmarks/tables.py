@@ -54,7 +54,7 @@ def markdown(heading: str, report: Mapping[str, Any], about: Sequence[str], tabl
     """The report's commands and hardware, what it is about in paragraphs, its tables."""
     commands = [f"`{command}`" for command in report["commands"]]
     lines = [f"# {heading}", ""]
-    for paragraph in [*commands, measure.hardware_line(report["results"][0]["hardware"]), *about]:
+    for paragraph in [*commands, *_machines(report["results"]), *about]:
         lines += [paragraph, ""]
     for table in tables:
         lines += [f"## {table.title}", ""]
@@ -64,6 +64,14 @@ def markdown(heading: str, report: Mapping[str, Any], about: Sequence[str], tabl
         lines.append("")
         lines += [line for note in table.notes for line in (note, "")]
     return "\n".join(lines)
+
+
+def _machines(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each machine and each set of versions that results are from, with the date of its first."""
+    first: dict[str, str] = {}
+    for facts in (found["hardware"] for found in results):
+        first.setdefault(json.dumps(facts | {"date": ""}, sort_keys=True), measure.hardware_line(facts))
+    return list(first.values())
 
 
 def mean(values: Sequence[float]) -> Cell:

@@ -1,0 +1,223 @@
+"""Every offline loss on the same responses, in the demo's world, whose best front is known; also with wrong labels."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+import yaml
+from rich.console import Console
+
+from benchmarks import measure, offline_data, tables
+from benchmarks.front_quality_run import run_sweep
+from benchmarks.processes import ChildError, run_apart
+from benchmarks.train_setup import Assignment, make_quiet
+from benchmarks.train_task import Task
+from moalign import config, recipes
+from moalign.config import Config
+from moalign.validation import nearest
+
+WAYS = Path(__file__).with_name("offline_methods.yaml")
+SEEDS = (0, 1, 2)
+NOISES = (0.0, 0.25)
+LONGER = 4  # times the steps, to see what goes on to learn and what goes wrong
+
+
+@dataclass(frozen=True)
+class Request:
+    """One loss from one file: everything that decides its front. ``longer``: how many times the steps."""
+
+    method: str
+    noise: float
+    longer: int
+    seed: int
+    further: tuple[str, ...] = ()
+    threads: int | None = None
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        return (*ways()["common"], *ways()["methods"][self.method]["changes"], f"seed={self.seed}", *self.further)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a result is known again by."""
+        found = {name: getattr(self, name) for name in ("method", "noise", "longer", "seed")}
+        return found | {"changes": list(self.changes), "further": list(self.further)}
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}, noise {self.noise:g}, {self.longer} times the steps, seed {self.seed}"
+
+    def settings(self, *more: str) -> Config:
+        """The configuration. Raises ConfigError where moalign knows none of it."""
+        content = yaml.safe_load(recipes.read("dpo"))
+        once = config.from_mapping(content, (*self.changes, *more))
+        steps = f"train.steps={once.train.steps * self.longer}"
+        return config.from_mapping(content, (*self.changes, steps, *more))
+
+    def judges(self) -> Config:
+        """Of judges for whom ``beta`` 1 of the logistic loss on pairs has the world's own optimum."""
+        content = yaml.safe_load(recipes.read("dpo"))
+        return config.from_mapping(content, (*ways()["common"], "loss.beta=1.0", f"seed={self.seed}"))
+
+
+@functools.cache
+def ways() -> Mapping[str, Any]:
+    """``offline_methods.yaml``: what all have in common, and the methods by name."""
+    return yaml.safe_load(WAYS.read_text(encoding="utf-8"))
+
+
+def main(
+    method: Annotated[list[str] | None, typer.Option(help="by its name; may be repeated; default all")] = None,
+    noise: Annotated[
+        list[float] | None, typer.Option(min=0, max=1, help="share of wrong labels; may be repeated; default 0 0.25")
+    ] = None,
+    longer: Annotated[
+        list[int] | None, typer.Option(min=1, help=f"times the steps; may be repeated; default 1 {LONGER}")
+    ] = None,
+    seed: Annotated[list[int] | None, typer.Option(min=0, help="may be repeated; default 0 1 2")] = None,
+    further: Annotated[
+        list[str] | None, typer.Option("--set", help="key.path=value, for every sweep; may be repeated")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="of torch; default: torch's own choice")] = None,
+    at_most: Annotated[int | None, typer.Option(min=1, help="so many sweeps now; --append goes on with others")] = None,
+    output: Annotated[Path | None, typer.Option(help="JSON; a Markdown table is written beside it")] = None,
+    append: Annotated[bool, typer.Option(help="keep what is in the output already, and run what is missing")] = False,
+) -> None:
+    """Sweep after sweep, each an ordinary one measured exactly; no network. The output is written after each."""
+    console = Console()
+    report = tables.begin(
+        "offline_methods", measure.command_line("benchmarks.offline_methods"), output if append else None
+    )
+    report["commands"] = list(dict.fromkeys(report["commands"]))
+    report.setdefault("not_run", {})
+    for name in method or ():
+        if name not in ways()["methods"]:
+            raise typer.BadParameter(f"there is no {name!r}{nearest(name, ways()['methods'])}", param_hint="--method")
+    wanted = requests(method, noise, longer, seed, further or (), threads)
+    for request in tables.missing(wanted, report)[:at_most]:
+        with console.status(request.name):
+            try:
+                found: dict[str, Any] = run_apart(work, request, request.threads)
+                report["results"].append(request.identity | found)
+                report["not_run"].pop(request.name, None)
+            except ChildError as error:  # one that fails must not take the others with it
+                report["not_run"][request.name] = str(error).strip().splitlines()[-1]
+        if output is not None and report["results"]:
+            tables.write(output, report, text_of(report))
+    tables.show(tables_of(report), console)
+    if report["results"]:
+        console.print(measure.hardware_line(report["results"][-1]["hardware"]), highlight=False)
+
+
+def requests(
+    methods: Sequence[str] | None,
+    noises: Sequence[float] | None,
+    longer: Sequence[int] | None,
+    seeds: Sequence[int] | None,
+    further: Sequence[str] = (),
+    threads: int | None = None,
+) -> list[Request]:
+    """Seed by seed, the short ones first, so that what is there after a while compares all methods."""
+    every = itertools.product(
+        seeds or SEEDS, longer or (1, LONGER), noises or NOISES, methods or list(ways()["methods"])
+    )
+    return [Request(method, noise, times, seed, tuple(further), threads) for seed, times, noise, method in every]
+
+
+def work(request: Request, connection: Connection) -> None:
+    """The child process."""
+    with tempfile.TemporaryDirectory(prefix="moalign-offline-methods-") as directory:
+        make_quiet(Assignment("", Task("", 0), directory, "cpu", request.threads, profile=False))
+        found = reached(request, Path(directory))
+    connection.send(("result", found | {"hardware": measure.hardware(torch.device("cpu"))}))
+
+
+def reached(request: Request, directory: Path) -> dict[str, Any]:
+    """The front of one loss, measured exactly."""
+    kind = ways()["methods"][request.method]["data"]
+    more = offline_data.write(request.judges(), directory, kind, request.noise)
+    found = run_sweep(request.settings(*more), directory / "run")
+    kept = ("front_share", "front_share_worst", "hypervolume_share", "tokens", "points", "failed", "seconds")
+    return {name: found[name] for name in kept}
+
+
+def tables_of(report: Mapping[str, Any]) -> list[tables.Table]:
+    """A table for each share of wrong labels and each set of further changes."""
+    made = []
+    results = report["results"]
+    for noise in sorted({found["noise"] for found in results}):
+        for further in dict.fromkeys(tuple(found["further"]) for found in results):
+            founds = [each for each in results if each["noise"] == noise and tuple(each["further"]) == further]
+            title = f"{noise:.0%} of the labels wrong" if noise else "Labels as the judges gave them"
+            reasons = [f"Not run, {name}: {reason}" for name, reason in report.get("not_run", {}).items()]
+            reasons = [reason for reason in reasons if f"noise {noise:g}," in reason]
+            made.append(_table(title + "".join(f", {change}" for change in further), founds, reasons))
+    return made
+
+
+def _table(title: str, results: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> tables.Table:
+    columns = [
+        "loss",
+        "learns from",
+        "front share",
+        "worst preference",
+        "well-formed",
+        "KL",
+        "thousand tokens",
+        f"front share after {LONGER} times the steps",
+        "seconds",
+        "seeds",
+    ]
+    rows = []
+    for method, how in ways()["methods"].items():
+        of_method = [found for found in results if found["method"] == method]
+        short, long = ([each for each in of_method if each["longer"] == times] for times in (1, LONGER))
+        if short:
+            rows.append([method, how["data"], *_row(short, long)])
+    failed = {f"{each['method']}, {name}": error for each in results for name, error in each["failed"].items()}
+    return tables.Table(title, columns, rows, [*(f"{name} failed: {error}" for name, error in failed.items()), *notes])
+
+
+def _row(founds: Sequence[Mapping[str, Any]], longer: Sequence[Mapping[str, Any]]) -> list[tables.Cell]:
+    def over_points(name: str) -> list[float]:
+        return [statistics.mean(point[name] for point in found["points"]) for found in founds]
+
+    return [
+        tables.mean([found["front_share"] for found in founds]),
+        tables.mean([found["front_share_worst"] for found in founds]),
+        tables.mean(over_points("well_formed")),
+        tables.mean(over_points("kl")),
+        f"{statistics.mean(found['tokens'] for found in founds) / 1000:,.0f}",
+        tables.mean([found["front_share"] for found in longer]) if longer else "",
+        f"{statistics.median(found['seconds'] for found in founds):.0f}",
+        str(len(founds)),
+    ]
+
+
+def text_of(report: Mapping[str, Any]) -> str:
+    about = [
+        "Front share: of what the best policy gains over the base, KL paid for, how much the best point of the front "
+        "gains; mean over even preferences, and the least (worst preference), by enumeration of every reply to the "
+        "held-out prompts. Well-formed: the probability of a reply of the grammar, and KL from the base, means over "
+        f"the 5 trained points. Front share after {LONGER} times the steps, on the same data: where it is smaller, the "
+        "loss went on to fit its labels while the true rewards fell (over-optimisation). ±: standard deviation over "
+        "the seeds.",
+    ]
+    return tables.markdown("Offline losses beside the best front", report, about, tables_of(report))
+
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app.command()(main)
+
+if __name__ == "__main__":
+    app()

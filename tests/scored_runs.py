@@ -37,11 +37,11 @@ def write_scored(file: Path, prompts: int = 14, seed: int = 0) -> Path:
     return file
 
 
-def scored_config(model_path: Path, data: Path, loss: Any, **changes: Any) -> Config:
+def scored_config(model_path: Path, file: Path, loss: Any, /, **changes: Any) -> Config:
     """A sweep over three preferences, without rollouts."""
     content: dict[str, Any] = {
-        "data": {"path": str(data), "held_out": 0.2, "reader": READER},
+        "data": {"path": str(file), "held_out": 0.2, "reader": READER},
         "train": {"steps": 6, "pairs_per_step": 8, "lr": 5e-3, "together": 2},
         "loss": loss,
     }
-    return small_config(model_path, data, **(content | changes))
+    return small_config(model_path, file, **(content | changes))

@@ -32,8 +32,8 @@ def made_up(
     """3 responses and 3 pairs per prompt, and one row more, without response tokens, that no pair names.
 
     ``needs``: "reference", "margins", "rewards", "old_logps", "entropy", "hidden" and "mismatched" are supplied where
-    they are in it, and only there; with "groups" every row has an advantage and is a pair with itself. ``scored``: pairs that no single
-    objective judged. The numbers are the same for every dtype, to its rounding.
+    they are in it, and only there; with "groups" every row has an advantage and is a pair with itself. ``scored``:
+    pairs that no single objective judged. The numbers are the same for every dtype, to its rounding.
     """
     import torch
 

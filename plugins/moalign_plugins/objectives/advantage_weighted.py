@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 REGISTRATION = {
     "name": "advantage-weighted",
     "class": "AdvantageWeighted",
-    "summary": "likelihood of each response, or token, times exp((reward - value) / beta): advantage-weighted regression",
+    "summary": "likelihood of each response times exp((reward - value) / beta): advantage-weighted regression",
     "paper": "arXiv:2302.08582, arXiv:1910.00177",
 }
 

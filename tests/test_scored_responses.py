@@ -16,8 +16,9 @@ from sweeps import contents
 from value_heads import settings_of, write_prompts
 
 from moalign import lora, registry
+from moalign.data.across import across_prompts
 from moalign.data.batching import groups_of
-from moalign.data.pairing import rated_by_all
+from moalign.data.pairing import rated, rated_by_all
 from moalign.data.tokenise import Sequence
 from moalign.demo import grammar
 from moalign.engine import train as engine
@@ -159,6 +160,36 @@ def test_rewards_come_from_plugins_and_through_transforms_too(workshop, tiny_mod
     np.testing.assert_allclose(dataset.advantages, 3 * raw[:, 1])
     assert source.figures["helpful/reward"] == pytest.approx(raw[:, 1].mean())
     assert source.figures["helpful/shaped"] == pytest.approx(3 * raw[:, 1].mean())
+
+
+def test_labels_of_single_completions_are_measured_across_prompts(tiny_model_path, tmp_path):
+    """TRL's unpaired rows, one to a prompt: no two responses to a prompt can be compared."""
+    file = tmp_path / "labels.jsonl"
+    rows = [
+        {"prompt": f"q{number}: ", "completion": "ab"[number % 2] * 4, "label": number % 2 == side, "objective": name}
+        for number in range(20)
+        for side, name in enumerate(("helpful", "harmless"))
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shop = workshop_of(tiny_model_path, file, "kto", data={"path": str(file), "held_out": 0.3})
+    pairs = shop.material.held_out.pairs
+    assert pairs is not None and shop.material.train is not None
+    assert shop.material.counts["held-out pairs of responses to different prompts"] == len(pairs.pairs) > 2
+    for (chosen, rejected), judge in zip(pairs.pairs.tolist(), pairs.pair_objective.tolist(), strict=True):
+        assert (pairs.rewards[chosen, judge], pairs.rewards[rejected, judge]) == (1, 0)
+        assert pairs.groups[chosen] != pairs.groups[rejected]
+    assert shop.evaluate(None).scores == {"harmless": 0.5, "helpful": 0.5}
+    assert sorted(shop.material.train.rewards.sum(1).tolist()) == [1.0] * len(shop.material.train.pairs)
+    (lines,), _ = trained(shop, [0])
+    assert lines[-1]["loss"] < lines[0]["loss"] == pytest.approx(0.5)
+
+
+def test_pairs_across_prompts_use_every_response_of_a_rare_label_once(workshop):
+    scores = [0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
+    records = [Record(f"p{n}", ("xy",), {"a": (score,)}, group=f"p{n}") for n, score in enumerate(scores)]
+    found = across_prompts(rated(records, workshop.model.tokeniser, ["a"]))
+    assert found is not None and found.pairs.tolist() == [[1, 2], [5, 3]] and found.strength.tolist() == [1, 1]
+    assert across_prompts(rated(records[2:5], workshop.model.tokeniser, ["a"])) is None
 
 
 # --- behind other prompts -------------------------------------------------------------------------------------------
@@ -306,7 +337,7 @@ ONLINE: list[Any] = [
     {"name": "kto", "threshold": "mean"},
     {"name": "adpo", "anchor": "sampler"},
     {"name": "brain", "proposal": "sampler"},
-    {"name": "order-preserving", "relative": True},
+    {"name": "order-preserving"},
 ]
 
 
@@ -324,7 +355,7 @@ def test_they_learn_from_sampled_responses_as_well(sampling, tiny_model_path, lo
     shop.first_round.clear()
     (lines,), [weights] = trained(shop, [1])
     assert len(lines) == 12 and all(np.isfinite(line["loss"]) for line in lines)
-    assert lines[-1]["kl_sampled"] != 0 or "kto" in loss.values()
+    assert all(line["gradient_norm"] > 0 for line in lines)
     assert any(tensor.abs().max() > 1e-4 for name, tensor in weights.items() if "lora_B" in name)
 
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import replace
 from math import exp, log
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def trl_kto(policy: Tensor, reference: Tensor, labels: Tensor, kind: str, kl: Te
     number, width = policy.shape
     shifted = torch.zeros(number, width + 1, dtype=policy.dtype)
     accelerator = SimpleNamespace(device="cpu", gather_for_metrics=lambda x: x)
-    trainer = SimpleNamespace(
+    trainer: Any = SimpleNamespace(
         model=SimpleNamespace(training=True),
         accelerator=accelerator,
         args=SimpleNamespace(),

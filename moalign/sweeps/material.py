@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,9 +14,10 @@ import numpy as np
 from moalign import storage
 from moalign.api import Reader
 from moalign.config import Shared
+from moalign.data.across import across_prompts
 from moalign.data.dataset import PairDataset, drop_cut, drop_unrewarded, with_rewards
 from moalign.data.loading import read_file
-from moalign.data.pairing import labelled, rated_by_all, scored
+from moalign.data.pairing import labelled, rated, rated_by_all, scored
 from moalign.data.split import split
 from moalign.data.tokenise import Tokeniser
 from moalign.engine.conditioning import room_for
@@ -79,7 +81,7 @@ def gather(plan: Plan, model: LanguageModel, warn: Callable[[str], None]) -> Mat
         train = _dataset(plan, scorers, training, tokeniser, margins, room)
         counts.update({f"training: {reason}": number for reason, number in train.counts.items()})
         counts["training responses" if plan.grouped else "training pairs"] = len(train.pairs)
-    pairs = _held_out_pairs(plan, held_out, tokeniser, room)
+    pairs = _held_out_pairs(plan, held_out, tokeniser, room, counts)
     counts["held-out prompts"] = len(held_out_asked)
     counts["held-out pairs"] = 0 if pairs is None else len(pairs.pairs)
     if plan.evaluation_kind == "preference":
@@ -242,17 +244,28 @@ def _rewarded(plan: Plan, scorers: Scorers, dataset: PairDataset, margins: Mappi
     return dataset
 
 
-def _held_out_pairs(plan: Plan, records: Sequence[Record], tokeniser: Tokeniser, room: int) -> PairDataset | None:
+def _held_out_pairs(
+    plan: Plan, records: Sequence[Record], tokeniser: Tokeniser, room: int, counts: Counter[str]
+) -> PairDataset | None:
+    """What accuracies are measured on. For a loss on single responses whose prompts have no two that an objective
+    judged unlike, of responses to different prompts, which is counted."""
     judged = any(record.pairs or record.scores for record in records)
     if not judged:
         return None
     directions = {name: spec.direction for name, spec in plan.config.objectives.items()}
     max_length = plan.config.data.max_length - room
-    try:
+    pairs, measured = None, set()
+    with suppress(DataError):  # nothing but ties and dropped pairs; whoever needs them says so
         pairs = labelled(records, tokeniser, plan.objectives, max_length=max_length, directions=directions)
-        return drop_cut(pairs) if plan.told_in_text and tokeniser.has_template else pairs
-    except DataError:
-        return None  # nothing but ties and dropped pairs; whoever needs them says so
+        measured = set(pairs.pair_objective.tolist())
+    if plan.grouped and plan.config.rollouts is None and len(measured) < len(plan.objectives):
+        with suppress(DataError):
+            found = rated(records, tokeniser, plan.objectives, max_length=max_length, directions=directions)
+            others = across_prompts(found)
+            if others is not None and measured < set(others.pair_objective.tolist()):
+                counts["held-out pairs of responses to different prompts"] = len(others.pairs)
+                pairs = others
+    return drop_cut(pairs) if pairs is not None and plan.told_in_text and tokeniser.has_template else pairs
 
 
 def _held_out_responses(

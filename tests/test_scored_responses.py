@@ -355,7 +355,7 @@ def test_they_learn_from_sampled_responses_as_well(sampling, tiny_model_path, lo
     shop.first_round.clear()
     (lines,), [weights] = trained(shop, [1])
     assert len(lines) == 12 and all(np.isfinite(line["loss"]) for line in lines)
-    assert all(line["gradient_norm"] > 0 for line in lines)
+    assert any(line["gradient_norm"] > 0 for line in lines)  # not in a step whose prompts have responses all alike
     assert any(tensor.abs().max() > 1e-4 for name, tensor in weights.items() if "lora_B" in name)
 
 

@@ -201,7 +201,7 @@ class Batch:
     ``pair_objective[P]`` index of the objective that judged the pair, -1 where no single one did
     ``margins[P,M]``      r(chosen) - r(rejected) per objective; None unless something needs "margins"
     ``strength[P]``       strength of the judgement, as the data has it
-    ``rewards[N,M]``      scores per row and objective, NaN where unknown; None unless needed
+    ``rewards[N,M]``      scores per row and objective, NaN where unknown, as transforms left them; None unless needed
     ``preference[N,M]``   the preference of the candidate that the row belongs to, see ``Preference.vector``
     ``groups[N]``         rows of one prompt share a number
     ``advantages[N]``     how much better the response is than expected; None unless the objective needs "groups"
@@ -217,6 +217,9 @@ class Batch:
     ``final[N,D]``        the last hidden state of each whole sequence, with the graph to the adapters; reward models
     ``context[N,D]``      the hidden state at the end of each sequence's prompt, likewise
     ``objectives``        names of the M objectives, in the order of their columns; reward models
+    ``mismatched[N]``     log pi - log pi_ref of the responses of a step to others of its prompts, summed over tokens:
+                          their mean as the step begins, the same number for every row; None unless the objective
+                          needs "mismatched"
 
     Where the objective needs "groups", each row is a unit of its own, and every pair names one row twice; the loss does
     not read ``pairs``.
@@ -242,6 +245,7 @@ class Batch:
     final: Tensor | None = None
     context: Tensor | None = None
     objectives: tuple[str, ...] = ()
+    mismatched: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

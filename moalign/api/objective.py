@@ -20,12 +20,17 @@ class Objective(Plugin):
     "pairs"      labelled pairs, chosen before rejected
     "margins"    pairs in any order, with the reward difference of every objective (``terms.difference``)
     "reference"  log-probabilities under the reference
-    "groups"     responses that the policy has sampled, several for each prompt; each has an advantage (``advantages``)
-    "old_logps"  log-probabilities under the policy that sampled them
+    "groups"     responses with rewards, which the policy has sampled, several for each prompt, or, without rollouts, as
+                 the data has them; each has an advantage (``advantages``)
+    "old_logps"  log-probabilities under the policy that sampled them; only with rollouts
     "entropy"    the entropy of every next token, with a gradient
-    "token_advantages"  beside "groups": each token has an advantage of its own (``token_advantages``)
+    "token_advantages"  beside "groups": each token has an advantage of its own (``token_advantages``); with rollouts
     "hidden"     the hidden states that predict the response tokens
-    "greedy"     with "groups": the signal of the policy's greedy response to each prompt, which is never trained on
+    "greedy"     with "groups": the signal of the policy's greedy response to each prompt, which is never trained on;
+                 only with rollouts
+    "rewards"    with "groups": each objective's reward of every response
+    "mismatched" the mean log-ratio of responses behind prompts that they are not to (``Batch.mismatched``), which costs
+                 two more forward passes of each step
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
@@ -56,7 +61,8 @@ class Objective(Plugin):
 
         ``signal``: the combiner's, of all responses of a round; ``groups``: those to one prompt share a number;
         ``log_ratios``: log pi - log pi_ref of the response under the policy that sampled it, None unless ``needs`` has
-        "reference". All float64, and no gradient goes through.
+        "reference". All float64, and no gradient goes through. Without rollouts the responses of the data are the only
+        round, and their log-ratios are 0: they count as the reference's own.
 
         With "greedy" in ``needs`` a fourth argument comes, ``greedy: Tensor | None = None``: for each response the
         signal of the greedy response to its prompt, [N].

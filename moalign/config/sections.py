@@ -114,8 +114,9 @@ class ObjectiveSettings(Section):
     skip_objective takes it for constant in this round of sampled responses, and is stop elsewhere. All is counted in
     the metrics. A call that never returns is plugin_deadline's matter"""
     transform: Chain = ()
-    """what shapes the rewards of sampled responses, one after the other, before they are combined; they are larger is
-    better by then, whatever the direction, and what is evaluated stays as it was"""
+    """what shapes the rewards of responses that a loss takes one by one, or that are sampled, one after the other,
+    before they are combined; they are larger is better by then, whatever the direction, and what is evaluated stays as
+    it was"""
 
 
 class DataSettings(Section):
@@ -165,6 +166,8 @@ class EarlyStopSettings(Section):
 class TrainSettings(Section):
     steps: int = Field(default=200, ge=1)
     pairs_per_step: int = Field(default=16, ge=1)
+    """of a loss that learns from single responses, about so many of these in place of pairs: a step has whole prompts,
+    as many as have so many responses on average, and at least one. With rollouts, rollouts.prompts_per_step decides"""
     tokens_per_pass: int | None = Field(default=None, ge=1)
     """tokens in one forward pass, padding among them; smaller saves memory and changes no result, except that the
     pairs of one prompt always share a pass. Default: about what half a GPU's memory holds, or 4 GiB on a CPU"""

@@ -28,6 +28,11 @@ def group_pair_indices(dataset: PairDataset, seed: int, step: int, groups_per_st
     return np.concatenate([members[i] for i in _slice_of_epochs(len(members), seed, step, groups_per_step)])
 
 
+def groups_of(dataset: PairDataset, pairs: int) -> int:
+    """How many groups have so many pairs on average, to the nearest; at least one."""
+    return max(1, round(pairs * len(dataset.pairs_of_group) / len(dataset.pairs)))
+
+
 def collate(dataset: PairDataset, pair_indices: NDArray[np.int64], rows: NDArray[np.int64]) -> dict[str, Tensor]:
     """What is known of some pairs and of the sequences ``rows`` [N] of the dataset that they name.
 

@@ -99,7 +99,7 @@ def judged_by(dataset: PairDataset, objectives: Collection[int]) -> PairDataset:
 
 
 def drop_unrewarded(dataset: PairDataset, objectives: Collection[str] | None = None) -> PairDataset:
-    """Leave out the pairs in which a response lacks the reward of an objective, and count them.
+    """Leave out the pairs, or responses that are units, which lack the reward of an objective, and count them.
 
     ``objectives``: only these have to be known; None: all. Raises DataError where no pair remains.
     """
@@ -109,11 +109,14 @@ def drop_unrewarded(dataset: PairDataset, objectives: Collection[str] | None = N
     dropped = int((~kept).sum())
     if not dropped:
         return dataset
-    counts = {**dataset.counts, "dropped pair: a response lacks a reward": dropped}
+    alone = bool((dataset.pairs[:, 0] == dataset.pairs[:, 1]).all())
+    reason = "left out: a response that lacks a reward" if alone else "dropped pair: a response lacks a reward"
+    counts = {**dataset.counts, reason: dropped}
     if dropped == len(kept):
         names = [dataset.objectives[index] for index, lacks in zip(needed, unknown.T, strict=True) if np.all(lacks)]
         which = f"; no response has one for {', '.join(names)}" if names else ""
-        raise DataError(f"all {dropped} pairs have a response that lacks a reward{which}")
+        what = "responses lack a reward" if alone else "pairs have a response that lacks a reward"
+        raise DataError(f"all {dropped} {what}{which}")
     return _of_pairs(dataset, kept, counts)
 
 

@@ -77,6 +77,25 @@ def rated(
     return _build(records, tokeniser, signs, max_length, truncation, partial(_each, objectives=signs))
 
 
+def rated_by_all(
+    records: Iterable[Record],
+    tokeniser: Tokeniser,
+    objectives: Collection[str],
+    *,
+    max_length: int | None = None,
+    truncation: Truncation = "prompt",
+    directions: Mapping[str, str] | None = None,
+    later: Collection[str] = (),
+) -> PairDataset:
+    """Every response that every objective has scored, as a unit of its own: for losses that learn from combined scores.
+
+    As ``scored``, but for responses that have no other to the same prompt, which are kept here.
+    """
+    signs = _signs(objectives, directions)
+    now = [name for name in signs if name not in later]
+    return _build(records, tokeniser, signs, max_length, truncation, partial(_each_known, objectives=now))
+
+
 def judgements(record: Record, objective: str, sign: float = 1.0) -> Iterator[Pair]:
     """What the objective says about pairs of responses, ties (strength 0) included: its pairs, else its scores."""
     if record.pairs.get(objective):
@@ -102,6 +121,15 @@ def _judged(record: Record, counts: Counter[str], signs: Mapping[str, float]) ->
 
 
 def _all_pairs(record: Record, counts: Counter[str], objectives: Collection[str]) -> Iterator[Judged]:
+    known = _known(record, counts, objectives)
+    if len(known) == 1:
+        counts["left out: a response with no other to the same prompt"] += 1
+    for i, j in combinations(known, 2):
+        yield Pair(i, j), -1
+
+
+def _known(record: Record, counts: Counter[str], objectives: Collection[str]) -> list[int]:
+    """The responses that all of these have scored; the others are counted."""
     known = []
     for index in range(len(record.responses)):
         missing = [name for name in objectives if name not in record.scores or record.scores[name][index] is None]
@@ -109,10 +137,12 @@ def _all_pairs(record: Record, counts: Counter[str], objectives: Collection[str]
             counts[f"left out: a response without a score for {missing[0]}"] += 1
         else:
             known.append(index)
-    if len(known) == 1:
-        counts["left out: a response with no other to the same prompt"] += 1
-    for i, j in combinations(known, 2):
-        yield Pair(i, j), -1
+    return known
+
+
+def _each_known(record: Record, counts: Counter[str], objectives: Collection[str]) -> Iterator[Judged]:
+    for index in _known(record, counts, objectives):
+        yield Pair(index, index), -1
 
 
 def _each(record: Record, counts: Counter[str], objectives: Collection[str]) -> Iterator[Judged]:

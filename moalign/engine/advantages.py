@@ -70,6 +70,14 @@ class Advantages:
         figures |= self._sizes_alone(values, rows, ratios, likeliest) | self._sizes_weighted(values, rows, signal)
         return advantages.numpy(), figures
 
+    def of_others(
+        self, shaped: NDArray[np.float64], groups: NDArray[np.int64], log_ratios: NDArray[np.float64] | None
+    ) -> NDArray[np.float64]:
+        """The advantages [N] of responses that are no round, by the rule as it is: nothing is observed."""
+        rows, ratios = torch.from_numpy(groups), None if log_ratios is None else torch.from_numpy(log_ratios)
+        signal = self._combined(torch.from_numpy(shaped), rows)
+        return (self._numbers(self.objective, "advantages", signal, rows, ratios) * self._multiplier()).numpy()
+
     def of_tokens(
         self,
         number: int,
@@ -101,11 +109,14 @@ class Advantages:
         seen = Round(number, raw, rows, self.start, self.objectives, gram)
         self.state = self._call(self.combiner, "observe", self.state, seen)
         signal = self._combined(values, rows)
-        multiplier = self._call(self.combiner, "multiplier", self.state)
+        return signal, self._multiplier()
+
+    def _multiplier(self) -> float:
+        multiplier: Any = self._call(self.combiner, "multiplier", self.state)
         if not (isinstance(multiplier, int | float) and np.isfinite(multiplier)):
             who = door.origin(self.combiner).who
             raise PluginError(f"{who}, in multiplier: it must return a finite number, not {multiplier!r}")
-        return signal, multiplier
+        return multiplier
 
     def _combined(self, values: Tensor, rows: Tensor, *, thorough: bool = True) -> Tensor:
         """The combiner's signal for shaped rewards [N,M], with its state as it is."""

@@ -22,12 +22,16 @@ from moalign.types import Batch
 
 @dataclass(frozen=True)
 class Share:
-    """One candidate's pairs in a pass; its gradient is the mean over the ``pairs_in_step`` of the whole step."""
+    """One candidate's pairs in a pass; its gradient is the mean over the ``pairs_in_step`` of the whole step.
+
+    ``mismatched``: see Batch; None where nobody asks.
+    """
 
     trainee: Trainee
     dataset: PairDataset
     part: PairPass
     pairs_in_step: int
+    mismatched: float | None = None
 
     @property
     def sequences(self) -> list[TokenSequence]:
@@ -96,6 +100,7 @@ class Frozen:
             objectives=job.objectives,
             hidden=hidden,
             parameters={name: values.clone() for name, values in share.trainee.owned.items()},
+            mismatched=None if share.mismatched is None else logps.new_full((len(logps),), share.mismatched),
         )
 
     def _preference(self, job: Job, device: torch.device) -> Tensor:

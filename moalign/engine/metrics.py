@@ -18,7 +18,8 @@ class StepMetrics:
     reward of the better minus that of the worse response, beta * log-ratio difference), ``accuracy`` (share of pairs
     whose better response has the larger log-ratio; equal counts a half). ``kl_estimate`` is the mean over rows of
     exp(-a) - 1 + a summed over tokens (a: token log-ratio): an estimate of KL(policy || reference) on the batch's
-    responses, exact in expectation only for the policy's own samples. ``entropy``, where the loss needs it: the mean
+    responses, exact in expectation only for the policy's own samples. ``kl_mismatched``, where the loss needs it: the
+    mean log-ratio of the responses behind prompts that they are not to. ``entropy``, where the loss needs it: the mean
     over response tokens.
     """
 
@@ -26,6 +27,7 @@ class StepMetrics:
         self.objectives = objectives
         self.gradient_norm = math.nan
         self.tokens = 0
+        self.mismatched: float | None = None
         self._kl: list[Tensor] = []
         self._loss: list[Tensor] = []
         self._entropy: list[Tensor] = []
@@ -63,6 +65,8 @@ class StepMetrics:
             result["entropy"] = number(torch.cat(self._entropy).mean().item())
         if self._kl:
             result["kl_estimate"] = number(torch.cat(self._kl).mean().item())
+        if self.mismatched is not None:
+            result["kl_mismatched"] = number(self.mismatched)
         for name, parts in zip(self.objectives, self._per_objective, strict=True):
             values = torch.cat(parts) if parts else torch.empty(0, 3)
             if len(values):

@@ -27,6 +27,7 @@ from moalign.engine.frozen import Frozen, Share
 from moalign.engine.layout import Layout
 from moalign.engine.losses import loss_of
 from moalign.engine.lower import Copies, copied
+from moalign.engine.mismatched import mean_log_ratio
 from moalign.engine.model import TRAINED, LanguageModel
 from moalign.engine.passes import PairPass, apart_beyond_window, pair_passes
 from moalign.engine.row_conditions import RowConditions, in_front
@@ -80,9 +81,8 @@ def _loop(model: LanguageModel, trainees: Sequence[Trainee], cache: LogpCache, a
         for trainee in going:
             trainee.begin(step)
             with _own_errors(trainee):
-                dataset, pairs = trainee.source.at(step)
-                parts = arrangement.of(trainee.job, dataset, pairs)
-                shares.append([Share(trainee, dataset, part, len(pairs)) for part in parts])
+                shares.append(arrangement.shares(trainee, *trainee.source.at(step)))
+                trainee.metrics.mismatched = shares[-1][0].mismatched
         for number, together in enumerate(zip_longest(*shares)):
             members = [share for share in together if share is not None and share.trainee.sound]
             if members:
@@ -103,8 +103,8 @@ def _look(model: LanguageModel, trainees: Sequence[Trainee], cache: LogpCache, s
     for trainee in trainees:
         dataset = trainee.job.held_out
         assert dataset is not None
-        parts = arrangement.of(trainee.job, dataset, np.arange(len(dataset.pairs)))
-        shares.append([Share(trainee, dataset, part, len(dataset.pairs)) for part in parts])
+        with _own_errors(trainee):
+            shares.append(arrangement.shares(trainee, dataset, np.arange(len(dataset.pairs))))
     found = dict.fromkeys((trainee.slot for trainee in trainees), 0.0)
     for together in zip_longest(*shares):
         members = [share for share in together if share is not None and share.trainee.error is None]
@@ -139,15 +139,22 @@ def _own_errors(trainee: Trainee) -> Iterator[None]:
 
 
 class _Arrangements:
-    """A step's passes; candidates with the same pairs get the same objects."""
+    """A step's passes; candidates with the same pairs get the same objects, whatever these count for each."""
 
     def __init__(self, model: LanguageModel):
         self.model = model
         self._known: dict[Any, list[PairPass]] = {}
 
-    def of(self, job: Job, dataset: PairDataset, pairs: np.ndarray) -> list[PairPass]:
+    def shares(self, trainee: Trainee, dataset: PairDataset, pairs: np.ndarray) -> list[Share]:
+        parts, mismatched = self._of(trainee.job, dataset, pairs), None
+        if "mismatched" in trainee.job.needs:
+            mismatched = mean_log_ratio(self.model, dataset, pairs, trainee.slot)
+        return [Share(trainee, dataset, part, len(pairs), mismatched) for part in parts]
+
+    def _of(self, job: Job, dataset: PairDataset, pairs: np.ndarray) -> list[PairPass]:
         packing, limit = self.model.packing, job.settings.tokens_per_pass
-        key = (id(dataset), pairs.tobytes(), limit)
+        arrays = tuple(map(id, (dataset.sequences, dataset.pairs, dataset.groups)))
+        key = (arrays, pairs.tobytes(), limit)
         if key not in self._known:
             packing = packing if limit is None else replace(packing, limit=limit)
             self._known[key] = pair_passes(dataset, pairs, packing)
@@ -187,12 +194,13 @@ def _losses(
     ``at``: which pass of which step is trained; None: a look, without dropout and without a place in the metrics. The
     backward pass belongs into the context. None for a member whose plugin failed, and its ``error`` is set.
     """
-    frozen_of: dict[int, Frozen] = {}
+    frozen_of: dict[tuple[int, int], Frozen] = {}
     frozen = []
     for share in members:
-        if id(share.part) not in frozen_of:
-            frozen_of[id(share.part)] = Frozen(model, share, cache)
-        frozen.append(frozen_of[id(share.part)])
+        key = (id(share.part), id(share.dataset))  # the same rows may count differently for each
+        if key not in frozen_of:
+            frozen_of[key] = Frozen(model, share, cache)
+        frozen.append(frozen_of[key])
         frozen[-1].prepare(share.trainee.job)
     layout = frozen[0].layout if len(members) == 1 else _joined(model, members)
     rows = tuple(len(share.part.rows) for share in members)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from moalign import calls, lora, preference, storage
+from moalign.data.dataset import PairDataset
 from moalign.engine import owned, snapshots
 from moalign.engine.advantages import Advantages
 from moalign.engine.batches import BatchSource, OfflineSource, RolloutSource
@@ -22,6 +23,7 @@ from moalign.engine.evaluate import Evaluation
 from moalign.engine.model import TRAINED
 from moalign.engine.rollouts import Rollout
 from moalign.engine.row_conditions import RowConditions
+from moalign.engine.scored_responses import ScoredResponses
 from moalign.engine.shaping import Shaping
 from moalign.engine.train import train_together
 from moalign.engine.trainee import FrozenReward, Job, Trained, Trainee
@@ -241,9 +243,19 @@ def job_of(candidate: Candidate, workshop: Workshop, history: Sequence[Outcome])
         margins_from=margins_from,
         rank=variant.lora.r,
         alpha=variant.lora.alpha,
-        held_out=workshop.material.looked_at,
+        held_out=_looked_at(candidate, workshop),
         conditioning=workshop.conditioning(candidate.id, seed=variant.seed),
     )
+
+
+def _looked_at(candidate: Candidate, workshop: Workshop) -> PairDataset | None:
+    """What an early stop looks at; single responses with what each counts for this candidate."""
+    held_out = workshop.material.looked_at
+    if held_out is None or not workshop.plan.grouped:
+        return held_out
+    source = batch_source(candidate, workshop)
+    assert isinstance(source, ScoredResponses)
+    return source.look(held_out)
 
 
 def _anchor(name: str, workshop: Workshop, history: Sequence[Outcome]) -> FrozenReward:
@@ -269,14 +281,17 @@ def _anchor(name: str, workshop: Workshop, history: Sequence[Outcome]) -> Frozen
 
 
 def batch_source(candidate: Candidate, workshop: Workshop, slot: str = TRAINED) -> BatchSource:
-    """Pairs from the data, or from the policy's own samples where the configuration has rollouts."""
+    """Pairs or responses from the data, or the policy's own samples where the configuration has rollouts."""
     config, material = workshop.plan.config, workshop.material
     variant = workshop.plan.variant(candidate.changes)
     train, seed = variant.train, variant.seed
     conditioning = workshop.conditioning(candidate.id, None if config.rollouts else config.data.max_length, seed)
     reference = "reference" in workshop.plan.needs(candidate)
     if config.rollouts is None:
-        dataset = workshop.pairs_for(candidate)
+        dataset, rule = workshop.pairs_for(candidate), _advantages(candidate, workshop)
+        if rule is not None:
+            shaping = _shaping(candidate, workshop)
+            return ScoredResponses(dataset, seed, train.pairs_per_step, rule, shaping, conditioning)
         if conditioning is None:
             return OfflineSource(dataset, seed, train.pairs_per_step)
         each = train.pairs_per_step
@@ -304,7 +319,7 @@ def batch_source(candidate: Candidate, workshop: Workshop, slot: str = TRAINED) 
 
 
 def _advantages(candidate: Candidate, workshop: Workshop) -> Advantages | None:
-    """The rule of a candidate whose loss takes sampled responses one by one; None where it compares pairs of them."""
+    """The rule of a candidate whose loss takes responses one by one; None where it compares pairs of them."""
     plan = workshop.plan
     objective = plan.variant(candidate.changes).objective
     if "groups" not in objective.wants:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from moalign.sweeps.plan import Plan
 
 UNITS = {"labelled": "labelled pairs", "scored": "scored pairs", "groups": "groups of sampled responses"}
+OF_SAMPLES = {"old_logps", "token_advantages", "greedy"}  # what a loss may need and only rollouts have
 
 
 def check(plan: Plan) -> None:
@@ -72,7 +73,7 @@ def _check_rewards(plan: Plan) -> None:
     config = plan.config
     kind = "groups" if plan.grouped else "scored" if plan.scored else "labelled"
     if plan.grouped and config.rollouts is None:
-        raise ConfigError(f"loss: '{config.loss.name}' learns from responses that the policy samples; add rollouts")
+        _check_without_rollouts(plan)
     if plan.grouped and config.rollouts is not None:
         for key in ("temperature", "top_p"):
             if getattr(config.rollouts, key) != 1.0:
@@ -121,17 +122,53 @@ def _check_rewards(plan: Plan) -> None:
         reason = "data.margins: reward asks the reward plugins"
     if reason and without:
         raise ConfigError(f"{reason}, but objectives.{without[0]} has no reward; add objectives.{without[0]}.reward")
-    if plan.scored and config.data.margins == "implicit":
+    _check_mismatched(plan)
+    if (plan.scored or (plan.grouped and config.rollouts is None)) and config.data.margins == "implicit":
         raise ConfigError(f"data.margins: loss '{config.loss.name}' regresses on rewards; implicit ones are not enough")
 
 
+def _check_without_rollouts(plan: Plan) -> None:
+    """Of a loss on single responses, which are then those that the data has, and nobody knows who wrote them."""
+    name, combine = plan.config.loss.name, plan.config.combine.name
+    if lacking := plan.objective.wants & OF_SAMPLES:
+        raise ConfigError(
+            f"loss: '{name}' learns from responses that the policy samples; add rollouts: it needs "
+            f"{' and '.join(sorted(lacking))}, which responses in the data do not have"
+        )
+    if plan.combiner.needs_gram:
+        raise ConfigError(
+            f"combine: '{combine}' reads inner products of the objectives' gradients at every round of responses that "
+            "the policy samples; add rollouts, or use another rule"
+        )
+
+
+def _check_mismatched(plan: Plan) -> None:
+    """A step needs two prompts where responses to one are compared with those to another."""
+    if "mismatched" not in plan.objective.wants:
+        return
+    rollouts, name = plan.config.rollouts, plan.config.loss.name
+    keys = {"train.pairs_per_step": plan.config.train.pairs_per_step}
+    if rollouts is not None:
+        keys = {"rollouts.prompts": rollouts.prompts, "rollouts.prompts_per_step": rollouts.prompts_per_step}
+    for key, value in keys.items():
+        if value < 2:
+            raise ConfigError(f"{key}: loss '{name}' compares with responses to other prompts of the step; 2 at least")
+
+
 def _check_transforms(plan: Plan) -> None:
-    """They shape rewards of sampled responses, and the base's must come to a comparison in the same shape."""
+    """They shape rewards of single or sampled responses, and the base's must come to a comparison in the same shape."""
     for name, chain in plan.transforms.items():
-        if plan.config.rollouts is None:
+        if plan.config.rollouts is None and not plan.grouped:
             raise ConfigError(
                 f"objectives.{name}.transform: transforms shape the rewards of responses that the policy samples; add "
                 "rollouts, or leave it out"
+            )
+        compares = [place for place, each in enumerate(chain) if plan.config.rollouts is None and references_of(each)]
+        if compares:
+            choice = plan.config.objectives[name].transform[compares[0]]
+            raise ConfigError(
+                f"{transform_key(name, compares[0])}: '{choice.name}' compares with responses of the base, which only "
+                "rollouts sample; add rollouts, or leave it out"
             )
         names = [choice.name for choice in plan.config.objectives[name].transform]
         for place, transform in enumerate(chain):

@@ -96,7 +96,13 @@ def check(plan: Plan) -> None:
         raise ConfigError(f"train.early_stop: {key} trains for many preferences, and none decides; leave it out")
     if config.train.posterior is not None:
         raise ConfigError(f"train.posterior: {key} trains one model, and no two posteriors to combine; leave it out")
-    if apart := plan.objective.wants & {"token_advantages", "hidden", "greedy"}:
+    if plan.grouped and config.rollouts is None and not conditioner.tells_rewards:
+        raise ConfigError(
+            f"{key} asks for drawn preferences, and without rollouts loss '{config.loss.name}' has one answer of the "
+            "combiner for all responses of the data; add rollouts, use a loss on pairs, or a conditioner that tells a "
+            "response its own rewards"
+        )
+    if apart := plan.objective.wants & {"token_advantages", "hidden", "greedy", "mismatched"}:
         raise ConfigError(
             f"{key} does not go with loss '{config.loss.name}', which needs {' and '.join(sorted(apart))}; use another "
             "loss: `moalign plugins list --kind objective`"

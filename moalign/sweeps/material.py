@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from moalign import storage
 from moalign.api import Reader
 from moalign.config import Shared
+from moalign.data.across import across_prompts
 from moalign.data.dataset import PairDataset, drop_cut, drop_unrewarded, with_rewards
 from moalign.data.loading import read_file
-from moalign.data.pairing import labelled, scored
+from moalign.data.pairing import labelled, rated, rated_by_all, scored
 from moalign.data.split import split
 from moalign.data.tokenise import Tokeniser
 from moalign.engine.conditioning import room_for
@@ -77,13 +80,14 @@ def gather(plan: Plan, model: LanguageModel, warn: Callable[[str], None]) -> Mat
     if plan.config.rollouts is None:
         train = _dataset(plan, scorers, training, tokeniser, margins, room)
         counts.update({f"training: {reason}": number for reason, number in train.counts.items()})
-        counts["training pairs"] = len(train.pairs)
-    pairs = _held_out_pairs(plan, held_out, tokeniser, room)
+        counts["training responses" if plan.grouped else "training pairs"] = len(train.pairs)
+    pairs = _held_out_pairs(plan, held_out, tokeniser, room, counts)
     counts["held-out prompts"] = len(held_out_asked)
     counts["held-out pairs"] = 0 if pairs is None else len(pairs.pairs)
     if plan.evaluation_kind == "preference":
         _check_pairs(plan.objectives, plan, pairs, "evaluate", "score responses with objectives.{}.reward")
-    looked_at = _looked_at(plan, scorers, pairs, train, margins, counts)
+    judged = _held_out_responses(plan, held_out, tokeniser, margins, room) if plan.grouped else pairs
+    looked_at = _looked_at(plan, scorers, judged, train, margins, counts)
     paths = [storage.sha256_of(path) for path in plan.config.data_paths if path is not None]
     hashes = [*paths, *(data.content_hash for data in (train, pairs, looked_at) if data is not None)]
     return Material(
@@ -198,14 +202,16 @@ def _dataset(
     longest = plan.config.data.max_length - room
     directions = {name: spec.direction for name, spec in plan.config.objectives.items()}
     from_rewards = [name for name, source in margins.items() if source == "reward"]
-    if plan.scored:
+    if plan.scored or plan.grouped:
         without = [name for name, source in margins.items() if source == "implicit"]
         if without:
+            what = "rewards of responses" if plan.grouped else "reward differences"
+            sampled = ", or rollouts, where responses are to be sampled" if plan.grouped else ""
             raise ConfigError(
-                f"loss: '{plan.config.loss.name}' learns from reward differences, but nothing scores {without[0]}; add "
-                f"scores to the data, or objectives.{without[0]}.reward"
+                f"loss: '{plan.config.loss.name}' learns from {what}, but nothing scores {without[0]}; add "
+                f"scores to the data, or objectives.{without[0]}.reward{sampled}"
             )
-        dataset = scored(
+        dataset = (rated_by_all if plan.grouped else scored)(
             records,
             tokeniser,
             plan.objectives,
@@ -221,7 +227,7 @@ def _dataset(
 
 
 def _rewarded(plan: Plan, scorers: Scorers, dataset: PairDataset, margins: Mapping[str, str]) -> PairDataset:
-    """With the rewards of reward plugins, and without the pairs that lack a reward which the loss or combiner reads."""
+    """With the rewards of reward plugins, and without what lacks a reward that the loss or combiner reads."""
     from_rewards = [name for name, source in margins.items() if source == "reward"]
     if from_rewards:
         rewards, counts = np.array(dataset.rewards), dict(dataset.counts)
@@ -231,24 +237,51 @@ def _rewarded(plan: Plan, scorers: Scorers, dataset: PairDataset, margins: Mappi
             if column.failed:
                 counts[f"response that the reward of {name} failed on"] = column.failed
         dataset = replace(with_rewards(dataset, rewards), counts=counts)
-    if plan.scored:
+    if plan.scored or plan.grouped:
         return drop_unrewarded(dataset)
     if plan.mixing_needs_margins:
         return drop_unrewarded(dataset, [name for name, source in margins.items() if source != "implicit"])
     return dataset
 
 
-def _held_out_pairs(plan: Plan, records: Sequence[Record], tokeniser: Tokeniser, room: int) -> PairDataset | None:
+def _held_out_pairs(
+    plan: Plan, records: Sequence[Record], tokeniser: Tokeniser, room: int, counts: Counter[str]
+) -> PairDataset | None:
+    """What accuracies are measured on. For a loss on single responses whose prompts have no two that an objective
+    judged unlike, of responses to different prompts, which is counted."""
     judged = any(record.pairs or record.scores for record in records)
     if not judged:
         return None
     directions = {name: spec.direction for name, spec in plan.config.objectives.items()}
     max_length = plan.config.data.max_length - room
-    try:
+    pairs, measured = None, set()
+    with suppress(DataError):  # nothing but ties and dropped pairs; whoever needs them says so
         pairs = labelled(records, tokeniser, plan.objectives, max_length=max_length, directions=directions)
-        return drop_cut(pairs) if plan.told_in_text and tokeniser.has_template else pairs
+        measured = set(pairs.pair_objective.tolist())
+    if plan.grouped and plan.config.rollouts is None and len(measured) < len(plan.objectives):
+        with suppress(DataError):
+            found = rated(records, tokeniser, plan.objectives, max_length=max_length, directions=directions)
+            others = across_prompts(found)
+            if others is not None and measured < set(others.pair_objective.tolist()):
+                counts["held-out pairs of responses to different prompts"] = len(others.pairs)
+                pairs = others
+    return drop_cut(pairs) if pairs is not None and plan.told_in_text and tokeniser.has_template else pairs
+
+
+def _held_out_responses(
+    plan: Plan, records: Sequence[Record], tokeniser: Tokeniser, margins: Mapping[str, str], room: int
+) -> PairDataset | None:
+    """Scored ones, as they are trained on; None where there are none, or nobody looks."""
+    if plan.config.train.early_stop is None or plan.config.rollouts is not None:
+        return None
+    directions = {name: spec.direction for name, spec in plan.config.objectives.items()}
+    from_rewards = [name for name, source in margins.items() if source == "reward"]
+    max_length = plan.config.data.max_length - room
+    about: dict[str, Any] = {"max_length": max_length, "directions": directions, "later": from_rewards}
+    try:
+        return rated_by_all(records, tokeniser, plan.objectives, **about)
     except DataError:
-        return None  # nothing but ties and dropped pairs; whoever needs them says so
+        return None  # whoever needs them says so
 
 
 def _looked_at(
@@ -259,16 +292,25 @@ def _looked_at(
     margins: Mapping[str, str],
     counts: Counter[str],
 ) -> PairDataset | None:
-    """The held-out pairs whose loss decides when a candidate ends, made as the training pairs are."""
+    """The held-out pairs, or responses, whose loss decides when a candidate ends, made as the training ones are."""
     if plan.config.train.early_stop is None or train is None:
         return None
+    what = "response" if plan.grouped else "pair"
     if pairs is not None:
         try:
             rewarded = _rewarded(plan, scorers, pairs, margins)
         except DataError as error:
-            raise ConfigError(f"train.early_stop: of the held-out pairs, {error}; leave train.early_stop out") from None
-        counts["early stop: held-out pair lacks a reward"] = len(pairs.pairs) - len(rewarded.pairs)
+            where = f"train.early_stop: of the held-out {what}s"
+            raise ConfigError(f"{where}, {error}; leave train.early_stop out") from None
+        counts[f"early stop: held-out {what} lacks a reward"] = len(pairs.pairs) - len(rewarded.pairs)
         pairs = rewarded
+    if plan.grouped:
+        if pairs is None:
+            raise ConfigError(
+                "train.early_stop: no held-out response is scored for every objective; raise data.held_out, give "
+                "data.held_out_path, or leave train.early_stop out"
+            )
+        return pairs
     judging = [name for index, name in enumerate(plan.objectives) if (train.pair_objective == index).any()]
     _check_pairs(judging, plan, pairs, "train.early_stop", "leave train.early_stop out")
     return pairs

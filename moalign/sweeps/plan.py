@@ -49,7 +49,7 @@ class Plan:
 
     @property
     def grouped(self) -> bool:
-        """Whether the loss learns from sampled responses one by one, each with an advantage over its group."""
+        """Whether the loss learns from responses one by one, sampled or, without rollouts, as the data scores them."""
         return "groups" in self.objective.wants
 
     @property

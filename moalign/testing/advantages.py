@@ -94,6 +94,8 @@ def a_better_response_becomes_likelier(t: Trial) -> None:
         else:
             advantages = advantages_of(t, tried, MadeUpRound(rewards, batch.groups, log_ratios, None, greedy))
             given = replace(batch, advantages=advantages)
+        if batch.rewards is not None:  # all objectives agree
+            given = replace(given, rewards=rewards[:, None].expand_as(batch.rewards).to(batch.rewards))
         leaf = batch.logps.clone().requires_grad_()
         losses = t.plugin.loss(replace(copied(given), logps=leaf), plain_terms(batch))
         (gradient,) = torch.autograd.grad(losses.sum(), leaf)

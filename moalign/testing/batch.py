@@ -15,7 +15,7 @@ RESPONSES = 3  # to each prompt
 WIDTH = 4  # of a hidden state
 ORDER = ((0, 1), (0, 2), (2, 1))  # the pairs of a prompt: they share rows
 OF_TOKENS = ("logps", "mask", "ref_logps", "old_logps", "token_advantages", "entropy")
-OF_ROWS = (*OF_TOKENS, "hidden", "rewards", "advantages", "preference", "groups", "final", "context")
+OF_ROWS = (*OF_TOKENS, "hidden", "rewards", "advantages", "preference", "groups", "final", "context", "mismatched")
 OF_PAIRS = ("pair_objective", "strength", "margins")
 
 
@@ -31,9 +31,9 @@ def made_up(
 ) -> Batch:
     """3 responses and 3 pairs per prompt, and one row more, without response tokens, that no pair names.
 
-    ``needs``: "reference", "margins", "old_logps", "entropy" and "hidden" are supplied where they are in it, and only
-    there; with "groups" every row has an advantage and is a pair with itself. ``scored``: pairs that no single
-    objective judged. The numbers are the same for every dtype, to its rounding.
+    ``needs``: "reference", "margins", "rewards", "old_logps", "entropy", "hidden" and "mismatched" are supplied where
+    they are in it, and only there; with "groups" every row has an advantage and is a pair with itself. ``scored``:
+    pairs that no single objective judged. The numbers are the same for every dtype, to its rounding.
     """
     import torch
 
@@ -63,12 +63,13 @@ def made_up(
         strength=strength.to(dtype),
         groups=torch.arange(rows + 1) // RESPONSES,
         ref_logps=reference if "reference" in needs else None,
-        rewards=rewards if "margins" in needs else None,
+        rewards=rewards if needs & {"margins", "rewards"} else None,
         margins=rewards[pairs[:, 0]] - rewards[pairs[:, 1]] if "margins" in needs else None,
         advantages=advantages if "groups" in needs and "token_advantages" not in needs else None,
         old_logps=logps * nearby if "old_logps" in needs else None,
         entropy=entropy if "entropy" in needs else None,
         hidden=hidden if "hidden" in needs else None,
+        mismatched=torch.full((rows + 1,), 0.3, dtype=dtype) if "mismatched" in needs else None,
     )
 
 
@@ -157,6 +158,7 @@ def otherwise(batch: Batch, other: Batch) -> dict[str, tuple[str, Batch]]:
     older = None if batch.old_logps is None else batch.old_logps * 1.3
     weighed = None if other.token_advantages is None else (other.token_advantages + 1) * batch.mask
     hidden = None if batch.hidden is None else batch.hidden.flip(2)
+    mismatched = None if batch.mismatched is None else batch.mismatched + 1
     return {
         "reference": ("other log-probabilities under the reference", replace(batch, ref_logps=masked)),
         "margins": ("other margins and rewards", replace(batch, margins=other.margins, rewards=other.rewards)),
@@ -166,4 +168,6 @@ def otherwise(batch: Batch, other: Batch) -> dict[str, tuple[str, Batch]]:
         "entropy": ("other entropies", replace(batch, entropy=other.entropy)),
         "token_advantages": ("other advantages of the tokens", replace(batch, token_advantages=weighed)),
         "hidden": ("other hidden states", replace(batch, hidden=hidden)),
+        "rewards": ("other rewards", replace(batch, rewards=other.rewards)),
+        "mismatched": ("other log-ratios behind other prompts", replace(batch, mismatched=mismatched)),
     }

@@ -27,8 +27,9 @@ OF_GROUPS = {
     "old_logps": "only responses that the policy sampled have old log-probabilities",
     "token_advantages": "only tokens of responses that the policy sampled have advantages",
     "greedy": "greedy responses are compared with those that the policy sampled",
+    "rewards": 'pairs have "margins", the differences of rewards',
 }
-KNOWN = {"pairs", "margins", "reference", "groups", "entropy", "hidden", *OF_GROUPS}
+KNOWN = {"pairs", "margins", "reference", "groups", "entropy", "hidden", "mismatched", *OF_GROUPS}
 TOLERANCE = 1e-9  # of float64 sums in another order, relative
 
 
@@ -77,8 +78,8 @@ class Trial:
     @property
     def supplied(self) -> tuple[str, ...]:
         """What the engine could supply beside the pairs or responses."""
-        own = "old_logps" if self.grouped else "margins"
-        return ("entropy", "hidden", own, "reference")
+        own = ("old_logps", "rewards") if self.grouped else ("margins",)
+        return ("entropy", "hidden", "mismatched", "reference", *own)
 
     def batch(self, dtype: Any = None, extra: Collection[str] = (), seed: int = 0) -> Batch:
         """What the engine supplies: what is declared in ``needs``, and ``extra``; its parameters have been trained."""
@@ -140,7 +141,7 @@ def declarations_are_known(t: Trial) -> None:
     t.review.require(not unknown, tried, f"needs has {unknown}", f"the engine knows {names}")
     change = (
         'declare "pairs" (labelled, chosen before rejected), "margins" (in any order, with reward differences) or '
-        '"groups" (responses that the policy sampled), and "groups" without the others'
+        '"groups" (single responses with rewards), and "groups" without the others'
     )
     good = bool(needs & {"pairs", "margins"}) != ("groups" in needs)
     t.review.require(good, tried, f"needs is {sorted(needs)}", change)

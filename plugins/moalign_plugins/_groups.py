@@ -31,6 +31,15 @@ def group_deviation(values: Tensor, groups: Tensor) -> Tensor:
     return (group_mean(centred**2, groups) * size / (size - 1).clamp(min=1)).sqrt()
 
 
+def group_log_softmax(values: Tensor, groups: Tensor) -> Tensor:
+    """values - log of the sum of exp(values) within the group, for each response [N]."""
+    index, counts = _numbered(groups)
+    largest = values.new_full((len(counts),), -float("inf")).scatter_reduce(0, index, values.detach(), "amax")
+    centred = values - largest[index]
+    totals = values.new_zeros(len(counts)).index_add(0, index, centred.exp())
+    return centred - totals.log()[index]
+
+
 def _numbered(groups: Tensor) -> tuple[Tensor, Tensor]:
     _, index, counts = groups.unique(return_inverse=True, return_counts=True)
     return index, counts

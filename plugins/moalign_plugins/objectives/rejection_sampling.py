@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on the best of the sampled responses."""
+"""Supervised fine-tuning on the best of the responses to each prompt."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from moalign.api import Batch, Objective, PairTerms, PluginError
+from moalign_plugins.objectives._single_responses import advantages_of, response_logps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 REGISTRATION = {
     "name": "rejection-sampling",
     "class": "RejectionSampling",
-    "summary": "likelihood of the best of the responses that the policy sampled to each prompt (RAFT, DPA)",
+    "summary": "likelihood of the best of the responses to each prompt, sampled or of the data (RAFT, DPA)",
     "paper": "arXiv:2304.06767, arXiv:2402.18571",
 }
 
@@ -28,7 +29,8 @@ class RejectionSampling(Objective):
 
     In both nothing but the policy's own responses holds it back, and round after round it goes on to leave the
     reference. With ``beta`` the best is that of signal - beta (log pi - log pi_ref): a response that the policy already
-    gives far more often than the reference has to be better by as much.
+    gives far more often than the reference has to be better by as much. Without rollouts the responses are the data's,
+    which count as the reference's own: their log-ratios are 0, and beta changes nothing.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"groups"})
@@ -56,9 +58,4 @@ class RejectionSampling(Objective):
         return counts
 
     def loss(self, batch: Batch, terms: PairTerms) -> Tensor:
-        if batch.advantages is None:
-            raise PluginError('the loss reads advantages but does not declare "groups" in `needs`')
-        totals = (batch.logps * batch.mask).sum(-1)
-        if self.average:
-            totals = totals / batch.mask.sum(-1).clamp(min=1)
-        return -batch.advantages * totals
+        return -advantages_of(batch) * response_logps(batch, mean=self.average)

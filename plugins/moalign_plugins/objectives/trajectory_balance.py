@@ -36,7 +36,7 @@ class TrajectoryBalance(Objective):
     loss is their variance. With a gradient through the mean or without the step is the same. At the policy that
     sampled, G responses to a prompt have 2 beta^2 (G - 1) / G times the gradient of KL(pi || optimum), on average; but
     the optimum is a fixed point whoever sampled, so that no ratio to an old policy is needed. A prompt of one response
-    teaches nothing.
+    teaches nothing. Without rollouts the responses are those of the data.
 
     ``log_z: learned`` has a network of the preference give beta log Z, as in the paper: the gradient is without the
     factor (G - 1) / G, whatever the network says, where the policy sampled. It knows nothing of the prompt. Where log Z

@@ -38,7 +38,7 @@ def parted(prompt: Text | None, chosen: tuple[Message, ...], rejected: tuple[Mes
         prompt = chosen[:length] or prompt
         if prompt is None:
             raise ValueError("no column prompt, and chosen and rejected do not begin with the same message")
-    return prompt, _reply(chosen[length:], "chosen"), _reply(rejected[length:], "rejected")
+    return prompt, reply(chosen[length:], "chosen"), reply(rejected[length:], "rejected")
 
 
 def shared(chosen: Sequence[Any], rejected: Sequence[Any]) -> int:
@@ -50,7 +50,8 @@ def shared(chosen: Sequence[Any], rejected: Sequence[Any]) -> int:
     return end - 1 if end > 0 and chosen[end - 1] == " " else end
 
 
-def _reply(replies: Sequence[Message], what: str) -> str:
+def reply(replies: Sequence[Message], what: str) -> str:
+    """The text of a completion that is one assistant message. Raises ValueError for anything else."""
     if len(replies) != 1 or replies[0]["role"] != "assistant":
         roles = ", ".join(message["role"] for message in replies)
         raise ValueError(f"a completion must be one assistant message: {what} has {roles or 'none'}")

@@ -197,6 +197,7 @@ class Batch:
     ``logps[N,T]``        log-probability of each response token, 0 where ``mask`` is 0
     ``mask[N,T]``         1 at response tokens, the end-of-sequence token among them
     ``ref_logps[N,T]``    the same under the reference; None unless the objective needs "reference"
+    ``base_logps[N,T]``   the same under the untouched base; None unless the objective needs "base"
     ``pairs[P,2]``        rows of (chosen, rejected)
     ``pair_objective[P]`` index of the objective that judged the pair, -1 where no single one did
     ``margins[P,M]``      r(chosen) - r(rejected) per objective; None unless something needs "margins"
@@ -242,6 +243,7 @@ class Batch:
     final: Tensor | None = None
     context: Tensor | None = None
     objectives: tuple[str, ...] = ()
+    base_logps: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,6 +333,32 @@ class Round:
     start: Tensor
     objectives: tuple[str, ...] = ()
     gram: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a candidate's training has come, for references that move.
+
+    ``step``: that is trained next, from 0. ``round``: of sampled responses that begins with it, from 0; None where the
+    responses are in the data. ``kl``: mean over responses of the sum over tokens of exp(-a) - 1 + a, with a the token's
+    log pi - log pi_ref under the policy as it is now; ``log_ratio``: mean over responses of the sum of a. Both in nats,
+    over the responses just sampled, where each is an estimate of KL(policy || reference) without bias, or over those in
+    the data that are trained on next, where none is; None unless the reference ``measures``.
+    """
+
+    step: int
+    round: int | None = None
+    kl: float | None = None
+    log_ratio: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A new reference: the base, ``policy`` times what the trained adapter adds to it now, and ``reference`` times what
+    the reference so far adds. The default is the policy as it is. Finite numbers; they need not sum to 1."""
+
+    policy: float = 1.0
+    reference: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

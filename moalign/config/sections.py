@@ -280,6 +280,9 @@ class Config(Shared):
     condition: Choice | None = None
     """train one model for many preferences, which learns of them this way; the search's candidates are then what it is
     asked for. none: a candidate is trained for each"""
+    reference: Choice | None = None
+    """the policy that the loss compares with; none: the untouched base. KL that is evaluated stays that from the base
+    """
     search: Annotated[SearchChoice, BeforeValidator(named)] = SearchChoice()
     """which preferences are trained; auto decides by the number of objectives and the budget. `budget: {tokens: N}` or
     `{minutes: N}` beside its options ends it in time"""

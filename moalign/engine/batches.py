@@ -23,6 +23,7 @@ from moalign.engine.advantages import Advantages
 from moalign.engine.gram import gradient_products
 from moalign.engine.model import LanguageModel
 from moalign.engine.owned import first_values
+from moalign.engine.references import BASE, FrozenPolicy, MovingReference, distance_on
 from moalign.engine.rewards import Scored
 from moalign.engine.rollouts import Draw, Rollout, Score, prompts_of_round, sample, sequence_of
 from moalign.engine.scoring import logps_under
@@ -90,7 +91,8 @@ class RolloutSource:
     candidate: ``first_round`` is shared between those (None: the weights are not fresh). ``advantages``: each response
     is a unit of its own and has one; None: all pairs within the groups are compared. ``shaping``: what transforms make
     of the rewards; None: nothing. ``owned``: the parameters of the candidate's loss, as they are trained. ``draw``: who
-    samples; None: ``rollouts.sample``. ``figures``: of the last round, for the metrics.
+    samples; None: ``rollouts.sample``. ``figures``: of the last round, for the metrics. ``compared_with``: what the
+    reference begins with, ``moving``: what it becomes, where it does not stay.
     """
 
     model: LanguageModel
@@ -109,6 +111,8 @@ class RolloutSource:
     draw: Draw | None = None
     cacheable: bool = False
     figures: dict[str, float] = field(default_factory=dict)
+    compared_with: FrozenPolicy = BASE
+    moving: MovingReference | None = None
     _round: int = -1
     _dataset: PairDataset | None = field(default=None, repr=False)
     _rewards: np.ndarray | None = field(default=None, repr=False)
@@ -122,11 +126,8 @@ class RolloutSource:
             else:
                 self._use(known, current)
         assert self._dataset is not None
-        first = -(-current * self.steps // self.settings.rounds)  # the round's first step
-        pairs = group_pair_indices(
-            self._dataset, derive(self.seed, "groups", current), step - first, self.settings.prompts_per_step
-        )
-        return self._dataset, pairs
+        groups = step - self._first_step(current), self.settings.prompts_per_step
+        return self._dataset, group_pair_indices(self._dataset, derive(self.seed, "groups", current), *groups)
 
     @property
     def greedy(self) -> bool:
@@ -177,7 +178,8 @@ class RolloutSource:
         self, dataset: PairDataset, measuring: Measuring | None
     ) -> tuple[Sequence[NDArray[np.float32]], Sequence[NDArray[np.float32]]]:
         """Log-probabilities of each response's tokens under the reference, and under the policy that sampled it."""
-        units, adapters = dataset.groups.tolist(), (None, self.slot)
+        compared_with = self.compared_with if self.moving is None else self.moving.now
+        units, adapters = dataset.groups.tolist(), (compared_with.adapter, self.slot)
         reference, own = logps_under(self.model, dataset.sequences, units, adapters, measuring)
         return reference, own
 
@@ -191,6 +193,10 @@ class RolloutSource:
     def _use(self, dataset: PairDataset, number: int) -> None:
         """Train on these from now on, with this candidate's own transforms and advantages."""
         raw, figures = dataset.rewards, dict(dataset.figures)
+        if self.moving is not None:
+            rows = np.unique(dataset.pairs)
+            distance = distance_on(self.model, self.slot, dataset, rows)
+            self.moving.before(self._first_step(number), number, distance)
         # copies: a round that fails half-way, and is tried again, must not be seen twice
         shaping, rule = copy(self.shaping), copy(self.advantages)
         if shaping is not None:
@@ -255,6 +261,10 @@ class RolloutSource:
 
     def _round_of(self, step: int) -> int:
         return step * self.settings.rounds // self.steps
+
+    def _first_step(self, number: int) -> int:
+        """Of a round."""
+        return -(-number * self.steps // self.settings.rounds)
 
     def _dataset_of(self, rollouts: Sequence[Rollout]) -> PairDataset:
         """Of the responses that every reward has scored, all pairs within the groups; or each alone."""

@@ -81,6 +81,7 @@ def _loop(model: LanguageModel, trainees: Sequence[Trainee], cache: LogpCache, a
             trainee.begin(step)
             with _own_errors(trainee):
                 dataset, pairs = trainee.source.at(step)
+                trainee.move_reference(model, step, dataset, pairs)
                 parts = arrangement.of(trainee.job, dataset, pairs)
                 shares.append([Share(trainee, dataset, part, len(pairs)) for part in parts])
         for number, together in enumerate(zip_longest(*shares)):
@@ -193,7 +194,7 @@ def _losses(
         if id(share.part) not in frozen_of:
             frozen_of[id(share.part)] = Frozen(model, share, cache)
         frozen.append(frozen_of[id(share.part)])
-        frozen[-1].prepare(share.trainee.job)
+        frozen[-1].prepare(share.trainee)
     layout = frozen[0].layout if len(members) == 1 else _joined(model, members)
     rows = tuple(len(share.part.rows) for share in members)
     lengths: tuple[int, ...] | None = tuple(own.layout.input_ids.shape[1] for own in frozen)

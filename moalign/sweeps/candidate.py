@@ -243,6 +243,8 @@ def job_of(candidate: Candidate, workshop: Workshop, history: Sequence[Outcome])
         alpha=variant.lora.alpha,
         held_out=workshop.material.looked_at,
         conditioning=workshop.conditioning(candidate.id, seed=variant.seed),
+        reference=plan.reference,
+        begins_with=workshop.compared_with,
     )
 
 

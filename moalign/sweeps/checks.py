@@ -170,14 +170,14 @@ def check_shares(candidate: Candidate, done: Collection[str], who: str) -> None:
         raise PluginError(f"{who} with a parent and with shares; it starts from one of the two")
     if unknown := [name for name in numbers if name not in done]:
         raise PluginError(f"{who} mixed from '{unknown[0]}', which is not done")
-    if not all(share and all(map(_finite, share)) for share in numbers.values()):
+    if not all(share and all(map(finite, share)) for share in numbers.values()):
         given = dict(candidate.shares)
         raise PluginError(f"{who} with the shares {given}; each is a finite number, or a tuple of them, one per block")
     if not any(map(any, numbers.values())):
         raise PluginError(f"{who} with shares that are all 0, which is the base itself; give one that is not")
 
 
-def _finite(number: object) -> bool:
+def finite(number: object) -> bool:
     """Whether it is a number that JSON keeps, and a float can hold."""
     if not isinstance(number, int | float) or isinstance(number, bool):
         return False

@@ -9,13 +9,24 @@ from random import Random
 from typing import Any
 
 from moalign import door, preference
-from moalign.api import Combiner, Conditioner, Objective, Observer, Reader, Reward, Sampler, Search, Transform
+from moalign.api import (
+    Combiner,
+    Conditioner,
+    Objective,
+    Observer,
+    Reader,
+    Reference,
+    Reward,
+    Sampler,
+    Search,
+    Transform,
+)
 from moalign.config import Config, PluginChoice
 from moalign.errors import ConfigError, PluginError, PreferenceError
 from moalign.registry import Entry, Registry
 from moalign.seeds import derive
 from moalign.storage import safe_name
-from moalign.sweeps import checks, conditions, directions
+from moalign.sweeps import checks, comparing, conditions, directions
 from moalign.sweeps.changes import Variant, variant
 from moalign.sweeps.checks import references_of, transform_key
 from moalign.types import Candidate, Outcome, Preference, Space
@@ -37,6 +48,7 @@ class Plan:
     transforms: Mapping[str, tuple[Transform, ...]] = field(default_factory=dict)
     sampler: Sampler | None = None
     conditioner: Conditioner | None = None
+    reference: Reference | None = None
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -202,6 +214,7 @@ def prepare(config: Config, registry: Registry) -> Plan:
         readers=readers_for(config.data.reader, registry, deadline),
         sampler=_sampler(config, registry),
         conditioner=conditions.conditioner_of(config, registry),
+        reference=comparing.reference_of(config, registry),
         space=_space(config),
         plugins=_entries(config, registry),
         observers=_observers(config, registry),
@@ -210,6 +223,7 @@ def prepare(config: Config, registry: Registry) -> Plan:
     checks.check(plan)
     directions.check(config, plan.rewards)
     conditions.check(plan)
+    comparing.check(plan)
     if not plan.propose(()):
         raise ConfigError(f"search: '{config.search.name}' proposes no candidate at all")
     plan.check_later()
@@ -304,4 +318,6 @@ def _entries(config: Config, registry: Registry) -> tuple[Entry, ...]:
         choices.append(("sampler", config.rollouts.sampler))
     if config.condition is not None:
         choices.append(("conditioner", config.condition))
+    if config.reference is not None:
+        choices.append(("reference", config.reference))
     return tuple(registry.find(kind, choice.name) for kind, choice in choices)

@@ -336,32 +336,6 @@ class Round:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a candidate's training has come, for references that move.
-
-    ``step``: that is trained next, from 0. ``round``: of sampled responses that begins with it, from 0; None where the
-    responses are in the data. ``kl``: mean over responses of the sum over tokens of exp(-a) - 1 + a, with a the token's
-    log pi - log pi_ref under the policy as it is now; ``log_ratio``: mean over responses of the sum of a. Both in nats,
-    over the responses just sampled, where each is an estimate of KL(policy || reference) without bias, or over those in
-    the data that are trained on next, where none is; None unless the reference ``measures``.
-    """
-
-    step: int
-    round: int | None = None
-    kl: float | None = None
-    log_ratio: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """A new reference: the base, ``policy`` times what the trained adapter adds to it now, and ``reference`` times what
-    the reference so far adds. The default is the policy as it is. Finite numbers; they need not sum to 1."""
-
-    policy: float = 1.0
-    reference: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
 class SamplerInfo:
     """What a sampler starts with.
 
@@ -408,6 +382,7 @@ class PairTerms:
 
     @classmethod
     def of_rows(cls, logps: Tensor) -> PairTerms:
-        """The terms of rows [N] that are units of their own: what a combiner has to say is in their advantages."""
+        """Terms, as many as there are rows here, that change nothing: what a combiner has to say is in the advantages
+        of responses, or in the labels of pairs."""
         one = logps.new_ones(len(logps))
         return cls(one, one * 0, one)

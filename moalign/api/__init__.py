@@ -39,7 +39,7 @@ from moalign.api.quantities import (
     pair_logits,
     pair_preference,
 )
-from moalign.api.reference import Reference
+from moalign.api.reference import Move, Progress, Reference
 from moalign.api.reward_model import RewardModel
 from moalign.api.sessions import SamplingSession, Watcher
 from moalign.errors import (
@@ -58,12 +58,10 @@ from moalign.types import (
     Batch,
     Candidate,
     Message,
-    Move,
     Outcome,
     Pair,
     PairTerms,
     Preference,
-    Progress,
     Record,
     Refusal,
     Responses,

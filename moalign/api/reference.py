@@ -3,10 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from moalign.api.plugin import Plugin
-from moalign.types import Move, Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a candidate's training has come, for references that move.
+
+    ``step``: that is trained next, from 0. ``round``: of sampled responses that begins with it, from 0; None where the
+    responses are in the data. ``kl``: mean over responses of the sum over tokens of exp(-a) - 1 + a, with a the token's
+    log pi - log pi_ref under the policy as it is now; ``log_ratio``: mean over responses of the sum of a. Both in nats,
+    over the responses just sampled, where each is an estimate of KL(policy || reference) without bias, or over those in
+    the data that are trained on next, where none is; None unless the reference ``measures``.
+    """
+
+    step: int
+    round: int | None = None
+    kl: float | None = None
+    log_ratio: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A new reference: the base, ``policy`` times what the trained adapter adds to it now, and ``reference`` times what
+    the reference so far adds. The default is the policy as it is. Finite numbers; they need not sum to 1."""
+
+    policy: float = 1.0
+    reference: float = 0.0
 
 
 class Reference(Plugin):

@@ -18,6 +18,7 @@ from moalign.api import Objective
 from moalign.config import RolloutSettings
 from moalign.data.batching import group_pair_indices, pair_indices
 from moalign.data.dataset import PairDataset
+from moalign.data.labelling import label
 from moalign.data.tokenise import Sequence as TokenSequence
 from moalign.engine.advantages import Advantages
 from moalign.engine.gram import gradient_products
@@ -89,7 +90,8 @@ class RolloutSource:
 
     ``slot`` holds the policy's adapter. A policy with fresh weights is the base in round 0, which is the same for every
     candidate: ``first_round`` is shared between those (None: the weights are not fresh). ``advantages``: each response
-    is a unit of its own and has one; None: all pairs within the groups are compared. ``shaping``: what transforms make
+    is a unit of its own and has one; None: all pairs within the groups are compared. ``labels``: what says which of a
+    pair is the better one; None: nothing does. ``shaping``: what transforms make
     of the rewards; None: nothing. ``owned``: the parameters of the candidate's loss, as they are trained. ``draw``: who
     samples; None: ``rollouts.sample``. ``figures``: of the last round, for the metrics. ``compared_with``: what the
     reference begins with, ``moving``: what it becomes, where it does not stay.
@@ -106,6 +108,7 @@ class RolloutSource:
     first_round: dict[str, PairDataset] | None
     candidate: str = ""
     advantages: Advantages | None = None
+    labels: Advantages | None = None
     shaping: Shaping | None = None
     owned: Mapping[str, Tensor] | None = None
     draw: Draw | None = None
@@ -198,7 +201,7 @@ class RolloutSource:
             distance = distance_on(self.model, self.slot, dataset, rows)
             self.moving.before(self._first_step(number), number, distance)
         # copies: a round that fails half-way, and is tried again, must not be seen twice
-        shaping, rule = copy(self.shaping), copy(self.advantages)
+        shaping, rule, labels = copy(self.shaping), copy(self.advantages), copy(self.labels)
         if shaping is not None:
             greedy = dataset.greedy  # shaped with states that nobody keeps: all transforms are pointwise
             greedy = None if greedy is None else replace(greedy, rewards=copy(shaping).of(number, greedy)[0])
@@ -207,8 +210,28 @@ class RolloutSource:
         if rule is not None:
             dataset, more = self._weighed(dataset, raw, number, rule)
             figures |= more
-        self.shaping, self.advantages = shaping, rule
+        if labels is not None:
+            dataset, more = self._labelled(dataset, raw, number, labels)
+            figures |= more
+        self.shaping, self.advantages, self.labels = shaping, rule, labels
         self._dataset, self._round, self._rewards, self.figures = dataset, number, raw, figures
+
+    def _labelled(
+        self, dataset: PairDataset, raw: np.ndarray, number: int, rule: Advantages
+    ) -> tuple[PairDataset, dict[str, float]]:
+        """With the better one of each pair in front, and without those that are alike or too close; and figures."""
+        rows = np.flatnonzero(np.isfinite(raw).all(axis=1))
+        rule.asked = None if dataset.preference is None else dataset.preference[rows]
+        signal = np.full(len(raw), np.nan)
+        signal[rows], figures = rule.of_pairs(number, raw[rows], dataset.groups[rows], dataset.rewards[rows])
+        found = label(dataset, signal, self.settings.pairs, self.settings.gap)
+        if not len(found.dataset.pairs):
+            raise TrainingError(
+                f"round {number}: no pair of responses has a label: of {found.ties + found.close} pairs {found.ties} "
+                f"have the same combined reward and {found.close} differ by less than rollouts.gap, "
+                f"{self.settings.gap:g}; a smaller gap, or more rollouts.samples, usually helps"
+            )
+        return found.dataset, figures | found.figures
 
     def _weighed(
         self, dataset: PairDataset, raw: np.ndarray, number: int, advantages: Advantages

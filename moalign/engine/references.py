@@ -14,14 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moalign import door, lora
-from moalign.api import Reference
+from moalign.api import Move, Progress, Reference
 from moalign.data.dataset import PairDataset
 from moalign.engine.advantages import numbers_in
 from moalign.engine.model import LanguageModel
 from moalign.engine.scoring import logps_under
 from moalign.errors import PluginError, TrainingError, UserError
 from moalign.lora import frozen
-from moalign.types import Move, Progress
 
 Distance = Callable[[str | None], tuple[float, float]]
 

@@ -49,7 +49,8 @@ class Job:
     ``conditioning``: of a candidate that is trained for many preferences; ``preference`` is then one of them.
     ``reads_logps``: whether the loss reads token log-probabilities; where it does not, they are NaN for it, and a pass
     in which nobody reads any does without the output head. ``reference``: how the reference moves (None: it does not),
-    ``begins_with``: what it is at first.
+    ``begins_with``: what it is at first. ``labels_rounds``: whether what the combiner has to say is in the labels of
+    the pairs, which it made from rewards.
     """
 
     candidate: str
@@ -68,6 +69,7 @@ class Job:
     reads_logps: bool = True
     reference: Reference | None = None
     begins_with: FrozenPolicy = BASE
+    labels_rounds: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Adapter files that other programs wrote: without a checksum, and without saying on which weights they were trained."""
+"""Adapter files that other programs wrote, without a checksum and without the base that they were trained on."""
 
 from __future__ import annotations
 

@@ -70,7 +70,14 @@ def _check_reference_point(config: Config) -> None:
 
 def _check_rewards(plan: Plan) -> None:
     config = plan.config
-    kind = "groups" if plan.grouped else "scored" if plan.scored else "labelled"
+    kind = "groups" if plan.grouped or plan.labels_rounds else "scored" if plan.scored else "labelled"
+    if config.rollouts is not None and not plan.labels_rounds:
+        for key, default in (("pairs", "all"), ("gap", 0.0)):
+            if getattr(config.rollouts, key) != default:
+                raise ConfigError(
+                    f"rollouts.{key}: of losses on labelled pairs, and loss '{config.loss.name}' takes all sampled "
+                    "responses as they are; leave it out"
+                )
     if plan.grouped and config.rollouts is None:
         raise ConfigError(f"loss: '{config.loss.name}' learns from responses that the policy samples; add rollouts")
     if plan.grouped and config.rollouts is not None:
@@ -99,7 +106,8 @@ def _check_rewards(plan: Plan) -> None:
             f"where the advantage of a whole response is a factor of its loss, but loss '{config.loss.name}' {why}; "
             "use another loss or another rule"
         )
-    if not plan.grouped and not plan.objective.shiftable and plan.mixing_needs_margins:
+    by_rewards = plan.grouped or plan.labels_rounds
+    if not by_rewards and not plan.objective.shiftable and plan.mixing_needs_margins:
         raise ConfigError(
             f"combine: '{config.combine.name}' works through scale and margin of a pairwise logit, and loss "
             f"'{config.loss.name}' has none; use another loss, or a rule that only weighs pairs: "

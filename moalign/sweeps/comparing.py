@@ -1,4 +1,4 @@
-"""What a plan makes of `reference`: the policy that losses compare with, and what does not go with it. Without torch."""
+"""The policy that losses compare with, as a plan has it, and what does not go with it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def check(plan: Plan) -> None:
     key, loss = f"reference: '{choice.name}'", plan.config.loss.name
     if "reference" not in plan.objective.wants:
         raise ConfigError(
-            f"{key} would be read by nobody: loss '{loss}' compares with no reference; leave it out, or use a loss that "
-            "does: `moalign plugins list --kind objective`"
+            f"{key} would be read by nobody: loss '{loss}' compares with no reference; leave it out, or use a loss "
+            "that does: `moalign plugins list --kind objective`"
         )
     if plan.config.condition is not None:
         raise ConfigError(
@@ -60,10 +60,18 @@ def check(plan: Plan) -> None:
         raise ConfigError(f"data.margins: {implicit(plan)}")
 
 
+def adapters_kept(plan: Plan) -> float:
+    """How many adapters of the run's rank each candidate's reference takes in memory, at the most."""
+    if plan.reference is None or plan.reference.fixed:
+        return 0.0
+    rank = door.call(plan.reference, "largest_rank")
+    return max(1.0, (rank or 0) / plan.config.model.lora.r)
+
+
 def implicit(plan: Plan) -> str:
     """Why there are no implicit rewards beside a reference that moves."""
     name = plan.config.reference.name if plan.config.reference is not None else ""
     return (
-        f"an implicit reward is a log-ratio to the reference that its adapter was trained with, and reference: '{name}' "
-        "moves; give scores in the data, or objectives.NAME.reward"
+        "an implicit reward is a log-ratio to the reference that its adapter was trained with, and reference: "
+        f"'{name}' moves; give scores in the data, or objectives.NAME.reward"
     )

@@ -65,6 +65,11 @@ class Plan:
         return "groups" in self.objective.wants
 
     @property
+    def labels_rounds(self) -> bool:
+        """Whether the loss learns from labelled pairs of sampled responses, which combined rewards label."""
+        return self.config.rollouts is not None and not self.scored and not self.grouped
+
+    @property
     def told_in_text(self) -> bool:
         """Whether prompts tell the model its preference."""
         return self.conditioner is not None and self.conditioner.by == "text"
@@ -94,7 +99,7 @@ class Plan:
 
     def needs(self, candidate: Candidate) -> frozenset[str]:
         own = self.variant(candidate.changes).objective.wants
-        if self.grouped:  # the combiner works on rewards, not on pairs
+        if self.grouped or self.labels_rounds:  # the combiner works on rewards, not on pairs
             return own
         return own | self._combiner_needs(candidate.preference)
 
@@ -191,7 +196,7 @@ class Plan:
         except PreferenceError as error:
             raise PreferenceError(f"{candidate.id}: {error}") from None
         negative = [name for name, value in candidate.preference.values.items() if value < 0]
-        if negative and not (self.scored or self.grouped):
+        if negative and not (self.scored or self.grouped or self.labels_rounds):
             raise PreferenceError(
                 f"{candidate.id}: the component of {negative[0]} is negative, and a judgement of a pair cannot count "
                 "less than nothing; use a loss on rewards: `moalign plugins list --kind objective`"

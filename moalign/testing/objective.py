@@ -28,7 +28,7 @@ OF_GROUPS = {
     "token_advantages": "only tokens of responses that the policy sampled have advantages",
     "greedy": "greedy responses are compared with those that the policy sampled",
 }
-KNOWN = {"pairs", "margins", "reference", "groups", "entropy", "hidden", *OF_GROUPS}
+KNOWN = {"pairs", "margins", "reference", "base", "groups", "entropy", "hidden", *OF_GROUPS}
 TOLERANCE = 1e-9  # of float64 sums in another order, relative
 
 
@@ -78,7 +78,7 @@ class Trial:
     def supplied(self) -> tuple[str, ...]:
         """What the engine could supply beside the pairs or responses."""
         own = "old_logps" if self.grouped else "margins"
-        return ("entropy", "hidden", own, "reference")
+        return ("base", "entropy", "hidden", own, "reference")
 
     def batch(self, dtype: Any = None, extra: Collection[str] = (), seed: int = 0) -> Batch:
         """What the engine supplies: what is declared in ``needs``, and ``extra``; its parameters have been trained."""

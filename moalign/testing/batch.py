@@ -31,8 +31,8 @@ def made_up(
 ) -> Batch:
     """3 responses and 3 pairs per prompt, and one row more, without response tokens, that no pair names.
 
-    ``needs``: "reference", "base", "margins", "old_logps", "entropy" and "hidden" are supplied where they are in it, and only
-    there; with "groups" every row has an advantage and is a pair with itself. ``scored``: pairs that no single
+    ``needs``: "reference", "base", "margins", "old_logps", "entropy" and "hidden" are supplied where they are in it,
+    and only there; with "groups" every row has an advantage and is a pair with itself. ``scored``: pairs that no single
     objective judged. The numbers are the same for every dtype, to its rounding.
     """
     import torch

@@ -1,4 +1,4 @@
-"""One candidate trained with a reference, on the random tiny model's pairs or on responses of the built-in assistant."""
+"""One candidate trained with a reference, on the tiny model's pairs or on responses of the built-in assistant."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def opened(settings: Config) -> Workshop:
     return open_workshop(prepare(settings, registry.discover()), Path(), Observer(), keep_cache=False)
 
 
-def offline(model: Path, folder: Path, **changes: Any) -> Workshop:
+def offline(model_path: Path, folder: Path, **changes: Any) -> Workshop:
     """Pairs of letters and digits."""
     pairs = write_pairs(folder / "pairs.jsonl")
     train = {"steps": 6, "pairs_per_step": 4, "lr": 1e-2, "schedule": "constant", "warmup": 0}
-    return opened(small_config(model, pairs, **{"train": train, "loss": {"name": "dpo", "beta": 0.3}} | changes))
+    return opened(small_config(model_path, pairs, **{"train": train, "loss": {"name": "dpo", "beta": 0.3}} | changes))
 
 
 def online_content(**changes: Any) -> dict[str, Any]:

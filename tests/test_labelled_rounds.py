@@ -106,7 +106,7 @@ def test_a_round_without_a_label_says_why():
         ({"rollouts": {"gap": 0.5}}, r"rollouts\.gap: of losses on labelled pairs, and loss 'rebel'"),
         (
             {"loss": "dpo", "combine": "modpo"},
-            "combine: 'modpo' works on labelled pairs and scored pairs, but loss 'dpo'",
+            "combine: 'modpo' works on labelled pairs, but loss 'dpo' trains on pairs of sampled responses, which",
         ),
     ],
 )

@@ -218,8 +218,8 @@ def test_a_copy_is_one_to_the_last_bit_whatever_the_rank(pairs):
     policy = pairs.model.policy
     (one,) = some_slots(pairs, 1)
     lora.add_slots(policy, ["copy"])
-    frozen.place(policy, "copy", {name: value[:2] if "lora_A" in name else value[:, :2] for name, value in
-                                  lora.weights(policy, one).items()})  # fmt: skip
+    cut = {name: value[:2] if "lora_A" in name else value[:, :2] for name, value in lora.weights(policy, one).items()}
+    frozen.place(policy, "copy", cut)
     assert lora.room(policy, "copy") == 2
     frozen.duplicate(policy, one, "copy")
     assert same(lora.weights(policy, one), lora.weights(policy, "copy"))

@@ -94,9 +94,10 @@ def _check_rewards(plan: Plan) -> None:
         )
     accepted = sorted(plan.combiner.accepts)
     if kind not in accepted:
+        what = "pairs of sampled responses, which their combined rewards label" if plan.labels_rounds else UNITS[kind]
         raise ConfigError(
             f"combine: '{config.combine.name}' works on {' and '.join(UNITS[each] for each in accepted)}, "
-            f"but loss '{config.loss.name}' trains on {UNITS[kind]}; use another loss or another rule: "
+            f"but loss '{config.loss.name}' trains on {what}; use another loss or another rule: "
             "`moalign plugins list --kind combiner`"
         )
     if plan.combiner.needs_gram and (apart := plan.objective.wants & {"token_advantages", "hidden"}):

@@ -218,7 +218,7 @@ def open_workshop(plan: Plan, directory: Path, observer: Observer, *, keep_cache
         accelerator=accelerator,
         compared_with=first_references.load(plan, model, observer.on_warning),
     )
-    if plan.reference is not None and not plan.reference.fixed and workshop.implicit(plan.propose(())[:1]):
+    if plan.reference is not None and not plan.reference.fixed and _implicit(workshop):
         raise ConfigError(f"combine: '{plan.config.combine.name}' needs rewards, and {comparing.implicit(plan)}")
     if plan.conditioner is not None and (without := workshop.implicit(plan.propose(())[:1])):
         raise ConfigError(
@@ -227,6 +227,13 @@ def open_workshop(plan: Plan, directory: Path, observer: Observer, *, keep_cache
             "data, or objectives.NAME.reward"
         )
     return workshop
+
+
+def _implicit(workshop: Workshop) -> bool:
+    """Whether candidates between the objectives need adapters of others as rewards."""
+    names = workshop.plan.objectives
+    equal = Preference("weights", dict.fromkeys(names, 1 / len(names)))
+    return bool(workshop.implicit([Candidate("equal", equal)]))
 
 
 def _check_condition(plan: Plan, model: LanguageModel) -> None:

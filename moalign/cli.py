@@ -62,7 +62,7 @@ def demo(
 def init(
     file: Annotated[Path, typer.Argument(help="Where to write it; never overwrites.")],
     recipe: Annotated[
-        str, typer.Option(help="What to start from: conditioned, dpa, dpo, dynamic, mo-grpo, modpo or rebel.")
+        str, typer.Option(help="What to start from: conditioned, dpa, dpo, dynamic, iterated, mo-grpo, modpo or rebel.")
     ] = "dpo",
 ) -> None:
     """Write a commented starter configuration."""

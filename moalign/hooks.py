@@ -68,6 +68,10 @@ class HookSpecifications:
     def register_reward_models(self, register: Register) -> None:
         """Register forms of reward models that are trained on judgements."""
 
+    @hookspec
+    def register_references(self, register: Register) -> None:
+        """Register which policy a loss compares with."""
+
 
 def specifications() -> dict[str, tuple[str, ...]]:
     """Every hook with the names of its arguments."""

@@ -29,6 +29,7 @@ from moalign.api import (
     Observer,
     Plugin,
     Reader,
+    Reference,
     Reward,
     RewardModel,
     Sampler,
@@ -53,6 +54,7 @@ KINDS: Mapping[str, type[Plugin]] = {
     "decoder": Decoder,
     "conditioner": Conditioner,
     "reward-model": RewardModel,
+    "reference": Reference,
 }
 LOAD_VARIABLE = "MOALIGN_LOAD_PLUGINS"
 DISABLE_VARIABLE = "MOALIGN_DISABLE_PLUGINS"
@@ -71,6 +73,7 @@ HOOKS: Mapping[str, str] = {
     "decoder": "register_decoders",
     "conditioner": "register_conditioners",
     "reward-model": "register_reward_models",
+    "reference": "register_references",
 }
 
 

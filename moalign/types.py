@@ -197,6 +197,7 @@ class Batch:
     ``logps[N,T]``        log-probability of each response token, 0 where ``mask`` is 0
     ``mask[N,T]``         1 at response tokens, the end-of-sequence token among them
     ``ref_logps[N,T]``    the same under the reference; None unless the objective needs "reference"
+    ``base_logps[N,T]``   the same under the untouched base; None unless the objective needs "base"
     ``pairs[P,2]``        rows of (chosen, rejected)
     ``pair_objective[P]`` index of the objective that judged the pair, -1 where no single one did
     ``margins[P,M]``      r(chosen) - r(rejected) per objective; None unless something needs "margins"
@@ -246,6 +247,7 @@ class Batch:
     context: Tensor | None = None
     objectives: tuple[str, ...] = ()
     mismatched: Tensor | None = None
+    base_logps: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,6 +386,7 @@ class PairTerms:
 
     @classmethod
     def of_rows(cls, logps: Tensor) -> PairTerms:
-        """The terms of rows [N] that are units of their own: what a combiner has to say is in their advantages."""
+        """Terms, as many as there are rows here, that change nothing: what a combiner has to say is in the advantages
+        of responses, or in the labels of pairs."""
         one = logps.new_ones(len(logps))
         return cls(one, one * 0, one)

@@ -120,7 +120,7 @@ def test_every_recipe_is_valid(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     write_pairs(tmp_path / "pairs.jsonl")
-    assert recipes.names() == ["conditioned", "dpa", "dpo", "dynamic", "mo-grpo", "modpo", "rebel"]
+    assert recipes.names() == ["conditioned", "dpa", "dpo", "dynamic", "iterated", "mo-grpo", "modpo", "rebel"]
     for name in recipes.names():
         (tmp_path / f"{name}.yaml").write_text(recipes.read(name))
         settings = config.load(tmp_path / f"{name}.yaml")

@@ -35,6 +35,7 @@ CONFIGURATION_KEYS = {
     "sampler": ("rollouts", "sampler"),
     "conditioner": ("condition",),
     "reward-model": ("reward_model",),
+    "reference": ("reference",),
 }
 
 
@@ -228,6 +229,14 @@ def test_the_reward_model_is_that_of_bradley_and_terry_with_a_margin(built):
     losses.sum().backward()
     assert final.grad is not None and final.grad[2].tolist() == [0, 0] and float(final.grad[1, 0]) < 0
     assert built.scores(batch).equal(final) and built.head(batch.parameters) is batch.parameters["head"]
+
+
+@of("reference")
+def test_the_reference_walks_behind_the_policy(built):
+    from moalign.api import Move, Progress
+
+    assert built.moves(Progress(49), built.init()) == (None, {"moved_at": 0})
+    assert built.moves(Progress(50), built.init()) == (Move(policy=0.5, reference=0.0), {"moved_at": 50})
 
 
 @pytest.mark.skipif(importlib.util.find_spec("moalign.testing") is None, reason="the conformance kit is not there")

@@ -240,7 +240,7 @@ def test_the_reference_point_is_the_mean_over_the_step_and_the_same_in_all_its_p
         logps_under(shop.model, sequences, range(len(rows)), [adapter])[0] for adapter in (None, NAMES[0])
     )
     expected = np.mean([(a - b).sum() for a, b in zip(own, reference, strict=True)])
-    assert mean_log_ratio(shop.model, dataset, pairs, NAMES[0]) == pytest.approx(expected, abs=1e-5)
+    assert mean_log_ratio(shop.model, dataset, pairs, NAMES[0], None) == pytest.approx(expected, abs=1e-5)
     assert abs(expected) > 1e-3
 
 

@@ -21,6 +21,7 @@ from wrong_plugins import (
     observers,
     other_reward_models,
     readers,
+    references,
     reward_models,
     rewards,
     sampled_objectives,
@@ -40,6 +41,7 @@ from moalign.testing import (
     check_objective,
     check_observer,
     check_reader,
+    check_reference,
     check_reward,
     check_reward_model,
     check_sampler,
@@ -51,6 +53,7 @@ from moalign.testing import (
     objective,
     observer,
     reader,
+    reference,
     reward,
     reward_model,
     sampler,
@@ -167,6 +170,9 @@ OTHERWISE = [
     ("conditioner", "prompt-text", {"angles": (-45, 90)}),
     ("conditioner", "hypernetwork", {"width": 3, "spread": 0.1, "concentration": 0.2}),
     ("reward-model", "bradley-terry", {"label_smoothing": 0.2}),
+    ("reference", "previous-iterate", {"every": 4}),
+    ("reference", "kl-triggered", {"measure": "log-ratio", "threshold": 0.2, "every": 3}),
+    ("objective", "inpo", {"eta": 0.5, "base_share": 0.7}),
     ("reward-model", "regression", {"scale": 20, "shift": 10}),
     ("reward-model", "gaussian", {"heads": 1}),
     ("reward-model", "mixture", {"components": 3, "balance": 0.1}),
@@ -180,7 +186,8 @@ def check_of(kind):
 
 
 def shipped():
-    entries = [entry for entry in REGISTRY.entries if entry.name not in ELSEWHERE]
+    files = {*ELSEWHERE, "reference soup"}  # a reference of adapters: test_references_runs.py
+    entries = [entry for entry in REGISTRY.entries if files.isdisjoint({entry.name, f"{entry.kind} {entry.name}"})]
     every = [(entry.kind, entry.name, OPTIONS.get(entry.name, {})) for entry in entries]
     return [pytest.param(*each, id=f"{each[0]}-{each[1]}-{number}") for number, each in enumerate(every + OTHERWISE)]
 
@@ -229,6 +236,7 @@ CHECKS = {
     gating_conditioners: check_conditioner,
     reward_models: check_reward_model,
     other_reward_models: check_reward_model,
+    references: check_reference,
 }
 PARTS = {
     objectives: objective,
@@ -245,6 +253,7 @@ PARTS = {
     gating_conditioners: conditioner,
     reward_models: reward_model,
     other_reward_models: reward_model,
+    references: reference,
 }
 WRONG = [(check, plugin, words) for folder, check in CHECKS.items() for plugin, words in folder.WRONG.items()]
 UNUSUAL = [(check, plugin) for folder, check in CHECKS.items() for plugin in folder.UNUSUAL]

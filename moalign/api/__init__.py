@@ -15,7 +15,7 @@ The hooks, by the version that brought them:
    ``register_searches(register)``, ``register_readers(register)``, ``register_observers(register)``
 2  ``register_transforms(register)``
 3  ``register_samplers(register)``, ``register_decoders(register)``
-4  ``register_conditioners(register)``, ``register_reward_models(register)``
+4  ``register_conditioners(register)``, ``register_reward_models(register)``, ``register_references(register)``
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from moalign.api.quantities import (
     pair_logits,
     pair_preference,
 )
+from moalign.api.reference import Move, Progress, Reference
 from moalign.api.reward_model import RewardModel
 from moalign.api.sessions import SamplingSession, Watcher
 from moalign.errors import (
@@ -96,6 +97,7 @@ __all__ = [
     "Message",
     "MoalignError",
     "ModelError",
+    "Move",
     "NextToken",
     "Objective",
     "Observer",
@@ -106,8 +108,10 @@ __all__ = [
     "PluginError",
     "Preference",
     "PreferenceError",
+    "Progress",
     "Reader",
     "Record",
+    "Reference",
     "Refusal",
     "Register",
     "Request",

@@ -20,6 +20,7 @@ class Objective(Plugin):
     "pairs"      labelled pairs, chosen before rejected
     "margins"    pairs in any order, with the reward difference of every objective (``terms.difference``)
     "reference"  log-probabilities under the reference
+    "base"       beside "reference": those under the untouched base, where the reference may be another
     "groups"     responses with rewards, which the policy has sampled, several for each prompt, or, without rollouts, as
                  the data has them; each has an advantage (``advantages``)
     "old_logps"  log-probabilities under the policy that sampled them; only with rollouts

@@ -21,7 +21,8 @@ def show(plan: Plan, observer: Observer, console: Console) -> None:
     table.add_row("model", config.model.path)
     table.add_row("data", config.data_paths[0])
     method = f"loss {config.loss.name}, combine {config.combine.name}, search {config.search.name}"
-    table.add_row("method", method + (f", condition {config.condition.name}" if config.condition else ""))
+    method += f", condition {config.condition.name}" if config.condition else ""
+    table.add_row("method", method + (f", reference {config.reference.name}" if config.reference else ""))
     if cost.reason:
         table.add_row("search", cost.reason)
     table.add_row("evaluation", plan.evaluation_kind)

@@ -71,7 +71,10 @@ def validated(kind: type[Kind], content: Mapping[str, Any], overrides: Sequence[
     return _absolute(config)
 
 
-CHOICES = ("loss", "combine", "condition", "search", "reader", "reward", "transform", "sampler", "reward_model")
+CHOICES = (
+    *("loss", "combine", "condition", "reference", "search"),
+    *("reader", "reward", "transform", "sampler", "reward_model"),
+)
 
 
 def _override(content: dict[str, Any], override: str, kind: type[Shared]) -> None:

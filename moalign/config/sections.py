@@ -149,6 +149,11 @@ class RolloutSettings(Section):
     top_p: float = Field(default=1.0, gt=0, le=1)
     """sample from the likeliest tokens alone that have this much of the probability together; 1: from all"""
     max_new_tokens: int = Field(default=64, ge=1)
+    pairs: Literal["all", "best-worst"] = "all"
+    """of losses on labelled pairs: which of the pairs of responses to a prompt are trained on, the one with the larger
+    combined reward as the chosen one. best-worst: the two that differ most. Ties are dropped and counted"""
+    gap: float = Field(default=0.0, ge=0)
+    """of such pairs, drop and count those whose combined rewards differ by less"""
     sampler: Choice | None = None
     """a plugin that samples the responses; none: moalign itself. Evaluation is always moalign's own"""
 
@@ -283,6 +288,9 @@ class Config(Shared):
     condition: Choice | None = None
     """train one model for many preferences, which learns of them this way; the search's candidates are then what it is
     asked for. none: a candidate is trained for each"""
+    reference: Choice | None = None
+    """the policy that the loss compares with; none: the untouched base. KL that is evaluated stays that from the base
+    """
     search: Annotated[SearchChoice, BeforeValidator(named)] = SearchChoice()
     """which preferences are trained; auto decides by the number of objectives and the budget. `budget: {tokens: N}` or
     `{minutes: N}` beside its options ends it in time"""

@@ -98,6 +98,21 @@ class Advantages:
         figures = self._figures(rewards, signal, float(size), ratios) | self._sizes_weighted(values, rows, signal)
         return given, figures | {f"loss/{name}": float(value) for name, value in given.figures.items()}
 
+    def of_pairs(
+        self,
+        number: int,
+        rewards: NDArray[np.float64],
+        groups: NDArray[np.int64],
+        shaped: NDArray[np.float64] | None = None,
+    ) -> tuple[NDArray[np.float64], dict[str, float]]:
+        """The signal [N] alone, for losses on pairs of responses, which it labels."""
+        rows, values = torch.from_numpy(groups), torch.from_numpy(rewards if shaped is None else shaped)
+        signal, _ = self._signal(number, rewards, values, rows, None)
+        means = dict(zip(self.objectives, rewards.mean(0).tolist(), strict=True))
+        figures = {f"{name}/reward": mean for name, mean in means.items()} | {"signal": float(signal.mean())}
+        figures |= {f"combine/{name}": value for name, value in numbers_in(self.state)}
+        return signal.numpy(), figures | self._sizes_weighted(values, rows, signal)
+
     def _signal(
         self, number: int, rewards: NDArray[np.float64], values: Tensor, rows: Tensor, gram: Tensor | None
     ) -> tuple[Tensor, float]:

@@ -18,11 +18,13 @@ from moalign.api import Objective
 from moalign.config import RolloutSettings
 from moalign.data.batching import group_pair_indices, pair_indices
 from moalign.data.dataset import PairDataset
+from moalign.data.labelling import label
 from moalign.data.tokenise import Sequence as TokenSequence
 from moalign.engine.advantages import Advantages
 from moalign.engine.gram import gradient_products
 from moalign.engine.model import LanguageModel
 from moalign.engine.owned import first_values
+from moalign.engine.references import BASE, FrozenPolicy, MovingReference, distance_on
 from moalign.engine.rewards import Scored
 from moalign.engine.rollouts import Draw, Rollout, Score, prompts_of_round, sample, sequence_of
 from moalign.engine.scoring import logps_under
@@ -88,9 +90,11 @@ class RolloutSource:
 
     ``slot`` holds the policy's adapter. A policy with fresh weights is the base in round 0, which is the same for every
     candidate: ``first_round`` is shared between those (None: the weights are not fresh). ``advantages``: each response
-    is a unit of its own and has one; None: all pairs within the groups are compared. ``shaping``: what transforms make
+    is a unit of its own and has one; None: all pairs within the groups are compared. ``labels``: what says which of a
+    pair is the better one; None: nothing does. ``shaping``: what transforms make
     of the rewards; None: nothing. ``owned``: the parameters of the candidate's loss, as they are trained. ``draw``: who
-    samples; None: ``rollouts.sample``. ``figures``: of the last round, for the metrics.
+    samples; None: ``rollouts.sample``. ``figures``: of the last round, for the metrics. ``compared_with``: what the
+    reference begins with, ``moving``: what it becomes, where it does not stay.
     """
 
     model: LanguageModel
@@ -104,11 +108,14 @@ class RolloutSource:
     first_round: dict[str, PairDataset] | None
     candidate: str = ""
     advantages: Advantages | None = None
+    labels: Advantages | None = None
     shaping: Shaping | None = None
     owned: Mapping[str, Tensor] | None = None
     draw: Draw | None = None
     cacheable: bool = False
     figures: dict[str, float] = field(default_factory=dict)
+    compared_with: FrozenPolicy = BASE
+    moving: MovingReference | None = None
     _round: int = -1
     _dataset: PairDataset | None = field(default=None, repr=False)
     _rewards: np.ndarray | None = field(default=None, repr=False)
@@ -122,11 +129,8 @@ class RolloutSource:
             else:
                 self._use(known, current)
         assert self._dataset is not None
-        first = -(-current * self.steps // self.settings.rounds)  # the round's first step
-        pairs = group_pair_indices(
-            self._dataset, derive(self.seed, "groups", current), step - first, self.settings.prompts_per_step
-        )
-        return self._dataset, pairs
+        groups = step - self._first_step(current), self.settings.prompts_per_step
+        return self._dataset, group_pair_indices(self._dataset, derive(self.seed, "groups", current), *groups)
 
     @property
     def greedy(self) -> bool:
@@ -177,7 +181,8 @@ class RolloutSource:
         self, dataset: PairDataset, measuring: Measuring | None
     ) -> tuple[Sequence[NDArray[np.float32]], Sequence[NDArray[np.float32]]]:
         """Log-probabilities of each response's tokens under the reference, and under the policy that sampled it."""
-        units, adapters = dataset.groups.tolist(), (None, self.slot)
+        compared_with = self.compared_with if self.moving is None else self.moving.now
+        units, adapters = dataset.groups.tolist(), (compared_with.adapter, self.slot)
         reference, own = logps_under(self.model, dataset.sequences, units, adapters, measuring)
         return reference, own
 
@@ -191,8 +196,12 @@ class RolloutSource:
     def _use(self, dataset: PairDataset, number: int) -> None:
         """Train on these from now on, with this candidate's own transforms and advantages."""
         raw, figures = dataset.rewards, dict(dataset.figures)
+        if self.moving is not None:
+            rows = np.unique(dataset.pairs)
+            distance = distance_on(self.model, self.slot, dataset, rows)
+            self.moving.before(self._first_step(number), number, distance)
         # copies: a round that fails half-way, and is tried again, must not be seen twice
-        shaping, rule = copy(self.shaping), copy(self.advantages)
+        shaping, rule, labels = copy(self.shaping), copy(self.advantages), copy(self.labels)
         if shaping is not None:
             greedy = dataset.greedy  # shaped with states that nobody keeps: all transforms are pointwise
             greedy = None if greedy is None else replace(greedy, rewards=copy(shaping).of(number, greedy)[0])
@@ -201,8 +210,28 @@ class RolloutSource:
         if rule is not None:
             dataset, more = self._weighed(dataset, raw, number, rule)
             figures |= more
-        self.shaping, self.advantages = shaping, rule
+        if labels is not None:
+            dataset, more = self._labelled(dataset, raw, number, labels)
+            figures |= more
+        self.shaping, self.advantages, self.labels = shaping, rule, labels
         self._dataset, self._round, self._rewards, self.figures = dataset, number, raw, figures
+
+    def _labelled(
+        self, dataset: PairDataset, raw: np.ndarray, number: int, rule: Advantages
+    ) -> tuple[PairDataset, dict[str, float]]:
+        """With the better one of each pair in front, and without those that are alike or too close; and figures."""
+        rows = np.flatnonzero(np.isfinite(raw).all(axis=1))
+        rule.asked = None if dataset.preference is None else dataset.preference[rows]
+        signal = np.full(len(raw), np.nan)
+        signal[rows], figures = rule.of_pairs(number, raw[rows], dataset.groups[rows], dataset.rewards[rows])
+        found = label(dataset, signal, self.settings.pairs, self.settings.gap)
+        if not len(found.dataset.pairs):
+            raise TrainingError(
+                f"round {number}: no pair of responses has a label: of {found.ties + found.close} pairs {found.ties} "
+                f"have the same combined reward and {found.close} differ by less than rollouts.gap, "
+                f"{self.settings.gap:g}; a smaller gap, or more rollouts.samples, usually helps"
+            )
+        return found.dataset, figures | found.figures
 
     def _weighed(
         self, dataset: PairDataset, raw: np.ndarray, number: int, advantages: Advantages
@@ -255,6 +284,10 @@ class RolloutSource:
 
     def _round_of(self, step: int) -> int:
         return step * self.settings.rounds // self.steps
+
+    def _first_step(self, number: int) -> int:
+        """Of a round."""
+        return -(-number * self.steps // self.settings.rounds)
 
     def _dataset_of(self, rollouts: Sequence[Rollout]) -> PairDataset:
         """Of the responses that every reward has scored, all pairs within the groups; or each alone."""

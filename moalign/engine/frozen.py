@@ -14,6 +14,7 @@ from moalign.data.dataset import PairDataset
 from moalign.data.tokenise import Sequence as TokenSequence
 from moalign.engine.model import LanguageModel
 from moalign.engine.passes import PairPass
+from moalign.engine.references import BASE, FrozenPolicy
 from moalign.engine.scoring import LogpCache
 from moalign.engine.trainee import Job, Trainee
 from moalign.ops import TokenLogps
@@ -51,8 +52,8 @@ class Frozen:
         collated = collate(share.dataset, share.part.pairs, share.part.sequences)
         self.known = {name: tensor.to(model.device) for name, tensor in collated.items()}
         self._logps: dict[str, Tensor] = {}
-        if share.dataset.ref_logps is not None:
-            self._logps[""] = self._placed(share.dataset.ref_logps, share)
+        known = share.dataset.ref_logps
+        self.ref_logps = None if known is None else self._placed(known, share)
         old, weighed = share.dataset.old_logps, share.dataset.token_advantages
         self.old_logps = None if old is None else self._placed(old, share)
         self.token_advantages = None if weighed is None else self._placed(weighed, share)
@@ -62,24 +63,36 @@ class Frozen:
         """Of all sequences of the dataset, those of this pass; [N,T]."""
         return self.layout.place_known([values[index] for index in share.part.sequences])
 
-    def prepare(self, job: Job) -> None:
-        """Run the frozen policies that the job needs, before the trained ones run."""
-        if needs_reference(job):
-            self.logps(None, "")
-        for each in job.margins_from.values():
-            self.logps(each.adapter, each.identity)
+    def prepare(self, trainee: Trainee) -> None:
+        """Run the frozen policies that the candidate needs, before the trained ones run."""
+        if needs_reference(trainee.job):
+            self.reference(trainee)
+        if "base" in trainee.job.needs:
+            self.base(trainee)
+        for each in trainee.job.margins_from.values():
+            self.logps(FrozenPolicy(each.adapter, each.identity))
 
-    def logps(self, adapter: str | None, identity: str) -> Tensor:
-        """Under a frozen adapter or (None) the reference, [N,T]."""
+    def reference(self, trainee: Trainee) -> Tensor:
+        """Under the candidate's reference, [N,T]: as its round has it, where that is known."""
+        return self.logps(trainee.compared_with) if self.ref_logps is None else self.ref_logps.clone()
+
+    def base(self, trainee: Trainee) -> Tensor:
+        """Under the untouched base, [N,T]."""
+        return self.reference(trainee) if trainee.compared_with == BASE else self.logps(BASE)
+
+    def logps(self, policy: FrozenPolicy) -> Tensor:
+        """Under a frozen policy, [N,T]."""
+        identity = policy.identity
         if identity not in self._logps:
             with self.cache.skipping(self.layout, keep=self.keep):
-                found = self.cache.logps(self.sequences, self.layout, adapter, identity, keep=self.keep)
+                how = {"keep": self.keep and policy.fixed}
+                found = self.cache.logps(self.sequences, self.layout, policy.adapter, identity, **how)
             self._logps[identity] = found
         return self._logps[identity].clone()  # a plugin that writes into its batch must not reach another's
 
     def batch(self, share: Share, scored: TokenLogps, hidden: Tensor | None) -> Batch:
         job, pairs, logps = share.trainee.job, self.known["pairs"], scored.logps
-        reference = self.logps(None, "") if needs_reference(job) else None
+        reference = self.reference(share.trainee) if needs_reference(job) else None
         rewards = self._rewards(job, reference)
         return Batch(
             logps=logps,
@@ -101,6 +114,7 @@ class Frozen:
             hidden=hidden,
             parameters={name: values.clone() for name, values in share.trainee.owned.items()},
             mismatched=None if share.mismatched is None else logps.new_full((len(logps),), share.mismatched),
+            base_logps=self.base(share.trainee) if "base" in job.needs else None,
         )
 
     def _preference(self, job: Job, device: torch.device) -> Tensor:
@@ -116,7 +130,8 @@ class Frozen:
         rewards = self.known["rewards"].clone()
         for index, frozen in job.margins_from.items():
             assert reference is not None
-            rewards[:, index] = frozen.beta * (self.logps(frozen.adapter, frozen.identity) - reference).sum(-1)
+            own = self.logps(FrozenPolicy(frozen.adapter, frozen.identity))
+            rewards[:, index] = frozen.beta * (own - reference).sum(-1)
         return rewards
 
 

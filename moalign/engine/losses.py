@@ -24,6 +24,8 @@ def loss_of(batch: Batch, job: Job, metrics: StepMetrics | None, thorough: bool 
     about: dict[str, Any] = {"candidate": job.candidate, "thorough": thorough}
     if "groups" in job.needs:
         terms, unit = PairTerms.of_rows(batch.logps), "response"
+    elif job.labels_rounds:
+        terms, unit = PairTerms.of_rows(batch.strength), "pair"
     else:
         terms, unit = _checked_terms(door.call(job.combiner, "pair_terms", batch, **about), batch, job), "pair"
     losses = _checked_losses(door.call(job.objective, "loss", batch, terms, **about), terms.weight, unit, job)

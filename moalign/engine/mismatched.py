@@ -17,17 +17,20 @@ from moalign.errors import TrainingError
 
 
 @torch.no_grad()
-def mean_log_ratio(model: LanguageModel, dataset: PairDataset, pairs: NDArray[np.int64], slot: str) -> float:
+def mean_log_ratio(
+    model: LanguageModel, dataset: PairDataset, pairs: NDArray[np.int64], slot: str, reference: str | None
+) -> float:
     """log pi(y') - log pi_ref(y'), a mean over the sequences x, y of a step, with y' the response to another prompt.
 
-    pi is the policy of the adapter in ``slot``. Exactly 0 where it is the reference. Raises TrainingError where the
+    pi and pi_ref are the policies of the adapters in ``slot`` and ``reference`` (None: the base). Exactly 0 where they
+    are the same. Raises TrainingError where the
     step has but one prompt.
     """
     rows = list(dict.fromkeys(dataset.pairs[pairs].flatten().tolist()))
     sequences = crossed([dataset.sequences[row] for row in rows], dataset.groups[rows].tolist())
     numbers = range(len(sequences))
-    reference, own = logps_under(model, sequences, list(numbers), (None, slot))
-    return float(np.mean([(own[i].astype(np.float64) - reference[i]).sum() for i in numbers]))
+    before, own = logps_under(model, sequences, list(numbers), (reference, slot))
+    return float(np.mean([(own[i].astype(np.float64) - before[i]).sum() for i in numbers]))
 
 
 def crossed(sequences: Sequence[TokenSequence], groups: Sequence[int]) -> list[TokenSequence]:

@@ -81,7 +81,9 @@ def _loop(model: LanguageModel, trainees: Sequence[Trainee], cache: LogpCache, a
         for trainee in going:
             trainee.begin(step)
             with _own_errors(trainee):
-                shares.append(arrangement.shares(trainee, *trainee.source.at(step)))
+                dataset, pairs = trainee.source.at(step)
+                trainee.move_reference(model, step, dataset, pairs)
+                shares.append(arrangement.shares(trainee, dataset, pairs))
                 trainee.metrics.mismatched = shares[-1][0].mismatched
         for number, together in enumerate(zip_longest(*shares)):
             members = [share for share in together if share is not None and share.trainee.sound]
@@ -148,7 +150,7 @@ class _Arrangements:
     def shares(self, trainee: Trainee, dataset: PairDataset, pairs: np.ndarray) -> list[Share]:
         parts, mismatched = self._of(trainee.job, dataset, pairs), None
         if "mismatched" in trainee.job.needs:
-            mismatched = mean_log_ratio(self.model, dataset, pairs, trainee.slot)
+            mismatched = mean_log_ratio(self.model, dataset, pairs, trainee.slot, trainee.compared_with.adapter)
         return [Share(trainee, dataset, part, len(pairs), mismatched) for part in parts]
 
     def _of(self, job: Job, dataset: PairDataset, pairs: np.ndarray) -> list[PairPass]:
@@ -201,7 +203,7 @@ def _losses(
         if key not in frozen_of:
             frozen_of[key] = Frozen(model, share, cache)
         frozen.append(frozen_of[key])
-        frozen[-1].prepare(share.trainee.job)
+        frozen[-1].prepare(share.trainee)
     layout = frozen[0].layout if len(members) == 1 else _joined(model, members)
     rows = tuple(len(share.part.rows) for share in members)
     lengths: tuple[int, ...] | None = tuple(own.layout.input_ids.shape[1] for own in frozen)

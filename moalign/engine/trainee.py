@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from moalign import door, lora
-from moalign.api import Combiner, Conditioner, Objective, Plugin
+from moalign.api import Combiner, Conditioner, Objective, Plugin, Reference
 from moalign.config import TrainSettings
 from moalign.data.dataset import PairDataset
 from moalign.engine import owned, snapshots
@@ -22,6 +24,7 @@ from moalign.engine.conditioning import Conditioning
 from moalign.engine.early_stop import EarlyStop
 from moalign.engine.metrics import StepMetrics, number
 from moalign.engine.model import LanguageModel
+from moalign.engine.references import BASE, FrozenPolicy, MovingReference, distance_on
 from moalign.errors import ConfigError, MoalignError, RunError, TrainingError
 from moalign.lora.posterior import Moments
 from moalign.seeds import derive
@@ -45,7 +48,9 @@ class Job:
 
     ``conditioning``: of a candidate that is trained for many preferences; ``preference`` is then one of them.
     ``reads_logps``: whether the loss reads token log-probabilities; where it does not, they are NaN for it, and a pass
-    in which nobody reads any does without the output head.
+    in which nobody reads any does without the output head. ``reference``: how the reference moves (None: it does not),
+    ``begins_with``: what it is at first. ``labels_rounds``: whether what the combiner has to say is in the labels of
+    the pairs, which it made from rewards.
     """
 
     candidate: str
@@ -62,6 +67,9 @@ class Job:
     held_out: PairDataset | None = None
     conditioning: Conditioning | None = None
     reads_logps: bool = True
+    reference: Reference | None = None
+    begins_with: FrozenPolicy = BASE
+    labels_rounds: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,7 @@ class Trainee:
     parameters: list[nn.Parameter] = field(default_factory=list)
     owned: dict[str, nn.Parameter] = field(default_factory=dict)
     conditioned: dict[str, nn.Parameter] = field(default_factory=dict)
+    reference: MovingReference | None = None
     optimizer: Any = None
     metrics: StepMetrics = field(init=False)
     problem: str | None = None
@@ -134,8 +143,11 @@ class Trainee:
             conditioner = job.conditioning.conditioner
             first = owned.first_values(conditioner, job.conditioning.shape, job.seed, job.candidate)
             self.conditioned = _trained(conditioner, first, model.device, job.candidate, groups)
+        if job.reference is not None and not job.reference.fixed:
+            self.reference = MovingReference(job.reference, model, self.slot, job.begins_with, job.candidate)
         if isinstance(self.source, RolloutSource):
             self.source.owned = self.owned
+            self.source.compared_with, self.source.moving = job.begins_with, self.reference
         if isinstance(self.source, ConditionedRollouts | ConditionedPairs):
             self.source.parameters = self.conditioned
         self.optimizer = torch.optim.AdamW(
@@ -149,6 +161,17 @@ class Trainee:
             return owned.read(parent, first, model.fingerprint)
         except RunError as error:  # of this parent, which others need not have
             raise TrainingError(str(error)) from error
+
+    @property
+    def compared_with(self) -> FrozenPolicy:
+        """The reference as it is now."""
+        return self.job.begins_with if self.reference is None else self.reference.now
+
+    def move_reference(self, model: LanguageModel, step: int, dataset: PairDataset, pairs: NDArray[np.int64]) -> None:
+        """Where the responses are in the data; with rounds of them the reference moves when a round begins."""
+        if self.reference is not None and not isinstance(self.source, RolloutSource):
+            rows = np.unique(dataset.pairs[pairs])
+            self.reference.before(step, None, distance_on(model, self.slot, dataset, rows))
 
     @property
     def result(self) -> Trained:
@@ -231,6 +254,8 @@ class Trainee:
         if self.held_out_loss is not None:
             told["held_out_loss"] = number(self.held_out_loss)
         figures = {name: number(value) for name, value in getattr(self.source, "figures", {}).items()}
+        if self.reference is not None:
+            figures |= {name: number(value) for name, value in self.reference.figures.items()}
         self.on_step(step, self.metrics.summary() | figures | {"lr": self.optimizer.param_groups[0]["lr"]} | told)
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from moalign import storage
 from moalign.errors import CorruptFileError, MoalignError, RunError
 from moalign.lora import adapters as files
+from moalign.lora import unsigned
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 _EMBEDDING = (".lora_embedding_A", ".lora_embedding_B")
@@ -102,10 +103,11 @@ def soup(
     return replace(result, tensors=tensors), lost
 
 
-def read(directory: Path, *, alone: bool = False) -> Adapter:
+def read(directory: Path, *, alone: bool = False, taken_for: str | None = None) -> Adapter:
     """An adapter that ``write`` or ``lora.write`` wrote; the files' checksums are verified.
 
-    ``alone``: it will not be mixed, so that it may adapt embeddings as well.
+    ``alone``: it will not be mixed, so that it may adapt embeddings as well. ``taken_for``: the base of which a file
+    that names none, as peft itself writes them, is taken to be; None: such a file is refused.
 
     Raises RunError or CorruptFileError naming the file where it is not a plain LoRA adapter (DoRA, trained biases,
     ranks that differ by layer, ...), names no base, or where configuration and tensors disagree.
@@ -117,10 +119,11 @@ def read(directory: Path, *, alone: bool = False) -> Adapter:
     _refuse_other_kinds(config, where)
     r, alpha, rslora = _declared(config, where)
     weights = directory / files.WEIGHTS_FILE
-    base = storage.read_metadata(weights).get("base")
+    foreign = taken_for is not None and not unsigned.names_base(weights)
+    base = taken_for if foreign else storage.read_metadata(weights).get("base")
     if not base:
         raise RunError(f"{weights}: names no base model, so it may be another one; only adapters of one base are mixed")
-    tensors = storage.read_tensors(weights)
+    tensors = unsigned.read(weights) if foreign else storage.read_tensors(weights)
     embeddings = sorted(name for name in tensors if name.endswith(_EMBEDDING))
     if embeddings and not alone:
         raise RunError(f"{weights}: {embeddings[0]} adapts an embedding; only adapters of linear layers are mixed")

@@ -245,6 +245,9 @@ def job_of(candidate: Candidate, workshop: Workshop, history: Sequence[Outcome])
         alpha=variant.lora.alpha,
         held_out=_looked_at(candidate, workshop),
         conditioning=workshop.conditioning(candidate.id, seed=variant.seed),
+        reference=plan.reference,
+        begins_with=workshop.compared_with,
+        labels_rounds=plan.labels_rounds,
     )
 
 
@@ -288,10 +291,10 @@ def batch_source(candidate: Candidate, workshop: Workshop, slot: str = TRAINED) 
     conditioning = workshop.conditioning(candidate.id, None if config.rollouts else config.data.max_length, seed)
     reference = "reference" in workshop.plan.needs(candidate)
     if config.rollouts is None:
-        dataset, rule = workshop.pairs_for(candidate), _advantages(candidate, workshop)
-        if rule is not None:
-            shaping = _shaping(candidate, workshop)
-            return ScoredResponses(dataset, seed, train.pairs_per_step, rule, shaping, conditioning)
+        dataset = workshop.pairs_for(candidate)
+        if workshop.plan.grouped:
+            how = (_rule(candidate, workshop), _shaping(candidate, workshop), conditioning)
+            return ScoredResponses(dataset, seed, train.pairs_per_step, *how)
         if conditioning is None:
             return OfflineSource(dataset, seed, train.pairs_per_step)
         each = train.pairs_per_step
@@ -312,18 +315,17 @@ def batch_source(candidate: Candidate, workshop: Workshop, slot: str = TRAINED) 
         seed=seed,
         first_round=None if candidate.parents or candidate.shares else workshop.first_round.setdefault(seed, {}),
         candidate=candidate.id,
-        advantages=_advantages(candidate, workshop),
+        advantages=_rule(candidate, workshop) if workshop.plan.grouped else None,
+        labels=_rule(candidate, workshop) if workshop.plan.labels_rounds else None,
         shaping=_shaping(candidate, workshop),
         draw=None if workshop.outside is None else workshop.outside.sample,
     )
 
 
-def _advantages(candidate: Candidate, workshop: Workshop) -> Advantages | None:
-    """The rule of a candidate whose loss takes responses one by one; None where it compares pairs of them."""
+def _rule(candidate: Candidate, workshop: Workshop) -> Advantages:
+    """What a candidate makes of the rewards of a round."""
     plan = workshop.plan
     objective = plan.variant(candidate.changes).objective
-    if "groups" not in objective.wants:
-        return None
     return Advantages(objective, plan.combiner, candidate.preference, plan.objectives, candidate.id)
 
 

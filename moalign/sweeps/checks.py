@@ -71,7 +71,14 @@ def _check_reference_point(config: Config) -> None:
 
 def _check_rewards(plan: Plan) -> None:
     config = plan.config
-    kind = "groups" if plan.grouped else "scored" if plan.scored else "labelled"
+    kind = "groups" if plan.grouped or plan.labels_rounds else "scored" if plan.scored else "labelled"
+    if config.rollouts is not None and not plan.labels_rounds:
+        for key, default in (("pairs", "all"), ("gap", 0.0)):
+            if getattr(config.rollouts, key) != default:
+                raise ConfigError(
+                    f"rollouts.{key}: of losses on labelled pairs, and loss '{config.loss.name}' takes all sampled "
+                    "responses as they are; leave it out"
+                )
     if plan.grouped and config.rollouts is None:
         _check_without_rollouts(plan)
     if plan.grouped and config.rollouts is not None:
@@ -88,9 +95,10 @@ def _check_rewards(plan: Plan) -> None:
         )
     accepted = sorted(plan.combiner.accepts)
     if kind not in accepted:
+        what = "pairs of sampled responses, which their combined rewards label" if plan.labels_rounds else UNITS[kind]
         raise ConfigError(
             f"combine: '{config.combine.name}' works on {' and '.join(UNITS[each] for each in accepted)}, "
-            f"but loss '{config.loss.name}' trains on {UNITS[kind]}; use another loss or another rule: "
+            f"but loss '{config.loss.name}' trains on {what}; use another loss or another rule: "
             "`moalign plugins list --kind combiner`"
         )
     if plan.combiner.needs_gram and (apart := plan.objective.wants & {"token_advantages", "hidden"}):
@@ -100,7 +108,8 @@ def _check_rewards(plan: Plan) -> None:
             f"where the advantage of a whole response is a factor of its loss, but loss '{config.loss.name}' {why}; "
             "use another loss or another rule"
         )
-    if not plan.grouped and not plan.objective.shiftable and plan.mixing_needs_margins:
+    by_rewards = plan.grouped or plan.labels_rounds
+    if not by_rewards and not plan.objective.shiftable and plan.mixing_needs_margins:
         raise ConfigError(
             f"combine: '{config.combine.name}' works through scale and margin of a pairwise logit, and loss "
             f"'{config.loss.name}' has none; use another loss, or a rule that only weighs pairs: "
@@ -207,14 +216,14 @@ def check_shares(candidate: Candidate, done: Collection[str], who: str) -> None:
         raise PluginError(f"{who} with a parent and with shares; it starts from one of the two")
     if unknown := [name for name in numbers if name not in done]:
         raise PluginError(f"{who} mixed from '{unknown[0]}', which is not done")
-    if not all(share and all(map(_finite, share)) for share in numbers.values()):
+    if not all(share and all(map(finite, share)) for share in numbers.values()):
         given = dict(candidate.shares)
         raise PluginError(f"{who} with the shares {given}; each is a finite number, or a tuple of them, one per block")
     if not any(map(any, numbers.values())):
         raise PluginError(f"{who} with shares that are all 0, which is the base itself; give one that is not")
 
 
-def _finite(number: object) -> bool:
+def finite(number: object) -> bool:
     """Whether it is a number that JSON keeps, and a float can hold."""
     if not isinstance(number, int | float) or isinstance(number, bool):
         return False

@@ -68,7 +68,7 @@ def check(plan: Plan) -> None:
     door.call(conditioner, "check", config.model.lora.r, plan.objectives)
     if conditioner.angles is not None and len(plan.objectives) != 2:
         raise ConfigError(f"condition.angles: an angle needs exactly two objectives, there are {len(plan.objectives)}")
-    if conditioner.angles is not None and not (plan.scored or plan.grouped):
+    if conditioner.angles is not None and not (plan.scored or plan.grouped or plan.labels_rounds):
         raise ConfigError("condition.angles: a judgement of a pair has no direction; use a loss on rewards")
     if conditioner.angles is not None and conditioner.by != "text":
         raise ConfigError(

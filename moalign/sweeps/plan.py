@@ -9,13 +9,24 @@ from random import Random
 from typing import Any
 
 from moalign import door, preference
-from moalign.api import Combiner, Conditioner, Objective, Observer, Reader, Reward, Sampler, Search, Transform
+from moalign.api import (
+    Combiner,
+    Conditioner,
+    Objective,
+    Observer,
+    Reader,
+    Reference,
+    Reward,
+    Sampler,
+    Search,
+    Transform,
+)
 from moalign.config import Config, PluginChoice
 from moalign.errors import ConfigError, PluginError, PreferenceError
 from moalign.registry import Entry, Registry
 from moalign.seeds import derive
 from moalign.storage import safe_name
-from moalign.sweeps import checks, conditions, directions
+from moalign.sweeps import checks, comparing, conditions, directions
 from moalign.sweeps.changes import Variant, variant
 from moalign.sweeps.checks import references_of, transform_key
 from moalign.types import Candidate, Outcome, Preference, Space
@@ -37,6 +48,7 @@ class Plan:
     transforms: Mapping[str, tuple[Transform, ...]] = field(default_factory=dict)
     sampler: Sampler | None = None
     conditioner: Conditioner | None = None
+    reference: Reference | None = None
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -51,6 +63,11 @@ class Plan:
     def grouped(self) -> bool:
         """Whether the loss learns from responses one by one, sampled or, without rollouts, as the data scores them."""
         return "groups" in self.objective.wants
+
+    @property
+    def labels_rounds(self) -> bool:
+        """Whether the loss learns from labelled pairs of sampled responses, which combined rewards label."""
+        return self.config.rollouts is not None and not self.scored and not self.grouped
 
     @property
     def told_in_text(self) -> bool:
@@ -82,7 +99,7 @@ class Plan:
 
     def needs(self, candidate: Candidate) -> frozenset[str]:
         own = self.variant(candidate.changes).objective.wants
-        if self.grouped:  # the combiner works on rewards, not on pairs
+        if self.grouped or self.labels_rounds:  # the combiner works on rewards, not on pairs
             return own
         return own | self._combiner_needs(candidate.preference)
 
@@ -179,7 +196,7 @@ class Plan:
         except PreferenceError as error:
             raise PreferenceError(f"{candidate.id}: {error}") from None
         negative = [name for name, value in candidate.preference.values.items() if value < 0]
-        if negative and not (self.scored or self.grouped):
+        if negative and not (self.scored or self.grouped or self.labels_rounds):
             raise PreferenceError(
                 f"{candidate.id}: the component of {negative[0]} is negative, and a judgement of a pair cannot count "
                 "less than nothing; use a loss on rewards: `moalign plugins list --kind objective`"
@@ -202,6 +219,7 @@ def prepare(config: Config, registry: Registry) -> Plan:
         readers=readers_for(config.data.reader, registry, deadline),
         sampler=_sampler(config, registry),
         conditioner=conditions.conditioner_of(config, registry),
+        reference=comparing.reference_of(config, registry),
         space=_space(config),
         plugins=_entries(config, registry),
         observers=_observers(config, registry),
@@ -210,6 +228,7 @@ def prepare(config: Config, registry: Registry) -> Plan:
     checks.check(plan)
     directions.check(config, plan.rewards)
     conditions.check(plan)
+    comparing.check(plan)
     if not plan.propose(()):
         raise ConfigError(f"search: '{config.search.name}' proposes no candidate at all")
     plan.check_later()
@@ -304,4 +323,6 @@ def _entries(config: Config, registry: Registry) -> tuple[Entry, ...]:
         choices.append(("sampler", config.rollouts.sampler))
     if config.condition is not None:
         choices.append(("conditioner", config.condition))
+    if config.reference is not None:
+        choices.append(("reference", config.reference))
     return tuple(registry.find(kind, choice.name) for kind, choice in choices)

@@ -14,6 +14,7 @@ from moalign.engine import memory
 from moalign.engine.train import train_together
 from moalign.engine.trainee import Trainee
 from moalign.errors import ConfigError, UserError
+from moalign.sweeps import comparing
 from moalign.sweeps.candidate import batch_source, job_of, slots
 from moalign.sweeps.workshop import Workshop
 from moalign.types import Candidate
@@ -140,6 +141,7 @@ def memory_of(
     def beyond(number: int, each: list[memory.PassSize]) -> int:
         own = memory.of_loss(workshop.plan.objective, workshop.model, number, each)
         kept = 4 * formula.adapter * number if settings.posterior else 0  # two moments of its weights, in float64
+        kept += int(formula.adapter * number * comparing.adapters_kept(workshop.plan))
         return formula.training(number, each) - formula.base + own + kept
 
     return formula.base, {number: max(beyond(number, each) for each in sizes) for number in numbers}

@@ -18,11 +18,13 @@ from moalign.engine.conditioning import Conditioning
 from moalign.engine.evaluate import Evaluation, HeldOut, Wish, evaluate, samples
 from moalign.engine.model import LanguageModel
 from moalign.engine.outside import Outside
+from moalign.engine.references import BASE, FrozenPolicy
 from moalign.engine.rollouts import Rollout
 from moalign.engine.row_conditions import RowConditions, embeddings_of
 from moalign.engine.scoring import LogpCache
 from moalign.engine.shaping import References
 from moalign.errors import ConfigError, ModelError, PluginError
+from moalign.sweeps import comparing, first_references
 from moalign.sweeps.material import Material, gather
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import Plan
@@ -32,7 +34,8 @@ from moalign.types import AdapterShape, Candidate, Preference
 @dataclass
 class Workshop:
     """What all candidates of a run share. ``slots`` names the frozen adapters that are loaded, by candidate id;
-    ``first_round`` holds the base's own samples, by seed.
+    ``first_round`` holds the base's own samples, by seed. ``compared_with``: what every candidate's reference begins
+    with.
 
     A candidate's own seed decides its first weights, order, dropout and samples. The split of the data, the prompts and
     samples of the evaluation and the search's draws are those of the run's seed, so that candidates of several seeds
@@ -47,6 +50,7 @@ class Workshop:
     accelerator: Accelerator
     first_round: dict[int, dict[str, PairDataset]] = field(default_factory=dict)
     slots: dict[str, str] = field(default_factory=dict)
+    compared_with: FrozenPolicy = BASE
     _pairs: dict[tuple[int, ...], PairDataset] = field(default_factory=dict)
     _references: dict[int, References] = field(default_factory=dict)
 
@@ -212,7 +216,10 @@ def open_workshop(plan: Plan, directory: Path, observer: Observer, *, keep_cache
         material=gather(plan, model, observer.on_warning),
         cache=LogpCache(model, directory / "cache" if keep_cache else None),
         accelerator=accelerator,
+        compared_with=first_references.load(plan, model, observer.on_warning),
     )
+    if plan.reference is not None and not plan.reference.fixed and _implicit(workshop):
+        raise ConfigError(f"combine: '{plan.config.combine.name}' needs rewards, and {comparing.implicit(plan)}")
     if plan.conditioner is not None and (without := workshop.implicit(plan.propose(())[:1])):
         raise ConfigError(
             f"combine: '{plan.config.combine.name}' needs rewards, there are none for {' and '.join(without)}; with "
@@ -220,6 +227,13 @@ def open_workshop(plan: Plan, directory: Path, observer: Observer, *, keep_cache
             "data, or objectives.NAME.reward"
         )
     return workshop
+
+
+def _implicit(workshop: Workshop) -> bool:
+    """Whether candidates between the objectives need adapters of others as rewards."""
+    names = workshop.plan.objectives
+    equal = Preference("weights", dict.fromkeys(names, 1 / len(names)))
+    return bool(workshop.implicit([Candidate("equal", equal)]))
 
 
 def _check_condition(plan: Plan, model: LanguageModel) -> None:

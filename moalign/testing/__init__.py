@@ -15,6 +15,7 @@ from moalign.testing.decoder import check_decoder
 from moalign.testing.objective import check_objective
 from moalign.testing.observer import check_observer
 from moalign.testing.reader import check_reader
+from moalign.testing.reference import check_reference
 from moalign.testing.review import ConformanceError
 from moalign.testing.reward import check_reward
 from moalign.testing.reward_model import check_reward_model
@@ -30,6 +31,7 @@ __all__ = [
     "check_objective",
     "check_observer",
     "check_reader",
+    "check_reference",
     "check_reward",
     "check_reward_model",
     "check_sampler",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 RESPONSES = 3  # to each prompt
 WIDTH = 4  # of a hidden state
 ORDER = ((0, 1), (0, 2), (2, 1))  # the pairs of a prompt: they share rows
-OF_TOKENS = ("logps", "mask", "ref_logps", "old_logps", "token_advantages", "entropy")
+OF_TOKENS = ("logps", "mask", "ref_logps", "base_logps", "old_logps", "token_advantages", "entropy")
 OF_ROWS = (*OF_TOKENS, "hidden", "rewards", "advantages", "preference", "groups", "final", "context", "mismatched")
 OF_PAIRS = ("pair_objective", "strength", "margins")
 
@@ -31,9 +31,9 @@ def made_up(
 ) -> Batch:
     """3 responses and 3 pairs per prompt, and one row more, without response tokens, that no pair names.
 
-    ``needs``: "reference", "margins", "rewards", "old_logps", "entropy", "hidden" and "mismatched" are supplied where
-    they are in it, and only there; with "groups" every row has an advantage and is a pair with itself. ``scored``:
-    pairs that no single objective judged. The numbers are the same for every dtype, to its rounding.
+    ``needs``: "reference", "base", "margins", "rewards", "old_logps", "entropy", "hidden" and "mismatched" are supplied
+    where they are in it, and only there; with "groups" every row has an advantage and is a pair with itself.
+    ``scored``: pairs that no single objective judged. The numbers are the same for every dtype, to its rounding.
     """
     import torch
 
@@ -54,6 +54,7 @@ def made_up(
     advantages = torch.randn(rows + 1, generator=generator, dtype=torch.float64).to(dtype)
     hidden = torch.randn((*shape, WIDTH), generator=generator, dtype=torch.float64).to(dtype) * mask[:, :, None]
     entropy = (2 * torch.rand(shape, generator=generator, dtype=torch.float64)).to(dtype) * mask
+    base = (-2 * torch.rand(shape, generator=generator, dtype=torch.float64)).to(dtype) * mask
     return Batch(
         logps=logps,
         mask=mask,
@@ -70,6 +71,7 @@ def made_up(
         entropy=entropy if "entropy" in needs else None,
         hidden=hidden if "hidden" in needs else None,
         mismatched=torch.full((rows + 1,), 0.3, dtype=dtype) if "mismatched" in needs else None,
+        base_logps=base if "base" in needs else None,
     )
 
 
@@ -108,8 +110,8 @@ def padded(batch: Batch, columns: int) -> Batch:
 
 
 def at_start(batch: Batch) -> Batch:
-    """The policy is its reference, and the one that sampled."""
-    known = [name for name in ("ref_logps", "old_logps") if getattr(batch, name) is not None]
+    """The policy is its reference, the base, and the one that sampled."""
+    known = [name for name in ("ref_logps", "base_logps", "old_logps") if getattr(batch, name) is not None]
     start: dict[str, Any] = dict.fromkeys(known, batch.logps)
     return replace(batch, **start)
 
@@ -155,12 +157,14 @@ def _at(value: Tensor | None, index: Tensor) -> Tensor | None:
 def otherwise(batch: Batch, other: Batch) -> dict[str, tuple[str, Batch]]:
     """The batch with something else in place of what a loss may need, by its name in ``needs``: in words, and it."""
     masked = None if batch.ref_logps is None else (other.logps - 1) * batch.mask
+    other_base = None if batch.base_logps is None else (other.logps - 1.5) * batch.mask
     older = None if batch.old_logps is None else batch.old_logps * 1.3
     weighed = None if other.token_advantages is None else (other.token_advantages + 1) * batch.mask
     hidden = None if batch.hidden is None else batch.hidden.flip(2)
     mismatched = None if batch.mismatched is None else batch.mismatched + 1
     return {
         "reference": ("other log-probabilities under the reference", replace(batch, ref_logps=masked)),
+        "base": ("other log-probabilities under the base", replace(batch, base_logps=other_base)),
         "margins": ("other margins and rewards", replace(batch, margins=other.margins, rewards=other.rewards)),
         "pairs": ("chosen and rejected the other way round", swapped(batch)),
         "groups": ("other advantages", replace(batch, advantages=other.advantages)),

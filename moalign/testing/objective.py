@@ -29,7 +29,7 @@ OF_GROUPS = {
     "greedy": "greedy responses are compared with those that the policy sampled",
     "rewards": 'pairs have "margins", the differences of rewards',
 }
-KNOWN = {"pairs", "margins", "reference", "groups", "entropy", "hidden", "mismatched", *OF_GROUPS}
+KNOWN = {"pairs", "margins", "reference", "base", "groups", "entropy", "hidden", "mismatched", *OF_GROUPS}
 TOLERANCE = 1e-9  # of float64 sums in another order, relative
 
 
@@ -79,7 +79,7 @@ class Trial:
     def supplied(self) -> tuple[str, ...]:
         """What the engine could supply beside the pairs or responses."""
         own = ("old_logps", "rewards") if self.grouped else ("margins",)
-        return ("entropy", "hidden", "mismatched", "reference", *own)
+        return ("base", "entropy", "hidden", "mismatched", "reference", *own)
 
     def batch(self, dtype: Any = None, extra: Collection[str] = (), seed: int = 0) -> Batch:
         """What the engine supplies: what is declared in ``needs``, and ``extra``; its parameters have been trained."""

@@ -67,6 +67,11 @@ def register_reward_models(register: Register) -> None:
     _register_files("reward_models", register)
 
 
+@hookimpl
+def register_references(register: Register) -> None:
+    _register_files("references", register)
+
+
 def _register_files(folder: str, register: Register) -> None:
     """A file whose name begins with an underscore holds what several methods share."""
     for file in sorted((HERE / folder).glob("[!_]*.py")):

@@ -22,12 +22,17 @@ from moalign.types import Batch
 
 @dataclass(frozen=True)
 class Share:
-    """One candidate's pairs in a pass; its gradient is the mean over the ``pairs_in_step`` of the whole step."""
+    """One candidate's pairs in a pass; its gradient is the mean over the ``pairs_in_step`` of the whole step.
+
+    ``judge``: the objective that judged all of them, where the gradient of each is found by itself; the
+    ``pairs_in_step`` are then those that it judged.
+    """
 
     trainee: Trainee
     dataset: PairDataset
     part: PairPass
     pairs_in_step: int
+    judge: int | None = None
 
     @property
     def sequences(self) -> list[TokenSequence]:
@@ -94,6 +99,7 @@ class Frozen:
             token_advantages=None if self.token_advantages is None else self.token_advantages.clone(),
             known={name: values.clone() for name, values in self.of_tokens.items()},
             objectives=job.objectives,
+            preferred=self.known["preferred"].clone() if "preferred" in self.known else None,
             hidden=hidden,
             parameters={name: values.clone() for name, values in share.trainee.owned.items()},
         )

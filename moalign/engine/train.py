@@ -80,19 +80,32 @@ def _loop(model: LanguageModel, trainees: Sequence[Trainee], cache: LogpCache, a
         for trainee in going:
             trainee.begin(step)
             with _own_errors(trainee):
-                dataset, pairs = trainee.source.at(step)
-                parts = arrangement.of(trainee.job, dataset, pairs)
-                shares.append([Share(trainee, dataset, part, len(pairs)) for part in parts])
+                shares.append(_shares(trainee, *trainee.source.at(step), arrangement))
         for number, together in enumerate(zip_longest(*shares)):
             members = [share for share in together if share is not None and share.trainee.sound]
             if members:
                 _pass(model, members, cache, accelerator, (step, number))
+        for trainee in going:
+            with _own_errors(trainee):
+                trainee.weigh(step)
         stepping = [trainee for trainee in going if trainee.error is None]
         for trainee in stepping:
             trainee.end(step)
         _look(model, [trainee for trainee in stepping if trainee.looks_after(step)], cache, step)
         for trainee in stepping:
             trainee.tell(step)
+
+
+def _shares(trainee: Trainee, dataset: PairDataset, pairs: np.ndarray, arrangement: _Arrangements) -> list[Share]:
+    """A candidate's passes of a step; one after the other those of each judge, where a rule weighs their losses."""
+    job, judges = trainee.job, {None: pairs}
+    if trainee.weighing is not None:
+        judges = trainee.weighing.by_judge(dataset, pairs)
+    return [
+        Share(trainee, dataset, part, len(own), judge)
+        for judge, own in judges.items()
+        for part in arrangement.of(job, dataset, own)
+    ]
 
 
 @torch.no_grad()
@@ -162,10 +175,13 @@ def _pass(
         kept = []
         for share, loss in zip(members, losses, strict=True):
             if loss is not None and torch.isfinite(loss):
-                kept.append((share.trainee, loss / share.pairs_in_step))
+                kept.append((share, loss / share.pairs_in_step))
         if kept:
-            with _backward([trainee for trainee, _ in kept]):
+            with _backward([share.trainee for share, _ in kept]):
                 accelerator.backward(torch.stack([loss for _, loss in kept]).sum())
+        for share, loss in kept:
+            if share.trainee.weighing is not None and share.judge is not None:
+                share.trainee.weighing.keep(share.judge, float(loss.detach()), share.trainee.trained)
 
 
 @contextmanager

@@ -241,7 +241,8 @@ def job_of(candidate: Candidate, workshop: Workshop, history: Sequence[Outcome])
         margins_from=margins_from,
         rank=variant.lora.r,
         alpha=variant.lora.alpha,
-        held_out=workshop.material.looked_at,
+        held_out=workshop.looked_at,
+        weighing=candidate.preference if plan.weighs_losses else None,
         conditioning=workshop.conditioning(candidate.id, seed=variant.seed),
     )
 

@@ -112,7 +112,7 @@ def merged(batch: Batch) -> Batch:
         batch,
         pairs=pairs,
         pair_objective=torch.from_numpy(found.pair_objective.copy()),
-        strength=torch.from_numpy(found.strength),
+        strength=torch.from_numpy(found.strength.copy()),
         preferred=torch.from_numpy(found.preferred),
         margins=None if rewards is None else rewards[pairs[:, 0]] - rewards[pairs[:, 1]],
     )

@@ -98,9 +98,9 @@ def test_weighing_gradients_by_their_shares_is_linear(workshop, tokens):
     linear = registry.discover().build("combiner", "linear", {}, "combine", None)
     _, expected, _ = trained(workshop, [0.3], linear, tokens_per_pass=tokens)
     _, found, _ = trained(workshop, [0.3], InShares(), tokens_per_pass=tokens)
-    for one, other in zip(expected[0], found[0], strict=True):
-        for name in ("loss", "gradient_norm", "helpful/loss", "harmless/loss"):
-            assert one.get(name, 0) == pytest.approx(other.get(name, 0), rel=2e-3), name
+    for step, (one, other) in enumerate(zip(expected[0], found[0], strict=True)):
+        for name in ("loss", "gradient_norm", "helpful/loss", "harmless/loss"):  # later Adam makes much of a last bit
+            assert one.get(name, 0) == pytest.approx(other.get(name, 0), rel=2e-3 if step else 1e-5), name
     assert expected[0][0]["loss"] != pytest.approx(expected[0][-1]["loss"], rel=1e-2)
 
 
@@ -137,9 +137,11 @@ class Broken(InShares):
 
 
 class Infinite(InShares):
+    """Two losses of log 2 and more are beyond float32, and one of the judges has three."""
+
     def pair_terms(self, batch):
         terms = super().pair_terms(batch)
-        return replace(terms, scale=terms.scale * 1e30)
+        return replace(terms, weight=terms.weight * 3e38)
 
 
 def test_what_goes_wrong_with_a_rule_ends_its_candidate_alone(workshop):
@@ -148,10 +150,9 @@ def test_what_goes_wrong_with_a_rule_ends_its_candidate_alone(workshop):
 
 
 def test_a_step_without_finite_numbers_is_skipped_and_no_news(workshop):
-    made, lines, _ = trained(workshop, [0.3], Infinite(), lr=0.0, steps=2)
-    assert made[0].skipped in (0, 2) and len(lines[0]) == 2
-    assert made[0].weighing is not None
-    assert ("weights" in made[0].weighing.state) == (made[0].skipped == 0)
+    made, lines, _ = trained(workshop, [0.3], Infinite(), steps=2)
+    assert made[0].skipped == 2 and all(line["skipped"].startswith("loss is inf") for line in lines[0])
+    assert made[0].weighing is not None and made[0].weighing.state == {}
 
 
 def test_mixed_labels_train_on_each_two_responses_once(tiny_model_path, pairs):
@@ -187,18 +188,15 @@ def test_what_heron_leaves_undecided_is_counted(tiny_model_path, tmp_path):
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     workshop = workshop_with(tiny_model_path, file, {"name": "heron", "delta": 0.2})
-    train = workshop.material.train
-    assert train is not None
     _, lines, _ = trained(workshop, [0.3])
-    counted = [line.get("pairs_without_weight", 0) for line in lines[0]]
-    close = {f"q{number}: " for number in (0, 2)}  # too close for the first, and the second finds no difference
-    texts = [train.samples[first].prompt for first in workshop.pairs_for(candidate()).pairs[:, 0]]
-    expected = sum(text in close for text in texts)
-    assert (sum(counted) > 0) == (expected > 0) and max(counted) <= PAIRS
-
-
-def candidate() -> Candidate:
-    return Candidate("c", Preference("weights", {"harmless": 0.3, "helpful": 0.7}))
+    wanted = Candidate("c", Preference("weights", {"harmless": 0.3, "helpful": 0.7}))
+    source, expected = batch_source(wanted, workshop), []
+    for step in range(STEPS):
+        dataset, chosen = source.at(step)
+        texts = [dataset.samples[row].prompt for row in dataset.pairs[chosen, 0]]
+        # too close for the first, and the second finds no difference
+        expected.append(sum(text in ("q0: ", "q2: ") for text in texts))
+    assert [line.get("pairs_without_weight", 0) for line in lines[0]] == expected and sum(expected) > 0
 
 
 RULES: dict[str, Any] = {

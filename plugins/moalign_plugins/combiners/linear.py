@@ -27,8 +27,8 @@ class Linear(Combiner):
     one loss, on the pairs of each objective: sum_k w_k (n_k / P) L_k, L_k the mean loss of the n_k of P pairs that k
     judged, so that an objective with more pairs counts more. "chebyshev" and its kin weigh the L_k themselves.
 
-    Directions work too (a unit vector v with components
-    of any sign, DPA, arXiv 2402.18571); with a negative component only where no pair is labelled by that objective.
+    Directions work too (a unit vector v with components of any sign, DPA, arXiv 2402.18571); with a negative component
+    only where no pair is labelled by that objective.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"labelled", "scored", "groups"})

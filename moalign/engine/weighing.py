@@ -79,7 +79,7 @@ class Weighing:
         Raises PluginError where the combiner returns what it must not.
         """
         for judge, gradients in self._gradients.items():
-            if not all(bool(torch.isfinite(each).all()) for each in gradients):
+            if not bool(torch.stack([each.isfinite().all() for each in gradients]).all()):
                 return f"gradient of the loss of {self.objectives[judge]} is not finite"
         self.state = self._call("observe_losses", self.state, self._seen(step, of_adapter))
         weights = self._weights()
@@ -108,13 +108,13 @@ class Weighing:
     def _gram(self, of_adapter: int) -> Tensor:
         """[M,M], float64 on the CPU; 0 for an objective that judged no pair of the step."""
         judges = sorted(self._gradients)
-        total = torch.zeros(len(judges), len(judges), dtype=torch.float64)
+        found = []
         for place in range(of_adapter):
             rows = torch.stack([self._gradients[judge][place].flatten().double() for judge in judges])
-            total += (rows @ rows.t()).cpu()
+            found.append(rows @ rows.t())
         gram = torch.zeros(len(self.objectives), len(self.objectives), dtype=torch.float64)
         at = torch.tensor(judges)
-        gram[at[:, None], at] = total
+        gram[at[:, None], at] = torch.stack(found).sum(0).cpu()
         return gram
 
     def _weights(self) -> list[float]:

@@ -30,8 +30,9 @@ class OverGradients(Combiner):
 
     On labelled pairs g_k is the gradient of L_k, the mean loss of the step's pairs that objective k judged, and the
     step follows sum_k c_k g_k exactly, the matrix being that of the very step; but of so few pairs a gradient is noisy,
-    and what harms nobody on them may harm on the others. An objective that judged none of a step's pairs takes no part
-    in it. Objectives count alike however many pairs each judged, unlike under "linear".
+    and what harms nobody on them may harm on the others. Where the gradients combine to 0 the step is 0. An objective
+    that judged none of a step's pairs takes no part in it. Objectives count alike however many pairs each judged,
+    unlike under "linear".
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"labelled", "groups"})
@@ -45,8 +46,8 @@ class OverGradients(Combiner):
     """bring every gradient to length 1 first, so that the unit of a reward does not matter; an objective without a
     gradient in a round then has no weight in it"""
     sum_to_one: bool = True
-    """divide the weights of a round by their sum, so that the signal stays in the rewards' unit, in which the loss
-    prices the KL; weights that are all 0 stay so"""
+    """divide the weights of a round or step by their sum, so that the signal stays in the rewards' unit, in which the
+    loss prices the KL; weights that are all 0 stay so"""
 
     def init(self, preference: Preference) -> Mapping[str, Any]:
         first = dict(preference.values)

@@ -19,7 +19,7 @@ from moalign.engine.losses import loss_of
 from moalign.errors import MoalignError
 from moalign.registry import discover
 from moalign.testing.batch import made_up
-from moalign_plugins.combiners.heron import HERON
+from moalign_plugins.combiners.heron_pairs import HERONPairs
 from moalign_plugins.combiners.label_mixing import LabelMixing
 from moalign_plugins.combiners.linear import Linear
 from moalign_plugins.combiners.log_sigmoid_margins import LogSigmoidMargins
@@ -228,10 +228,10 @@ ROUND = [[0, 1], [1, 2], [0, 2]]
 def test_with_a_margin_heron_goes_in_circles_and_without_it_is_an_order():
     """0 beats 1 and 1 beats 2 by the second objective, the first being too close; 2 beats 0 by the first."""
     batch = scored_pairs(CYCLE, (0.7, 0.3), ROUND)
-    assert HERON(delta=0.9).pair_terms(batch).difference.tolist() == [1, 1, -1]
-    assert HERON(delta={"a": 1.0, "b": 0.0}).pair_terms(batch).difference.tolist() == [1, 1, -1]
-    assert HERON().pair_terms(batch).difference.tolist() == [-1, -1, -1]  # 2 > 1 > 0
-    assert HERON(delta={"a": 1.0, "b": 1.5}).pair_terms(batch).weight.tolist() == [0, 0, 1]
+    assert HERONPairs(delta=0.9).pair_terms(batch).difference.tolist() == [1, 1, -1]
+    assert HERONPairs(delta={"a": 1.0, "b": 0.0}).pair_terms(batch).difference.tolist() == [1, 1, -1]
+    assert HERONPairs().pair_terms(batch).difference.tolist() == [-1, -1, -1]  # 2 > 1 > 0
+    assert HERONPairs(delta={"a": 1.0, "b": 1.5}).pair_terms(batch).weight.tolist() == [0, 0, 1]
 
 
 def test_a_monotone_change_of_a_factor_leaves_heron_alone_without_a_margin():
@@ -239,15 +239,15 @@ def test_a_monotone_change_of_a_factor_leaves_heron_alone_without_a_margin():
     assert batch.rewards is not None
     changed = torch.stack([batch.rewards[:, 0].exp(), 100 * batch.rewards[:, 1] ** 3], 1)
     other = replace(batch, rewards=changed, margins=changed[batch.pairs[:, 0]] - changed[batch.pairs[:, 1]])
-    first, second = HERON().pair_terms(batch), HERON().pair_terms(other)
+    first, second = HERONPairs().pair_terms(batch), HERONPairs().pair_terms(other)
     assert torch.equal(first.difference, second.difference) and (first.weight == 1).all()
-    plain, moved = (HERON(delta=0.5).pair_terms(each).difference for each in (batch, other))
+    plain, moved = (HERONPairs(delta=0.5).pair_terms(each).difference for each in (batch, other))
     assert not torch.equal(plain, moved)
 
 
 def test_one_factor_is_the_plain_comparison_and_ties_decide_nothing():
     batch = scored_pairs([[1.0, 5.0], [3.0, 0.0], [3.0, 9.0]], (1.0, 0.0), ROUND)
-    terms = HERON().pair_terms(batch)
+    terms = HERONPairs().pair_terms(batch)
     assert terms.difference.tolist() == [-1, 0, -1] and terms.weight.tolist() == [1, 0, 1]
     losses = REBEL(beta=1.0).loss(batch, terms)
     assert losses.tolist() == pytest.approx([1, 0, 1])  # no log-ratio yet: the square of the verdict
@@ -257,15 +257,15 @@ def test_labels_decide_in_order_of_importance_and_rewards_where_there_is_a_delta
     batch = scored_pairs(CYCLE, (0.7, 0.3), ROUND)
     preferred = tensor([[0.0, 1.0], [0.5, 1.0], [math.nan, math.nan]])
     labelled = replace(batch, preferred=preferred)
-    by_labels, by_rewards = HERON().pair_terms(labelled), HERON(delta=0.9).pair_terms(labelled)
+    by_labels, by_rewards = HERONPairs().pair_terms(labelled), HERONPairs(delta=0.9).pair_terms(labelled)
     assert by_labels.weight.tolist() == [0, 1, 0] and by_labels.reversed.tolist() == [1, 0, 0]
     assert by_rewards.weight.tolist() == [1, 1, 0] and by_rewards.reversed.tolist() == [0, 0, 1]
-    assert HERON().needs(weights()) == frozenset() and HERON(delta=1.0).needs(weights()) == {"margins"}
+    assert HERONPairs().needs(weights()) == frozenset() and HERONPairs(delta=1.0).needs(weights()) == {"margins"}
 
 
 def test_equal_weights_are_compared_by_their_mean():
     batch = scored_pairs([[3.0, 0.0], [1.0, 1.0], [0.0, 3.0]], (0.5, 0.5), ROUND)
-    assert HERON().pair_terms(batch).difference.tolist() == [1, -1, 0]
+    assert HERONPairs().pair_terms(batch).difference.tolist() == [1, -1, 0]
 
 
 def test_heron_says_what_does_not_go_together():
@@ -273,18 +273,14 @@ def test_heron_says_what_does_not_go_together():
     unknown = batch.margins.clone()
     unknown[0, 0] = math.nan
     for rule, given, message in (
-        (HERON(margin=1.0), batch, "margin is of a round of sampled responses; of pairs, give delta"),
-        (HERON(), replace(batch, margins=None), "compares verdicts or rewards, and the batch has neither"),
-        (HERON(), replace(batch, margins=unknown), "a reward that would decide a comparison is unknown"),
-        (HERON(delta={"a": 1.0, "b": 0.0}), replace(batch, objectives=()), "goes by their names"),
+        (HERONPairs(), replace(batch, margins=None), "compares verdicts or rewards, and the batch has neither"),
+        (HERONPairs(), replace(batch, margins=unknown), "a reward that would decide a comparison is unknown"),
+        (HERONPairs(delta={"a": 1.0, "b": 0.0}), replace(batch, objectives=()), "goes by their names"),
     ):
         with pytest.raises(PluginError, match=message):
             rule.pair_terms(given)
-    rewards, rows = tensor(CYCLE), torch.zeros(3, dtype=torch.int64)
-    with pytest.raises(PluginError, match="delta is of pairs; of sampled responses, give margin"):
-        HERON(delta=1.0).signal(rewards, tensor([[0.7, 0.3]] * 3), rows, {})
     with pytest.raises(PreferenceError, match="delta: there is no objective 'x'"):
-        HERON(delta={"x": 1.0}).check(weights((0.7, 0.3)))
+        HERONPairs(delta={"x": 1.0}).check(weights((0.7, 0.3)))
 
 
 # --- bent margins ---------------------------------------------------------------------------------------------------

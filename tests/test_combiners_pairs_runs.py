@@ -187,7 +187,7 @@ def test_what_heron_leaves_undecided_is_counted(tiny_model_path, tmp_path):
             rows.append(row | {"score_chosen": first, "score_rejected": second})
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    workshop = workshop_with(tiny_model_path, file, {"name": "heron", "delta": 0.2})
+    workshop = workshop_with(tiny_model_path, file, {"name": "heron-pairs", "delta": 0.2})
     _, lines, _ = trained(workshop, [0.3])
     wanted = Candidate("c", Preference("weights", {"harmless": 0.3, "helpful": 0.7}))
     source, expected = batch_source(wanted, workshop), []
@@ -201,7 +201,7 @@ def test_what_heron_leaves_undecided_is_counted(tiny_model_path, tmp_path):
 
 RULES: dict[str, Any] = {
     "label-mixing": "label-mixing",
-    "heron": "heron",
+    "heron-pairs": "heron-pairs",
     "chebyshev": "chebyshev",
     "smooth-chebyshev": {"name": "smooth-chebyshev", "memory": 0.9},
     "worst-case": "worst-case",

@@ -118,6 +118,8 @@ OTHERWISE = [
     ("combiner", "log-sigmoid", {"reference": 0.5}),
     ("combiner", "uncertainty-weighted", {"lam": 1.0, "ddof": 1}),
     ("combiner", "heron", {"margin": 0.5}),
+    ("combiner", "heron-pairs", {"delta": 0.4}),
+    ("combiner", "smooth-chebyshev", {"memory": 0.5, "ideal_loss": 0.1}),
     ("combiner", "lagrangian", {"start": 1.0, "cap": 1.5, "rescale": True}),
     ("combiner", "interior-point", {"t": 1.0, "floor": 0.1, "rescale": True}),
     ("combiner", "dynamic-hypervolume", {"scale": 2.0}),

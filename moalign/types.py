@@ -204,6 +204,8 @@ class Batch:
     ``strength[P]``       strength of the judgement, as the data has it
     ``rewards[N,M]``      scores per row and objective, NaN where unknown, as transforms left them; None unless needed
     ``preference[N,M]``   the preference of the candidate that the row belongs to, see ``Preference.vector``
+    ``preferred[P,M]``    share of an objective's judgements of the pair that prefer its first response, NaN where it
+                          has none; None unless the combiner ``merges_judges``
     ``groups[N]``         rows of one prompt share a number
     ``advantages[N]``     how much better the response is than expected; None unless the objective needs "groups"
     ``old_logps[N,T]``    ``logps`` under the policy that sampled the response; None unless it needs "old_logps"
@@ -217,7 +219,7 @@ class Batch:
     ``parameters``        the objective's own tensors by name; they carry a gradient as ``logps`` does
     ``final[N,D]``        the last hidden state of each whole sequence, with the graph to the adapters; reward models
     ``context[N,D]``      the hidden state at the end of each sequence's prompt, likewise
-    ``objectives``        names of the M objectives, in the order of their columns; reward models
+    ``objectives``        names of the M objectives, in the order of their columns
     ``mismatched[N]``     log pi - log pi_ref of the responses of a step to others of its prompts, summed over tokens:
                           their mean as the step begins, the same number for every row; None unless the objective
                           needs "mismatched"
@@ -248,6 +250,7 @@ class Batch:
     objectives: tuple[str, ...] = ()
     mismatched: Tensor | None = None
     base_logps: Tensor | None = None
+    preferred: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,13 +379,15 @@ class PairTerms:
 
     The loss sees ``scale * beta * (log-ratio of chosen - log-ratio of rejected) - margin``; the engine multiplies the
     loss of the pair by ``weight``. ``difference`` is the scalarised reward difference for regression losses (None
-    where the objective does not need "margins").
+    where the objective does not need "margins"). ``reversed``: the weight with which the pair counts the other way
+    round as well, with margin and difference of the other sign; None: not at all.
     """
 
     scale: Tensor
     margin: Tensor
     weight: Tensor
     difference: Tensor | None = None
+    reversed: Tensor | None = None
 
     @classmethod
     def of_rows(cls, logps: Tensor) -> PairTerms:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import pluggy
 
-from moalign.api.combiner import Combiner
+from moalign.api.combiner import Combiner, StepLosses
 from moalign.api.combining import Combine, Combining
 from moalign.api.conditioner import Conditioner
 from moalign.api.decoding import NextToken, Request
@@ -129,6 +129,7 @@ __all__ = [
     "SamplingSession",
     "Search",
     "Space",
+    "StepLosses",
     "TokenAdvantages",
     "Tokens",
     "TrainingError",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from moalign.api.plugin import Plugin
@@ -10,6 +11,24 @@ from moalign.types import Batch, PairTerms, Preference, Round
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StepLosses:
+    """What was seen of one step on labelled pairs, for rules that weigh the objectives' losses.
+
+    ``number``: of the step, from 0. ``losses[M]``: float64, mean loss of the step's pairs that each objective judged,
+    NaN where it judged none. ``pairs[M]``: how many those are. ``preference[M]``: the candidate's, float64.
+    ``objectives``: their names, in that order. ``gram[M,M]``: float64, inner products of the gradients of these mean
+    losses, 0 where there is none; None unless the rule says ``needs_gram``.
+    """
+
+    number: int
+    losses: Tensor
+    pairs: Tensor
+    preference: Tensor
+    objectives: tuple[str, ...] = ()
+    gram: Tensor | None = None
 
 
 class Combiner(Plugin):
@@ -31,7 +50,12 @@ class Combiner(Plugin):
     """whether a response's ``signal`` depends on no other response, given the state; else there is none for a greedy
     response beside the samples, and losses that need one are refused"""
     needs_gram: ClassVar[bool] = False
-    """whether ``observe`` reads the inner products of the objectives' gradients (``Round.gram``)"""
+    """whether ``observe`` and ``observe_losses`` read the inner products of the objectives' gradients (``gram``)"""
+    weighs_losses: ClassVar[bool] = False
+    """whether the rule weighs the mean losses of labelled pairs by objective, anew in each step (``loss_weights``)"""
+    merges_judges: ClassVar[bool] = False
+    """whether two responses that objectives have judged are one labelled pair for all of them (``Batch.preferred``),
+    which no single one judged"""
 
     def check(self, preference: Preference) -> None:
         """Raise PreferenceError where this rule has no meaning for the preference. Called before a model is loaded."""
@@ -67,6 +91,22 @@ class Combiner(Plugin):
         thresholds has NaN for the objectives without one. The rewards are as transforms left them.
         """
         return self.scalarise(rewards, preference)
+
+    def observe_losses(self, state: Mapping[str, Any], seen: StepLosses) -> Mapping[str, Any]:
+        """The state after the losses of a step, before it is asked for ``loss_weights``; a new one.
+
+        Asked in every step on labelled pairs where the rule ``weighs_losses``; the losses, and the gradients behind
+        them, are those of the very step that the weights are for.
+        """
+        return state
+
+    def loss_weights(self, state: Mapping[str, Any]) -> Mapping[str, float]:
+        """What the mean loss of each objective is multiplied by in this step, by the objective's name; not below 0.
+
+        The step follows the sum, whatever the number of pairs that each judged. ``PairTerms.weight`` counts within an
+        objective.
+        """
+        raise NotImplementedError
 
     def multiplier(self, state: Mapping[str, Any]) -> float:
         """What all advantages are multiplied by; a factor on rewards would be lost where they are standardised."""

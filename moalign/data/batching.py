@@ -37,7 +37,7 @@ def collate(dataset: PairDataset, pair_indices: NDArray[np.int64], rows: NDArray
     """What is known of some pairs and of the sequences ``rows`` [N] of the dataset that they name.
 
     ``pairs[P,2]`` indices into ``rows``, ``pair_objective[P]``, ``strength[P]``, ``rewards[N,M]``, ``groups[N]``, and
-    ``advantages[N]`` and ``preference[N,M]`` where the dataset has them.
+    ``advantages[N]``, ``preference[N,M]`` and ``preferred[P,M]`` where the dataset has them.
     """
     import torch
 
@@ -53,6 +53,8 @@ def collate(dataset: PairDataset, pair_indices: NDArray[np.int64], rows: NDArray
         arrays["advantages"] = dataset.advantages[rows].astype(np.float32)
     if dataset.preference is not None:
         arrays["preference"] = dataset.preference[rows].astype(np.float32)
+    if dataset.preferred is not None:
+        arrays["preferred"] = dataset.preferred[pair_indices].astype(np.float32)
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
 

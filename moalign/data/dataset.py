@@ -33,6 +33,8 @@ class PairDataset:
     ``old_logps``, ``ref_logps``  for each, of its response tokens under the policy that sampled it, and the reference
     ``token_advantages``, ``known``  for each, of its response tokens, where a loss weighs them one by one
     ``preference[N,M]``    for which each response counts, where one model is trained for many; None: the candidate's
+    ``preferred[P,M]``     share of an objective's judgements of the pair that prefer its first response, NaN where it
+                           has none; of pairs that stand there once for all their judges
     """
 
     objectives: tuple[str, ...]
@@ -53,6 +55,7 @@ class PairDataset:
     token_advantages: tuple[NDArray[np.float32], ...] | None = None
     known: Mapping[str, tuple[NDArray[np.float32], ...]] = field(default_factory=dict)
     preference: NDArray[np.float64] | None = None
+    preferred: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         for array in (self.pairs, self.pair_objective, self.strength, self.rewards, self.groups):
@@ -98,6 +101,35 @@ def judged_by(dataset: PairDataset, objectives: Collection[int]) -> PairDataset:
     return _of_pairs(dataset, kept, dataset.counts)
 
 
+def merge_judges(dataset: PairDataset) -> PairDataset:
+    """Each two responses once, for all objectives that judged them: ``preferred`` says what each found.
+
+    A pair stands where it is met first, in that order; no single objective judged it (-1).
+    Judgements that an objective repeats are one, their mean. ``strength`` is the mean of those of all judgements.
+    """
+    place: dict[tuple[int, int], int] = {}
+    first: list[int] = []  # where each is met first
+    judgements = np.zeros((len(dataset.pairs), len(dataset.objectives)))
+    preferring, strengths = np.zeros_like(judgements), np.zeros((len(dataset.pairs), 2))
+    for number, (chosen, rejected) in enumerate(dataset.pairs.tolist()):
+        at = place.setdefault((min(chosen, rejected), max(chosen, rejected)), len(first))
+        if at == len(first):
+            first.append(number)
+        judge = dataset.pair_objective[number]
+        judgements[at, judge] += 1
+        preferring[at, judge] += chosen == dataset.pairs[first[at], 0]
+        strengths[at] += dataset.strength[number], 1
+    known, size = judgements[: len(first)], len(first)
+    preferred = np.divide(preferring[:size], known, out=np.full(known.shape, np.nan), where=known > 0)
+    return replace(
+        dataset,
+        pairs=dataset.pairs[first],
+        pair_objective=np.full(size, -1, dtype=np.int64),
+        strength=strengths[:size, 0] / strengths[:size, 1],
+        preferred=preferred,
+    )
+
+
 def drop_unrewarded(dataset: PairDataset, objectives: Collection[str] | None = None) -> PairDataset:
     """Leave out the pairs, or responses that are units, which lack the reward of an objective, and count them.
 
@@ -138,6 +170,7 @@ def _of_pairs(dataset: PairDataset, kept: NDArray[np.bool_], counts: Mapping[str
         pairs=dataset.pairs[kept],
         pair_objective=dataset.pair_objective[kept],
         strength=dataset.strength[kept],
+        preferred=None if dataset.preferred is None else dataset.preferred[kept],
         counts=counts,
     )
 

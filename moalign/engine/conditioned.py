@@ -189,6 +189,7 @@ class ConditionedPairs:
             pairs=np.array([[place[row] for row in pair] for pair in dataset.pairs[pairs].tolist()], dtype=np.int64),
             pair_objective=dataset.pair_objective[pairs],
             strength=dataset.strength[pairs],
+            preferred=None if dataset.preferred is None else dataset.preferred[pairs],
             rewards=dataset.rewards[rows],
             groups=dataset.groups[rows],
             preference=np.array([wanted.vector(dataset.objectives) for wanted in wanted_of]),

@@ -25,7 +25,8 @@ from moalign.types import Batch
 class Share:
     """One candidate's pairs in a pass; its gradient is the mean over the ``pairs_in_step`` of the whole step.
 
-    ``mismatched``: see Batch; None where nobody asks.
+    ``mismatched``: see Batch; None where nobody asks. ``judge``: the objective that judged all of them, where the
+    gradient of each is found by itself; the ``pairs_in_step`` are then those that it judged.
     """
 
     trainee: Trainee
@@ -33,6 +34,7 @@ class Share:
     part: PairPass
     pairs_in_step: int
     mismatched: float | None = None
+    judge: int | None = None
 
     @property
     def sequences(self) -> list[TokenSequence]:
@@ -111,6 +113,7 @@ class Frozen:
             token_advantages=None if self.token_advantages is None else self.token_advantages.clone(),
             known={name: values.clone() for name, values in self.of_tokens.items()},
             objectives=job.objectives,
+            preferred=self.known["preferred"].clone() if "preferred" in self.known else None,
             hidden=hidden,
             parameters={name: values.clone() for name, values in share.trainee.owned.items()},
             mismatched=None if share.mismatched is None else logps.new_full((len(logps),), share.mismatched),

@@ -28,14 +28,31 @@ def loss_of(batch: Batch, job: Job, metrics: StepMetrics | None, thorough: bool 
         terms, unit = PairTerms.of_rows(batch.strength), "pair"
     else:
         terms, unit = _checked_terms(door.call(job.combiner, "pair_terms", batch, **about), batch, job), "pair"
-    losses = _checked_losses(door.call(job.objective, "loss", batch, terms, **about), terms.weight, unit, job)
+    given, seen = (batch, terms) if terms.reversed is None else both_ways(batch, terms)
+    losses = _checked_losses(door.call(job.objective, "loss", given, seen, **about), seen.weight, unit, job)
     if unit == "response":  # one that a step meets twice, in two epochs, is one row and counts twice
         each = batch.pairs[:, 0]
-        losses, terms = losses[each], replace(terms, weight=terms.weight[each])
+        losses, seen = losses[each], replace(seen, weight=seen.weight[each])
     if metrics is not None:
-        metrics.add(batch, losses.detach(), terms.weight, getattr(job.objective, "beta", 1.0))
-    counts = terms.weight != 0  # a pair without weight must not bring a NaN into the sum
-    return (losses[counts] * terms.weight[counts]).sum()
+        metrics.add(batch, losses.detach(), seen.weight, getattr(job.objective, "beta", 1.0))
+    counts = seen.weight != 0  # a pair without weight must not bring a NaN into the sum
+    return (losses[counts] * seen.weight[counts]).sum()
+
+
+def both_ways(batch: Batch, terms: PairTerms) -> tuple[Batch, PairTerms]:
+    """Each pair as it is and, behind all of them, the other way round with its weight ``reversed``; 2 P pairs."""
+    other = terms.weight if terms.reversed is None else terms.reversed
+    twice, against = (lambda values: torch.cat([values, values])), (lambda values: torch.cat([values, -values]))
+    pairs = torch.cat([batch.pairs, batch.pairs.flip(1)])
+    margins = None if batch.margins is None else against(batch.margins)
+    preferred = None if batch.preferred is None else torch.cat([batch.preferred, 1 - batch.preferred])
+    objective, strength = twice(batch.pair_objective), twice(batch.strength)
+    difference = None if terms.difference is None else against(terms.difference)
+    weight = torch.cat([terms.weight, other])
+    return (
+        replace(batch, pairs=pairs, pair_objective=objective, strength=strength, margins=margins, preferred=preferred),
+        PairTerms(twice(terms.scale), against(terms.margin), weight, difference),
+    )
 
 
 def _checked_terms(terms: PairTerms, batch: Batch, job: Job) -> PairTerms:
@@ -43,6 +60,8 @@ def _checked_terms(terms: PairTerms, batch: Batch, job: Job) -> PairTerms:
     names = ["scale", "margin", "weight"]
     if "margins" in job.objective.wants or getattr(terms, "difference", None) is not None:
         names.append("difference")
+    if getattr(terms, "reversed", None) is not None:
+        names.append("reversed")
     for name in names:
         value: Any = getattr(terms, name, None)
         if not (_like(value, batch.logps, pairs) and bool(torch.isfinite(value).all())):

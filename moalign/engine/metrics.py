@@ -13,6 +13,7 @@ from moalign.types import Batch
 
 class StepMetrics:
     """Sums over passes; ``summary`` gives means. ``loss`` is what is minimised: pairs count with their weight.
+    ``pairs_without_weight`` is how many have none, where there are such.
 
     Per objective k, over the pairs that k judged (or, for scored pairs, over all): ``loss``, ``margin`` (implicit
     reward of the better minus that of the worse response, beta * log-ratio difference), ``accuracy`` (share of pairs
@@ -21,6 +22,8 @@ class StepMetrics:
     responses, exact in expectation only for the policy's own samples. ``kl_mismatched``, where the loss needs it: the
     mean log-ratio of the responses behind prompts that they are not to. ``entropy``, where the loss needs it: the mean
     over response tokens.
+
+    ``minimised``: what is, where a rule weighs the objectives' losses only when all are known.
     """
 
     def __init__(self, objectives: tuple[str, ...]):
@@ -28,6 +31,8 @@ class StepMetrics:
         self.gradient_norm = math.nan
         self.tokens = 0
         self.mismatched: float | None = None
+        self.minimised: float | None = None
+        self._idle = 0
         self._kl: list[Tensor] = []
         self._loss: list[Tensor] = []
         self._entropy: list[Tensor] = []
@@ -35,8 +40,12 @@ class StepMetrics:
 
     @torch.no_grad()
     def add(self, batch: Batch, losses: Tensor, weight: Tensor, beta: float) -> None:
+        """``losses`` and ``weight`` of the batch's pairs [P]; or [2 P], with those of the same the other way round."""
         self.tokens += int(batch.mask.sum())
-        self._loss.append(torch.where(weight == 0, 0.0, losses * weight))
+        ways, weights = losses.view(-1, len(batch.pairs)), weight.view(-1, len(batch.pairs))
+        losses = ways[0]
+        self._loss.append(torch.where(weights == 0, 0.0, ways * weights).sum(0))
+        self._idle += int((weights == 0).all(0).sum())
         if batch.entropy is not None:
             self._entropy.append(batch.entropy.detach()[batch.mask > 0])
         difference = torch.zeros_like(losses)
@@ -51,16 +60,22 @@ class StepMetrics:
             if batch.margins is not None:
                 scored = (batch.pair_objective == -1) & torch.isfinite(batch.margins[:, index])
                 sign = torch.where(scored, batch.margins[:, index].nan_to_num().sign(), sign)
+            if batch.preferred is not None:
+                sign = (batch.preferred[:, index].nan_to_num(0.5) - 0.5).sign().to(difference)
+            own = losses if len(ways) == 1 else torch.where(sign < 0, ways[1], losses)
             judged = sign != 0
             better = (difference * sign)[judged]
             accuracy = (better > 0).float() + 0.5 * (better == 0).float()
-            self._per_objective[index].append(torch.stack([losses[judged], beta * better, accuracy], -1))
+            self._per_objective[index].append(torch.stack([own[judged], beta * better, accuracy], -1))
 
     def summary(self) -> dict[str, Any]:
         """JSON-able means; an objective without pairs in this step has no columns."""
         result: dict[str, Any] = {"tokens": self.tokens, "gradient_norm": number(self.gradient_norm)}
         if self._loss:
-            result["loss"] = number(torch.cat(self._loss).mean().item())
+            found = torch.cat(self._loss).mean().item() if self.minimised is None else self.minimised
+            result["loss"] = number(found)
+        if self._idle:
+            result["pairs_without_weight"] = self._idle
         if self._entropy:
             result["entropy"] = number(torch.cat(self._entropy).mean().item())
         if self._kl:

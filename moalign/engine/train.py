@@ -89,6 +89,9 @@ def _loop(model: LanguageModel, trainees: Sequence[Trainee], cache: LogpCache, a
             members = [share for share in together if share is not None and share.trainee.sound]
             if members:
                 _pass(model, members, cache, accelerator, (step, number))
+        for trainee in going:
+            with _own_errors(trainee):
+                trainee.weigh(step)
         stepping = [trainee for trainee in going if trainee.error is None]
         for trainee in stepping:
             trainee.end(step)
@@ -106,7 +109,7 @@ def _look(model: LanguageModel, trainees: Sequence[Trainee], cache: LogpCache, s
         dataset = trainee.job.held_out
         assert dataset is not None
         with _own_errors(trainee):
-            shares.append(arrangement.shares(trainee, dataset, np.arange(len(dataset.pairs))))
+            shares.append(arrangement.all_shares(trainee, dataset))
     found = dict.fromkeys((trainee.slot for trainee in trainees), 0.0)
     for together in zip_longest(*shares):
         members = [share for share in together if share is not None and share.trainee.error is None]
@@ -148,10 +151,25 @@ class _Arrangements:
         self._known: dict[Any, list[PairPass]] = {}
 
     def shares(self, trainee: Trainee, dataset: PairDataset, pairs: np.ndarray) -> list[Share]:
-        parts, mismatched = self._of(trainee.job, dataset, pairs), None
-        if "mismatched" in trainee.job.needs:
-            mismatched = mean_log_ratio(self.model, dataset, pairs, trainee.slot, trainee.compared_with.adapter)
-        return [Share(trainee, dataset, part, len(pairs), mismatched) for part in parts]
+        """A candidate's passes of a step; one after the other those of each judge, where a rule weighs their losses."""
+        mismatched = self._mismatched(trainee, dataset, pairs)
+        judges = {None: pairs} if trainee.weighing is None else trainee.weighing.by_judge(dataset, pairs)
+        return [
+            Share(trainee, dataset, part, len(own), mismatched, judge)
+            for judge, own in judges.items()
+            for part in self._of(trainee.job, dataset, own)
+        ]
+
+    def all_shares(self, trainee: Trainee, dataset: PairDataset) -> list[Share]:
+        """Passes of all pairs, whoever judged them."""
+        pairs = np.arange(len(dataset.pairs))
+        mismatched = self._mismatched(trainee, dataset, pairs)
+        return [Share(trainee, dataset, part, len(pairs), mismatched) for part in self._of(trainee.job, dataset, pairs)]
+
+    def _mismatched(self, trainee: Trainee, dataset: PairDataset, pairs: np.ndarray) -> float | None:
+        if "mismatched" not in trainee.job.needs:
+            return None
+        return mean_log_ratio(self.model, dataset, pairs, trainee.slot, trainee.compared_with.adapter)
 
     def _of(self, job: Job, dataset: PairDataset, pairs: np.ndarray) -> list[PairPass]:
         packing, limit = self.model.packing, job.settings.tokens_per_pass
@@ -171,10 +189,13 @@ def _pass(
         kept = []
         for share, loss in zip(members, losses, strict=True):
             if loss is not None and torch.isfinite(loss):
-                kept.append((share.trainee, loss / share.pairs_in_step))
+                kept.append((share, loss / share.pairs_in_step))
         if kept:
-            with _backward([trainee for trainee, _ in kept]):
+            with _backward([share.trainee for share, _ in kept]):
                 accelerator.backward(torch.stack([loss for _, loss in kept]).sum())
+        for share, loss in kept:
+            if share.trainee.weighing is not None and share.judge is not None:
+                share.trainee.weighing.keep(share.judge, float(loss.detach()), share.trainee.trained)
 
 
 @contextmanager

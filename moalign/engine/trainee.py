@@ -25,9 +25,11 @@ from moalign.engine.early_stop import EarlyStop
 from moalign.engine.metrics import StepMetrics, number
 from moalign.engine.model import LanguageModel
 from moalign.engine.references import BASE, FrozenPolicy, MovingReference, distance_on
+from moalign.engine.weighing import Weighing
 from moalign.errors import ConfigError, MoalignError, RunError, TrainingError
 from moalign.lora.posterior import Moments
 from moalign.seeds import derive
+from moalign.types import Preference
 
 LOOKS_CLOSELY_EVERY = 50  # steps; a close look takes 0.1 ms of each call into a plugin
 SKIPS_IN_A_ROW = 3  # so many steps without finite numbers end a candidate
@@ -51,6 +53,8 @@ class Job:
     in which nobody reads any does without the output head. ``reference``: how the reference moves (None: it does not),
     ``begins_with``: what it is at first. ``labels_rounds``: whether what the combiner has to say is in the labels of
     the pairs, which it made from rewards.
+    ``weighing``: the preference by which the combiner weighs the objectives' losses anew in each step; None: it has
+    nothing to say of losses.
     """
 
     candidate: str
@@ -70,6 +74,7 @@ class Job:
     reference: Reference | None = None
     begins_with: FrozenPolicy = BASE
     labels_rounds: bool = False
+    weighing: Preference | None = None
 
 
 @dataclass(frozen=True)
@@ -117,9 +122,12 @@ class Trainee:
     moments: Moments = field(default_factory=Moments)  # of the adapter over the last steps
     over: bool = False
     looks_closely: bool = True  # at what plugins do to the process, in the step under way
+    weighing: Weighing | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        settings = self.job.settings
+        job, settings = self.job, self.job.settings
+        if job.weighing is not None:
+            self.weighing = Weighing(job.combiner, job.weighing, job.objectives, job.candidate)
         if settings.early_stop is not None:
             if self.job.held_out is None:
                 raise ConfigError("train.early_stop: there are no held-out pairs to look at; leave it out")
@@ -196,8 +204,21 @@ class Trainee:
         self.problem, self.held_out_loss = None, None
         self.looks_closely = step % LOOKS_CLOSELY_EVERY == 0
         self.metrics = StepMetrics(self.job.objectives)
+        if self.weighing is not None:
+            self.weighing.begin()
         for group in self.optimizer.param_groups:
             group["lr"] = self.job.settings.lr * schedule(self.job.settings, step) * group["factor"]
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """All that is trained: the adapter's parameters, then those beside it."""
+        return [*self.parameters, *(each for _, own in self._beside for each in own)]
+
+    def weigh(self, step: int) -> None:
+        """Where a rule weighs the objectives' losses: from their gradients to that of the step."""
+        if self.weighing is not None and self.sound:
+            self.problem = self.weighing.settle(step, self.trained, len(self.parameters))
+            self.metrics.minimised = self.weighing.minimised
 
     def end(self, step: int) -> None:
         """Clip and step, or skip where a number is not finite: such numbers never reach the optimizer."""
@@ -253,9 +274,9 @@ class Trainee:
         told: dict[str, Any] = {"skipped": self.problem} if self.problem else {}
         if self.held_out_loss is not None:
             told["held_out_loss"] = number(self.held_out_loss)
-        figures = {name: number(value) for name, value in getattr(self.source, "figures", {}).items()}
-        if self.reference is not None:
-            figures |= {name: number(value) for name, value in self.reference.figures.items()}
+        known = getattr(self.source, "figures", {}) | ({} if self.weighing is None else self.weighing.figures)
+        known |= {} if self.reference is None else self.reference.figures
+        figures = {name: number(value) for name, value in known.items()}
         self.on_step(step, self.metrics.summary() | figures | {"lr": self.optimizer.param_groups[0]["lr"]} | told)
 
 

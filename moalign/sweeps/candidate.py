@@ -244,6 +244,7 @@ def job_of(candidate: Candidate, workshop: Workshop, history: Sequence[Outcome])
         rank=variant.lora.r,
         alpha=variant.lora.alpha,
         held_out=_looked_at(candidate, workshop),
+        weighing=candidate.preference if plan.weighs_losses else None,
         conditioning=workshop.conditioning(candidate.id, seed=variant.seed),
         reference=plan.reference,
         begins_with=workshop.compared_with,
@@ -253,7 +254,7 @@ def job_of(candidate: Candidate, workshop: Workshop, history: Sequence[Outcome])
 
 def _looked_at(candidate: Candidate, workshop: Workshop) -> PairDataset | None:
     """What an early stop looks at; single responses with what each counts for this candidate."""
-    held_out = workshop.material.looked_at
+    held_out = workshop.looked_at
     if held_out is None or not workshop.plan.grouped:
         return held_out
     source = batch_source(candidate, workshop)

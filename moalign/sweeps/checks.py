@@ -101,7 +101,7 @@ def _check_rewards(plan: Plan) -> None:
             f"but loss '{config.loss.name}' trains on {what}; use another loss or another rule: "
             "`moalign plugins list --kind combiner`"
         )
-    if plan.combiner.needs_gram and (apart := plan.objective.wants & {"token_advantages", "hidden"}):
+    if plan.grouped and plan.combiner.needs_gram and (apart := plan.objective.wants & {"token_advantages", "hidden"}):
         why = "weighs each token" if "token_advantages" in apart else "reads hidden states"
         raise ConfigError(
             f"combine: '{config.combine.name}' reads inner products of the objectives' gradients, which are found only "
@@ -203,8 +203,13 @@ def _check_early_stop(plan: Plan) -> None:
     elif plan.scored:
         name = plan.config.loss.name
         reason = f"loss '{name}' learns from reward differences of any responses, and held-out pairs are labelled ones"
+    elif plan.weighs_losses:
+        name = plan.config.combine.name
+        reason = f"combine '{name}' weighs the losses anew in each step, so that no two looks are on one scale"
     if reason and plan.config.train.early_stop is not None:
-        raise ConfigError(f"train.early_stop: {reason}; leave it out, or use a loss on labelled pairs")
+        raise ConfigError(
+            f"train.early_stop: {reason}; leave it out, or use a loss on labelled pairs with fixed weights"
+        )
 
 
 def check_shares(candidate: Candidate, done: Collection[str], who: str) -> None:

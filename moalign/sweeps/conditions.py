@@ -110,7 +110,7 @@ def check(plan: Plan) -> None:
     equal = Preference("weights", dict.fromkeys(plan.objectives, 1 / len(plan.objectives)))
     drawn = _drawn(conditioner, plan.objectives)
     _check_rule(plan, [equal, *drawn], key)
-    if plan.combiner.needs_gram or _follows_one(plan.combiner, [equal, *drawn]):
+    if plan.combiner.needs_gram or plan.weighs_losses or _follows_one(plan.combiner, [equal, *drawn]):
         raise ConfigError(
             f"{key} does not go with combine '{config.combine.name}', which adapts to one preference while it trains; "
             "use another rule: `moalign plugins list --kind combiner`"

@@ -70,6 +70,16 @@ class Plan:
         return self.config.rollouts is not None and not self.scored and not self.grouped
 
     @property
+    def weighs_losses(self) -> bool:
+        """Whether each step on labelled pairs weighs the objectives' losses anew."""
+        return self.combiner.weighs_losses and not (self.grouped or self.scored)
+
+    @property
+    def merges_judges(self) -> bool:
+        """Whether two responses are one labelled pair for all objectives that judged them."""
+        return self.combiner.merges_judges and not (self.grouped or self.scored)
+
+    @property
     def told_in_text(self) -> bool:
         """Whether prompts tell the model its preference."""
         return self.conditioner is not None and self.conditioner.by == "text"

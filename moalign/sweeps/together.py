@@ -142,6 +142,8 @@ def memory_of(
         own = memory.of_loss(workshop.plan.objective, workshop.model, number, each)
         kept = 4 * formula.adapter * number if settings.posterior else 0  # two moments of its weights, in float64
         kept += int(formula.adapter * number * comparing.adapters_kept(workshop.plan))
+        if workshop.plan.weighs_losses:  # a gradient of each objective
+            kept += len(workshop.plan.objectives) * formula.adapter * number
         return formula.training(number, each) - formula.base + own + kept
 
     return formula.base, {number: max(beyond(number, each) for each in sizes) for number in numbers}

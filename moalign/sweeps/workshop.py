@@ -11,7 +11,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from moalign import lora
-from moalign.data.dataset import PairDataset, judged_by
+from moalign.data.dataset import PairDataset, judged_by, merge_judges
 from moalign.engine import model as models
 from moalign.engine.conditioned import told
 from moalign.engine.conditioning import Conditioning
@@ -58,13 +58,18 @@ class Workshop:
         """The training pairs that can count for this candidate; the same object for all who train on the same."""
         train = self.material.train
         assert train is not None
-        if not self.plan.combiner.weighs_judges:
-            return train
-        vector = candidate.preference.vector(self.plan.objectives)
-        wanted = tuple(index for index, value in enumerate(vector) if value)
+        combiner, vector = self.plan.combiner, candidate.preference.vector(self.plan.objectives)
+        wanted = tuple(index for index, value in enumerate(vector) if value or not combiner.weighs_judges)
         if wanted not in self._pairs:
-            self._pairs[wanted] = judged_by(train, wanted)
+            judged = judged_by(train, wanted)
+            self._pairs[wanted] = merge_judges(judged) if self.plan.merges_judges else judged
         return self._pairs[wanted]
+
+    @cached_property
+    def looked_at(self) -> PairDataset | None:
+        """The held-out pairs whose loss decides when a candidate ends, as a step has its pairs."""
+        found = self.material.looked_at
+        return merge_judges(found) if found is not None and self.plan.merges_judges else found
 
     @property
     def references(self) -> References | None:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from moalign.api import Batch, Combiner, Preference
-from moalign.testing import combiner_rounds
-from moalign.testing.batch import changed_fields, copied
-from moalign.testing.combiner_trial import NAMES, Trial, shown
+from moalign.testing import combiner_losses, combiner_rounds
+from moalign.testing.batch import changed_fields, copied, swapped
+from moalign.testing.combiner_trial import NAMES, Trial, judged_by, shown, total_weight
 from moalign.testing.review import Review, described, run
 
 if TYPE_CHECKING:
@@ -43,9 +43,12 @@ def declarations_are_known(t: Trial) -> None:
     change = 'accepts holds one or more of "labelled", "scored" and "groups"'
     known = {"labelled", "scored", "groups"}
     t.review.require(bool(accepts) and accepts <= known, tried, f"accepts is {accepts}", change)
-    for name in ("weighs_judges", "monotone", "pointwise", "needs_gram"):
+    for name in ("weighs_judges", "monotone", "pointwise", "needs_gram", "weighs_losses", "merges_judges"):
         value = getattr(t.plugin, name)
         t.review.require(isinstance(value, bool), tried, f"{name} is {value!r}", f"declare {name} as True or False")
+    apart = not (t.plugin.weighs_losses and t.plugin.merges_judges)
+    change = "declare one of them: a pair that is judged by several belongs to the loss of none"
+    t.review.require(apart, tried, "weighs_losses and merges_judges are both True", change)
     low, high = t.plugin.reward_range
     t.review.require(low < high, tried, f"reward_range is {(low, high)}", "give the smallest and the largest reward")
 
@@ -126,9 +129,11 @@ def unknown_without_weight_is_ignored(t: Trial) -> None:
         what = f"NaN for the rewards without weight in {shown(preference)}"
         change = "leave out what carries no weight before multiplying: 0 * NaN is NaN"
         rewards = _rewards(t, len(vector))
-        known = t.scalar("scalarise", rewards, torch.tensor(vector, dtype=torch.float64))
-        value = t.scalar("scalarise", rewards.masked_fill(idle, torch.nan), torch.tensor(vector, dtype=torch.float64))
-        t.review.require(_agrees(known, value), f"scalarise with {what}", f"{value.tolist()[:3]}", change)
+        if t.scalarises:
+            weights = torch.tensor(vector, dtype=torch.float64)
+            known = t.scalar("scalarise", rewards, weights)
+            value = t.scalar("scalarise", rewards.masked_fill(idle, torch.nan), weights)
+            t.review.require(_agrees(known, value), f"scalarise with {what}", f"{value.tolist()[:3]}", change)
         for scored in t.kinds(preference):
             batch = t.batch(preference, scored, margins=True)
             assert batch.margins is not None and batch.rewards is not None
@@ -144,7 +149,7 @@ def unknown_with_weight_is_said(t: Trial) -> None:
     """NaN where a reward that carries weight is unknown, or an error; never a number."""
     import torch
 
-    for preference, vector in t.preferences():
+    for preference, vector in t.preferences() if t.scalarises else ():
         for index in (index for index, value in enumerate(vector) if value != 0):
             tried = f"scalarise with NaN for a reward that carries weight, {shown(preference)}"
             rewards = _rewards(t, len(vector))
@@ -161,7 +166,7 @@ def scalarise_broadcasts(t: Trial) -> None:
     """[..., M] and [..., M] -> [...], every entry as it would be alone."""
     import torch
 
-    for _, vector in t.preferences():
+    for _, vector in t.preferences() if t.scalarises else ():
         weights, rewards = torch.tensor(vector, dtype=torch.float64), _rewards(t, len(vector))
         count = len(vector)
         alone = torch.stack([t.scalar(f"scalarise [{count}], [{count}]", row, weights) for row in rewards])
@@ -181,7 +186,7 @@ def more_reward_is_never_worse(t: Trial) -> None:
     """
     import torch
 
-    for preference, vector in t.preferences():
+    for preference, vector in t.preferences() if t.scalarises else ():
         if preference.kind != "weights" or not t.plugin.monotone:
             continue
         weights, rewards = torch.tensor(vector, dtype=torch.float64), _rewards(t, len(vector))
@@ -208,9 +213,10 @@ def order_of_objectives_changes_nothing(t: Trial) -> None:
         order = torch.arange(len(names)).roll(1)
         weights, rewards = torch.tensor(vector, dtype=torch.float64), _rewards(t, len(vector))
         tried = f"the objectives in another order, {shown(preference)}"
-        before = t.scalar(tried, rewards, weights)
-        after = t.scalar(tried, rewards[:, order], weights[order])
-        t.review.require(_agrees(before, after), tried, "another result of scalarise", change)
+        if t.scalarises:
+            before = t.scalar(tried, rewards, weights)
+            after = t.scalar(tried, rewards[:, order], weights[order])
+            t.review.require(_agrees(before, after), tried, "another result of scalarise", change)
         for scored in t.kinds(preference):
             batch = t.batch(preference, scored)
             terms, permuted = t.terms(tried, batch), t.terms(tried, _reordered(batch, order))
@@ -228,10 +234,12 @@ def a_wanted_objective_teaches(t: Trial) -> None:
             continue
         batch = t.batch(preference, scored=False)
         tried = f"labelled pairs with {shown(preference)}"
-        terms, own = t.terms(tried, batch), batch.pair_objective == vector.index(1.0)
-        for name in ("weight", "scale"):
+        terms, own = t.terms(tried, batch), judged_by(batch)[:, vector.index(1.0)]
+        if batch.preferred is not None:  # as many for the one as for the other need teach nothing
+            own = own & (batch.preferred[:, vector.index(1.0)] != 0.5)
+        for name, value in (("weight", total_weight(terms)), ("scale", terms.scale)):
             change = "let a pair count that the only wanted objective judged, or nothing is learned from it"
-            t.review.require(bool(getattr(terms, name)[own].all()), tried, f"{name} 0 for its own pairs", change)
+            t.review.require(bool(value[own].all()), tried, f"{name} 0 for its own pairs", change)
 
 
 def weighs_judges_is_honest(t: Trial) -> None:
@@ -243,9 +251,9 @@ def weighs_judges_is_honest(t: Trial) -> None:
         if False not in t.kinds(preference):
             continue
         batch = t.batch(preference, scored=False)
-        without = batch.preference[0, batch.pair_objective] == 0
+        without = ~(judged_by(batch) & (batch.preference[0] != 0)).any(1)
         if len(vector) > 1 and bool(without.any()):
-            idle += t.terms(f"labelled pairs with {shown(preference)}", batch).weight[without].tolist()
+            idle += total_weight(t.terms(f"labelled pairs with {shown(preference)}", batch))[without].tolist()
     tried = "pairs judged by an objective without weight"
     if t.plugin.weighs_judges:
         change = "give them weight 0, or declare weighs_judges = False: the engine leaves such pairs out"
@@ -253,6 +261,25 @@ def weighs_judges_is_honest(t: Trial) -> None:
     elif idle:
         change = "declare weighs_judges = True, so that such pairs take no place in a step"
         t.review.require(any(idle), tried, "weight 0 for all of them, though weighs_judges is False", change)
+
+
+def the_other_way_round_is_the_same(t: Trial) -> None:
+    """Pairs of several judges have no better response: with the two changed over, weights change over with them."""
+    if not (t.plugin.merges_judges and "labelled" in t.plugin.accepts):
+        return
+    change = "let weight and reversed follow from what the judges prefer, not from which response stands first"
+    for preference, _ in t.preferences():
+        batch = t.batch(preference, scored=False)
+        assert batch.preferred is not None
+        tried = f"labelled pairs the other way round, {shown(preference)}"
+        before, after = t.terms(tried, batch), t.terms(tried, replace(swapped(batch), preferred=1 - batch.preferred))
+        other = 0 * before.weight if before.reversed is None else before.reversed
+        against = 0 * after.weight if after.reversed is None else after.reversed
+        same = _agrees(before.weight, against) and _agrees(other, after.weight)
+        t.review.require(same, tried, "other weights than those changed over", change)
+        same = _agrees(before.scale, after.scale) and _agrees(before.margin, -after.margin)
+        change = "keep the scale, and give the margin the other sign"
+        t.review.require(same, tried, "another scale or margin", change)
 
 
 CHECKS: tuple[Callable[[Trial], None], ...] = (
@@ -268,6 +295,8 @@ CHECKS: tuple[Callable[[Trial], None], ...] = (
     order_of_objectives_changes_nothing,
     a_wanted_objective_teaches,
     weighs_judges_is_honest,
+    the_other_way_round_is_the_same,
+    *combiner_losses.CHECKS,
     *combiner_rounds.CHECKS,
 )
 
@@ -286,6 +315,7 @@ def _reordered(batch: Batch, order: Tensor) -> Batch:
         batch,
         preference=batch.preference[:, order],
         pair_objective=place[batch.pair_objective] if bool((batch.pair_objective >= 0).all()) else batch.pair_objective,
+        preferred=None if batch.preferred is None else batch.preferred[:, order],
         margins=None if batch.margins is None else batch.margins[:, order],
         rewards=None if batch.rewards is None else batch.rewards[:, order],
     )

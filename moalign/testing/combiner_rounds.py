@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from moalign.api import MoalignError, Preference, Round
@@ -53,8 +53,8 @@ def state_is_plain_data(t: Trial) -> None:
         tried = f"the state through JSON, {shown(preference)}"
         answers = play(t, preference, seen)
         change = "keep numbers, texts, lists and dictionaries with texts as keys; no tensors, tuples, NaN or infinity"
-        for state in [_begun(t, preference), *(answer.state for answer in answers)]:
-            t.review.require(isinstance(state, dict) and _through_json(state) == state, tried, short(state), change)
+        for state in [begun(t, preference), *(answer.state for answer in answers)]:
+            t.review.require(isinstance(state, dict) and through_json(state) == state, tried, short(state), change)
         change = "read the state by name: the order of its keys may be another after it was stored"
         for before, after in zip(answers, play(t, preference, seen, stored=True), strict=True):
             same = bool((before.signal == after.signal).all()) and before.multiplier == after.multiplier
@@ -121,14 +121,14 @@ def pointwise_is_honest(t: Trial) -> None:
         for row in range(len(GROUPS)):
             tried = f"a response alone, {shown(preference)}"
             arguments = last.rewards[row : row + 1], _vector(preference, last)[:1], last.groups[row : row + 1]
-            alone = _watched(t, "signal", tried, *arguments, answer.state)
+            alone = watched(t, "signal", tried, *arguments, answer.state)
             _check_signal(t, tried, alone, 1)
             t.review.require(_agree(alone[0], answer.signal[row]), tried, "another signal", change)
 
 
 def signal_is_what_scalarise_says(t: Trial) -> None:
     """A rule for scored pairs as well gives one answer to both."""
-    if "scored" not in t.plugin.accepts:
+    if "scored" not in t.plugin.accepts or not t.scalarises:
         return
     change = "let signal and scalarise agree, or accept one of the two units only"
     for preference, seen in _cases(t):
@@ -184,14 +184,14 @@ def _rounds(t: Trial, names: tuple[str, ...]) -> list[Round]:
 
 def play(t: Trial, preference: Preference, seen: Sequence[Round], *, stored: bool = False) -> list[Answer]:
     """As the engine asks a rule, all that is handed over being watched. ``stored``: the state goes through JSON."""
-    state, answers = _begun(t, preference), []
+    state, answers = begun(t, preference), []
     for each in seen:
         about = f"round {each.number}, {shown(preference)}"
-        state = _watched(t, "observe", about, _through_json(state) if stored else state, each)
+        state = watched(t, "observe", about, through_json(state) if stored else state, each)
         t.review.require(isinstance(state, dict), f"observe, {about}", short(state), "return the new state, a dict")
-        signal = _watched(t, "signal", about, each.rewards, _vector(preference, each), each.groups, state)
+        signal = watched(t, "signal", about, each.rewards, _vector(preference, each), each.groups, state)
         _check_signal(t, f"signal, {about}", signal, len(each.rewards))
-        multiplier = _watched(t, "multiplier", about, state)
+        multiplier = watched(t, "multiplier", about, state)
         good = isinstance(multiplier, int | float) and not isinstance(multiplier, bool) and math.isfinite(multiplier)
         t.review.require(good, f"multiplier, {about}", short(multiplier), "return one finite number")
         answers.append(Answer(signal, float(multiplier), deepcopy(state)))
@@ -205,11 +205,11 @@ def _vector(preference: Preference, seen: Round) -> Tensor:
     return torch.tensor(preference.vector(seen.objectives), dtype=torch.float64).expand_as(seen.rewards)
 
 
-def _begun(t: Trial, preference: Preference) -> Any:
+def begun(t: Trial, preference: Preference) -> Any:
     return t.review.call(f"init with {shown(preference)}", "return the first state", t.plugin.init, preference)
 
 
-def _watched(t: Trial, hook: str, about: str, *arguments: Any) -> Any:
+def watched(t: Trial, hook: str, about: str, *arguments: Any) -> Any:
     """What the hook returns for copies of the arguments, which it must leave as they are."""
     given = deepcopy(arguments)
     tried = f"{hook}, {about}"
@@ -262,7 +262,7 @@ def _rolled(seen: Round) -> Round:
     )
 
 
-def _through_json(state: Mapping[str, Any]) -> Any:
+def through_json(state: Mapping[str, Any]) -> Any:
     """With its keys sorted, as a file may have them; None where it is no JSON."""
     try:
         return json.loads(json.dumps(state, allow_nan=False, sort_keys=True))
@@ -275,9 +275,8 @@ def _same(before: Any, after: Any) -> bool:
 
     if isinstance(before, torch.Tensor):
         return bool(torch.isclose(before, after, rtol=0, atol=0, equal_nan=True).all())
-    if isinstance(before, Round):
-        names = ("rewards", "groups", "start", "gram")
-        return all(_same(getattr(before, name), getattr(after, name)) for name in names)
+    if is_dataclass(before):
+        return all(_same(getattr(before, each.name), getattr(after, each.name)) for each in fields(before))
     return bool(before == after)
 
 

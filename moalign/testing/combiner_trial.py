@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from moalign.api import Batch, Combiner, MoalignError, PairTerms, Preference, PreferenceError
@@ -59,7 +59,7 @@ class Trial:
         import torch
 
         wanted = self.plugin.needs(preference) | ({"margins"} if scored or margins else set())
-        return made_up(
+        batch = made_up(
             prompts=self.prompts,
             tokens=self.tokens,
             preference=list(preference.values.values()),
@@ -68,6 +68,12 @@ class Trial:
             seed=self.seed,
             dtype=dtype or torch.float64,
         )
+        return batch if scored or not self.plugin.merges_judges else _judged_by_several(batch, self.seed)
+
+    @property
+    def scalarises(self) -> bool:
+        """Whether the rule says what a response's rewards are worth by themselves."""
+        return type(self.plugin).scalarise is not Combiner.scalarise
 
     def terms(self, tried: str, batch: Batch) -> PairTerms:
         """Checked for shape and finiteness, with the inputs watched."""
@@ -80,8 +86,12 @@ class Trial:
         written = changed_fields(batch, given)
         change = "compute new tensors; write into none that was handed over"
         self.review.require(not written, tried, f"{', '.join(written)} changed during the call", change)
-        scored = bool((batch.pair_objective < 0).all())
-        for name in ("scale", "margin", "weight", *(["difference"] if scored else [])):
+        names = ["scale", "margin", "weight"]
+        if batch.preferred is None and bool((batch.pair_objective < 0).all()):
+            names.append("difference")
+        if getattr(terms, "reversed", None) is not None:
+            names.append("reversed")
+        for name in names:
             self._check_term(tried, name, getattr(terms, name, None), batch)
         return terms
 
@@ -118,6 +128,32 @@ class Trial:
         change = "reduce over the last dimension, the objectives, and over no other: [..., M] -> [...]"
         self.review.require(good, tried, f"a result of {found} where {list(wanted)} was due", change)
         return value
+
+
+def judged_by(batch: Batch) -> Tensor:
+    """[P,M]: whether the objective judged the pair."""
+    import torch
+
+    if batch.preferred is not None:
+        return batch.preferred.isfinite()
+    return batch.pair_objective[:, None] == torch.arange(batch.preference.shape[1])
+
+
+def total_weight(terms: PairTerms) -> Tensor:
+    """Of each pair, both ways round; [P]."""
+    return terms.weight if terms.reversed is None else terms.weight + terms.reversed
+
+
+def _judged_by_several(batch: Batch, seed: int) -> Batch:
+    """The pairs, each for all its judges: the one that it had prefers its first response, others what they like."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    shape = len(batch.pairs), batch.preference.shape[1]
+    found = torch.tensor([0.0, 1.0, 0.5, torch.nan])[torch.randint(4, shape, generator=generator)]
+    found.scatter_(1, batch.pair_objective[:, None], 1.0)
+    nobody = torch.full_like(batch.pair_objective, -1)
+    return replace(batch, pair_objective=nobody, preferred=found.to(batch.preference))
 
 
 def _preferences(count: int) -> Iterator[Preference]:

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from moalign.api import Preference
 from moalign_plugins.combiners._gradients import OverGradients
-from moalign_plugins.combiners._preferences import needs_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,11 +32,10 @@ class CAGrad(OverGradients):
 
     requires: ClassVar[Mapping[str, str]] = {name: "moalign[cagrad]" for name in ("torchjd", "cvxpy", "clarabel")}
 
+    called: ClassVar[str] = "cagrad"
+
     radius: float = Field(default=0.5, ge=0, lt=1)
     """how far from the weighted sum, as a share of its length; the paper's c"""
-
-    def check(self, preference: Preference) -> None:
-        needs_weights(preference, "cagrad")
 
     def shares(self, gram: Tensor) -> Tensor:
         from torchjd.aggregation import CAGradWeighting

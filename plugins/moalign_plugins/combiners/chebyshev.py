@@ -22,6 +22,10 @@ class Chebyshev(TowardsIdeal):
     A weighted sum only ever picks corners of the convex hull of the responses; this picks any that is not dominated, as
     long as rewards stay below the ideal. It is taken of each response, and -max is concave: the mean that is maximised
     is at most the u of the mean rewards.
+
+    On labelled pairs max_k w_k (L_k - ideal_loss_k) is minimised, over the objectives' mean losses: each step follows
+    w_k grad L_k of the objective that is worst in it, the exact gradient where one is (equal ones share it, a
+    subgradient). See OverLosses.
     """
 
     called: ClassVar[str] = "chebyshev"

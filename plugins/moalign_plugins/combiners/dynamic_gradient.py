@@ -51,7 +51,7 @@ class DynamicGradient(Combiner):
     def observe(self, state: Mapping[str, Any], seen: Round) -> Mapping[str, Any]:
         first = seen.start.new_tensor(state["first"])
         counts = first > 0
-        gram = wanted_products(seen, counts)
+        gram = wanted_products(seen.gram, seen.start, counts)
         if self.max_norm is not None:
             gram = shortened(gram, self.max_norm)
         weights = self._weights(state, seen.start)

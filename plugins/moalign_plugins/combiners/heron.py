@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from moalign.api import Combiner, Preference
+from moalign_plugins.combiners._in_order import decided, levels_of
 from moalign_plugins.combiners._preferences import needs_weights
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class HERON(Combiner):
     Two responses are compared by the objective of the largest weight; only where that differs by no more than the
     margin, by the next. Objectives of equal weight are compared by their mean, those without weight never. The paper
     trains a reward model on the decided pairs; here they are counted. With a margin comparisons may go in circles.
+    Pairs from files are decided by "heron-pairs".
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"groups"})
@@ -45,27 +47,12 @@ class HERON(Combiner):
         signal = torch.zeros_like(rewards[:, 0])
         for group in groups.unique():
             rows = (groups == group).nonzero().squeeze(1)
-            levels = _levels(rewards, preference[rows[0]])
+            levels = levels_of(rewards, preference[rows[0]])
             margins = self.margin * (levels.std(0) if len(levels) > 1 else torch.zeros_like(levels[0]))
             signal[rows] = _won(levels[rows], margins) / max(len(rows) - 1, 1)
         return signal
 
 
-def _levels(rewards: Tensor, weights: Tensor) -> Tensor:
-    """The mean reward of the objectives of each weight above 0, the largest weight first; [N,L]."""
-    import torch
-
-    values = [value for value in weights.unique().flip(0) if value > 0]
-    return torch.stack([rewards[:, weights == value].mean(1) for value in values], dim=1)
-
-
 def _won(levels: Tensor, margins: Tensor) -> Tensor:
     """Comparisons won less those lost, [G,L] and [L] -> [G]."""
-    import torch
-
-    verdict = torch.zeros(len(levels), len(levels), dtype=levels.dtype)
-    for level, margin in zip(levels.unbind(1), margins, strict=True):
-        difference = level[:, None] - level[None, :]
-        decided = difference.sign() * (difference.abs() > margin)
-        verdict = verdict.where(verdict != 0, decided)
-    return verdict.sum(1)
+    return decided(levels[:, None] - levels[None, :], margins).sum(1)

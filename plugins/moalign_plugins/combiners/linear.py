@@ -21,8 +21,14 @@ class Linear(Combiner):
 
     Scale is 1 and margin 0: a pairwise loss sees each judgement as it is, and the losses of the objectives are summed
     with their weights (a pair that no single objective judged counts once). Regression losses get the scalarised reward
-    difference, those on sampled responses the scalarised reward. Directions work too (a unit vector v with components
-    of any sign, DPA, arXiv 2402.18571); with a negative component only where no pair is labelled by that objective.
+    difference, those on sampled responses the scalarised reward.
+
+    For labelled pairs this is a weighted sum of losses, as MPO (arXiv 2411.10442) has it of several losses; here it is
+    one loss, on the pairs of each objective: sum_k w_k (n_k / P) L_k, L_k the mean loss of the n_k of P pairs that k
+    judged, so that an objective with more pairs counts more. "chebyshev" and its kin weigh the L_k themselves.
+
+    Directions work too (a unit vector v with components of any sign, DPA, arXiv 2402.18571); with a negative component
+    only where no pair is labelled by that objective.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"labelled", "scored", "groups"})

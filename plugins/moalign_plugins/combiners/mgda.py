@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from moalign.api import Preference
 from moalign_plugins.combiners._gradients import OverGradients
-from moalign_plugins.combiners._preferences import needs_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,14 +31,13 @@ class MGDA(OverGradients):
     the others. Frank-Wolfe (arXiv 1810.04650, algorithm 2) by torchjd: exact for two objectives.
     """
 
+    called: ClassVar[str] = "mgda"
+
     normalise: bool = True
     """bring every gradient to length 1 first, so that the unit of a reward does not matter; an objective without a
     gradient in a round then has no weight in it"""
     iterations: int = Field(default=1000, ge=1)
     """the most steps of Frank-Wolfe, of about 30 microseconds each; three or more objectives may need them"""
-
-    def check(self, preference: Preference) -> None:
-        needs_weights(preference, "mgda")
 
     def scales(self, preference: Tensor) -> Tensor:
         return 1 / preference

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from moalign.api import Batch, Combiner, PairTerms, PluginError, Preference, PreferenceError, pair_preference
+from moalign.api import Batch, Combiner, PairTerms, Preference, PreferenceError
+from moalign_plugins.combiners._margins import margins_needed, terms_with_margins
+from moalign_plugins.combiners._scalarised import weighted_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,8 +17,6 @@ REGISTRATION = {
     "summary": "multi-objective DPO: the other objectives' rewards enter as a margin",
     "paper": "arXiv:2310.03708",
 }
-
-_SMALLEST = 1e-20  # weight by which margins are divided
 
 
 class MODPO(Combiner):
@@ -40,39 +40,10 @@ class MODPO(Combiner):
             raise PreferenceError(f"combiner 'modpo' divides by the weights of objectives; it has no {preference.kind}")
 
     def needs(self, preference: Preference) -> frozenset[str]:
-        carrying = sum(value > 0 for value in preference.values.values())
-        return frozenset({"margins"}) if carrying > 1 else frozenset()
+        return margins_needed(preference)
 
     def pair_terms(self, batch: Batch) -> PairTerms:
-        import torch
-
-        judge = batch.pair_objective[:, None]
-        if bool((judge < 0).any()):
-            raise PluginError("combiner 'modpo' needs to know which objective judged a pair; combine with 'linear'")
-        preference = pair_preference(batch)
-        own = preference.gather(1, judge).squeeze(1)
-        counts = own >= _SMALLEST
-        others = preference.scatter(1, judge, 0.0) * counts[:, None]
-        safe = torch.where(counts, own, torch.ones_like(own))
-        _refuse_unknown(batch, others)
-        margin = torch.zeros_like(own) if batch.margins is None else self.scalarise(batch.margins, others) / safe
-        return PairTerms(scale=1 / safe, margin=margin, weight=own * counts)
+        return terms_with_margins(batch, batch.margins, "modpo")
 
     def scalarise(self, rewards: Tensor, preference: Tensor) -> Tensor:
-        return (rewards.masked_fill(preference == 0, 0.0) * preference).sum(-1)
-
-
-def _refuse_unknown(batch: Batch, weights: Tensor) -> None:
-    """Raise PluginError where a margin that carries weight (``weights`` [P,M]) is missing or not finite."""
-    carries = weights != 0
-    if batch.margins is None:
-        if bool(carries.any()):
-            raise PluginError("combiner 'modpo' needs the margins of the other objectives, and the batch has none")
-        return
-    unknown = carries & ~batch.margins.isfinite()
-    if bool(unknown.any()):
-        pair, objective = unknown.nonzero()[0].tolist()
-        raise PluginError(
-            f"combiner 'modpo': the margin of objective {objective} is unknown for pair {pair} of the batch, and the "
-            f"preference gives it the weight {float(pair_preference(batch)[pair, objective]):g}"
-        )
+        return weighted_sum(rewards, preference)

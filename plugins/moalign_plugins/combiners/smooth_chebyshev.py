@@ -24,6 +24,10 @@ class SmoothChebyshev(TowardsIdeal):
 
     Below Chebyshev's u by at most t log n for n objectives with weight, and equal to it as t goes to 0. As t grows,
     u + t log n goes to minus the mean of the weighted shortfalls, which ranks as the weighted sum does.
+
+    On labelled pairs t log sum_k exp(w_k (L_k - ideal_loss_k) / t) is minimised, over the objectives' mean losses: each
+    step follows sum_k p_k w_k grad L_k, p the softmax of w_k (L_k - ideal_loss_k) / t at the losses of that very step.
+    See OverLosses; the paper's mu is t.
     """
 
     called: ClassVar[str] = "smooth-chebyshev"

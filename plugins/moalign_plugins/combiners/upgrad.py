@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from moalign.api import Preference
 from moalign_plugins.combiners._gradients import OverGradients
-from moalign_plugins.combiners._preferences import needs_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,8 +30,7 @@ class UPGrad(OverGradients):
 
     requires: ClassVar[Mapping[str, str]] = {name: "moalign[torchjd]" for name in ("torchjd", "qpsolvers", "quadprog")}
 
-    def check(self, preference: Preference) -> None:
-        needs_weights(preference, "upgrad")
+    called: ClassVar[str] = "upgrad"
 
     def shares(self, gram: Tensor) -> Tensor:
         import torch

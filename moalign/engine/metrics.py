@@ -10,13 +10,17 @@ from torch import Tensor
 
 from moalign.types import Batch
 
+OF_PAIRS = ("loss", "margin", "accuracy", "ranking_accuracy", "better_tokens", "worse_tokens")
+
 
 class StepMetrics:
     """Sums over passes; ``summary`` gives means. ``loss`` is what is minimised: pairs count with their weight.
 
     Per objective k, over the pairs that k judged (or, for scored pairs, over all): ``loss``, ``margin`` (implicit
     reward of the better minus that of the worse response, beta * log-ratio difference), ``accuracy`` (share of pairs
-    whose better response has the larger log-ratio; equal counts a half). ``kl_estimate`` is the mean over rows of
+    whose better response has the larger log-ratio; equal counts a half), ``ranking_accuracy`` (share whose better
+    response has the larger log-probability itself, arXiv 2405.19534; not where nobody reads log-probabilities),
+    ``better_tokens`` and ``worse_tokens`` (mean lengths of the two). ``kl_estimate`` is the mean over rows of
     exp(-a) - 1 + a summed over tokens (a: token log-ratio): an estimate of KL(policy || reference) on the batch's
     responses, exact in expectation only for the policy's own samples. ``entropy``, where the loss needs it: the mean
     over response tokens.
@@ -29,7 +33,7 @@ class StepMetrics:
         self._kl: list[Tensor] = []
         self._loss: list[Tensor] = []
         self._entropy: list[Tensor] = []
-        self._per_objective: list[list[Tensor]] = [[] for _ in objectives]  # each [rows, 3]: loss, margin, accuracy
+        self._per_objective: list[list[Tensor]] = [[] for _ in objectives]  # each [rows, 6], as OF_PAIRS names them
 
     @torch.no_grad()
     def add(self, batch: Batch, losses: Tensor, weight: Tensor, beta: float) -> None:
@@ -44,15 +48,22 @@ class StepMetrics:
             self._kl.append(((-log_ratio).clamp(max=20.0).expm1() + log_ratio).sum(-1))
             ratios = log_ratio.sum(-1)
             difference = ratios[batch.pairs[:, 0]] - ratios[batch.pairs[:, 1]]
+        first, second = batch.pairs.unbind(1)
+        sums, tokens = batch.logps.detach().sum(-1), batch.mask.sum(-1)
+        both = torch.stack([difference, sums[first] - sums[second]])
+        lengths = torch.stack([tokens[first], tokens[second]])
+        half = both.new_tensor(0.5)
         for index in range(len(self.objectives)):
             sign = (batch.pair_objective == index).to(difference)
             if batch.margins is not None:
                 scored = (batch.pair_objective == -1) & torch.isfinite(batch.margins[:, index])
                 sign = torch.where(scored, batch.margins[:, index].nan_to_num().sign(), sign)
             judged = sign != 0
-            better = (difference * sign)[judged]
-            accuracy = (better > 0).float() + 0.5 * (better == 0).float()
-            self._per_objective[index].append(torch.stack([losses[judged], beta * better, accuracy], -1))
+            better = (both * sign)[:, judged]
+            right = torch.heaviside(better, half)  # NaN where it is NaN
+            turned = torch.where(sign > 0, lengths, lengths.flip(0))[:, judged]
+            columns = [torch.stack([losses[judged], beta * better[0]]), right, turned]
+            self._per_objective[index].append(torch.cat(columns).T)
 
     def summary(self) -> dict[str, Any]:
         """JSON-able means; an objective without pairs in this step has no columns."""
@@ -64,13 +75,14 @@ class StepMetrics:
         if self._kl:
             result["kl_estimate"] = number(torch.cat(self._kl).mean().item())
         for name, parts in zip(self.objectives, self._per_objective, strict=True):
-            values = torch.cat(parts) if parts else torch.empty(0, 3)
+            values = torch.cat(parts) if parts else torch.empty(0, len(OF_PAIRS))
             if len(values):
-                loss, margin, accuracy = values.mean(0).tolist()
-                result[f"{name}/loss"] = number(loss)
-                if self._kl:  # without a reference there is no log-ratio to speak of
-                    result[f"{name}/margin"] = number(margin)
-                    result[f"{name}/accuracy"] = number(accuracy)
+                means = dict(zip(OF_PAIRS, values.mean(0).tolist(), strict=True))
+                if not self._kl:  # without a reference there is no log-ratio to speak of
+                    del means["margin"], means["accuracy"]
+                if math.isnan(means["ranking_accuracy"]):
+                    del means["ranking_accuracy"]
+                result |= {f"{name}/{what}": number(mean) for what, mean in means.items()}
         return result
 
 

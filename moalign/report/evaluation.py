@@ -22,6 +22,8 @@ def tables(found: Found) -> list[Table]:
         shown.append(_pairs(found))
     if found.get("samples"):
         shown.append(_samples(found))
+        shown += [_rewards(found)] if found["rewards"] else []
+        shown += [_bounds(found)] if found["proxies"] else []
     return shown
 
 
@@ -31,7 +33,6 @@ def lines(found: Found) -> list[str]:
         *_about_pairs(found),
         *_about_samples(found),
         *_curves(found),
-        *_bounds(found),
         *_balances(found),
         *_distances(found),
         *_conflicts(found),
@@ -76,29 +77,54 @@ def _explicit(found: Found, name: str) -> bool:
 
 def _samples(found: Found) -> Table:
     table = _table("policy")
-    for column in ("KL", "√KL", "χ²", "samples it\nrests on", "tokens", "cut off"):
+    for column in ("KL", "√KL", "χ²", "samples it rests on", "tokens", "cut off"):
         table.add_column(column, justify="right")
-    for name in found["rewards"]:
-        table.add_column(Text(wording.printable(name, 16)), justify="right")
-        table.add_column("for a\ntoken more", justify="right")
     for policy, told in found["policies"].items():
         chi2, length = told["chi2"], told["lengths"]
-        cells = [
+        table.add_row(
+            Text(wording.printable(policy)),
             wording.measure(told["kl"], told["kl_stderr"]),
             wording.number(told["kl_root"]),
-            ("> " if chi2["dominated"] else "") + wording.number(chi2["value"]),
+            ("> " if policy in _few(found) else "") + wording.number(chi2["value"]),
             f"{chi2['effective_samples']:.0f} of {chi2['samples']}",
-            f"{length['mean']:.1f}" + ("" if length["deviation"] is None else f" sd {length['deviation']:.1f}"),
+            f"{length['mean']:.1f}" + ("" if length["deviation"] is None else f" (sd {length['deviation']:.1f})"),
             wording.percent(length["truncated"]),
-        ]
-        for name in found["rewards"]:
-            mean, slope = told["rewards"][name], told["slopes"][name]
-            cells += [
-                wording.number(None) if mean is None else wording.measure(mean["value"], mean["stderr"]),
-                wording.number(None) if slope is None else wording.measure(slope["value"], slope["stderr"]),
-            ]
+        )
+    return table
+
+
+def _rewards(found: Found) -> Table:
+    table = _table("policy")
+    for name in found["rewards"]:
+        table.add_column(Text(wording.printable(name, 16)), justify="right")
+        table.add_column("for a token more", justify="right")
+    for policy, told in found["policies"].items():
+        cells = [_figure(told[key][name]) for name in found["rewards"] for key in ("rewards", "slopes")]
         table.add_row(Text(wording.printable(policy)), *cells)
     return table
+
+
+def _bounds(found: Found) -> Table:
+    """What a proxy's gain promises of the gold reward, beside what was measured."""
+    table = _table("policy")
+    for column in ("proxy", "it gains", "correlation", f"{found['gold']} at least", "measured"):
+        table.add_column(Text(wording.printable(column, 24)), justify="right")
+    for policy, told in found["policies"].items():
+        for proxy, bound in told["bounds"].items():
+            keys = ("proxy_gain", "correlation", "gold_gain_at_least", "gold_gain")
+            cells = [wording.number(None if bound is None else bound[key]) for key in keys]
+            if policy != "base":
+                table.add_row(Text(wording.printable(policy)), Text(wording.printable(proxy, 16)), *cells)
+    return table
+
+
+def _figure(figure: Mapping[str, Any] | None) -> str:
+    return wording.number(None) if figure is None else wording.measure(figure["value"], figure["stderr"])
+
+
+def _few(found: Found) -> list[str]:
+    """The candidates whose chi2 is a matter of few samples."""
+    return [name for name, told in found["policies"].items() if name != "base" and told["chi2"]["dominated"]]
 
 
 def _table(first: str) -> Table:
@@ -135,10 +161,10 @@ def _about_samples(found: Found) -> Iterator[str]:
         f"{samples['each']} samples of each of {samples['prompts']} prompts ({samples['from']}), temperature 1. "
         "for a token more: slope of the reward over length within prompts"
     )
-    few = [name for name, told in found["policies"].items() if told["chi2"]["dominated"]]
+    few = _few(found)
     if few:
         yield (
-            f"χ² of {_listed(few)} rests on fewer than 10 samples: it is too small, and a bound that uses it too good; "
+            f"χ² of {_listed(few)} rests on fewer than 10 samples: it is likely too small, and a bound by it too good; "
             "take more --samples"
         )
 
@@ -150,25 +176,8 @@ def _curves(found: Found) -> Iterator[str]:
             continue
         peak = "" if curve["peak_kl"] is None else f"; highest at KL {wording.number(curve['peak_kl'])}"
         both = f"a {wording.number(curve['a'])}, b {wording.number(curve['b'])}"
-        yield (
-            f"{name} over x = √KL: gains a x - b x log x with {both}, misses {wording.number(curve['residual'])}{peak}; "
-            f"{curve['note']}"
-        )
-
-
-def _bounds(found: Found) -> Iterator[str]:
-    for policy, told in found["policies"].items():
-        for proxy, bound in (told.get("bounds") or {}).items():
-            if policy == "base":
-                continue
-            if bound is None:
-                yield f"{policy}: no bound of {found['gold']} by {proxy}; one of them does not vary within prompts"
-                continue
-            yield (
-                f"{policy}: {proxy} gains {wording.number(bound['proxy_gain'])} and correlates "
-                f"{wording.number(bound['correlation'])} with {found['gold']} under the base, which promises "
-                f"{wording.number(bound['gold_gain_at_least'])} at least; measured {wording.number(bound['gold_gain'])}"
-            )
+        missed = wording.number(curve["residual"])
+        yield f"{name} over x = √KL: gains a x - b x log x with {both}, misses {missed}{peak}; {curve['note']}"
 
 
 def _balances(found: Found) -> Iterator[str]:

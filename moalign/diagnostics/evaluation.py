@@ -86,11 +86,11 @@ def _of_policies(
         settings = settings.model_copy(update={"samples": question.samples})
     seed = config.seed if question.seed is None else question.seed
     read = readings(model, slots, material, rewards, settings, seed)
+    explicit = {} if material.pairs is None else {name: material.scored(each) for name, each in rewards.scorers.items()}
     conflicts: dict[str, Any] = {}
     if len(config.objective_names) > 1:
         say("taking gradients")
-        conflicts = _conflicts(archive, model, slots, registry, material, read, missing)
-    explicit = {} if material.pairs is None else {name: material.scored(each) for name, each in rewards.scorers.items()}
+        conflicts = _conflicts(archive, model, slots, registry, material.with_rewards(explicit), read, missing)
     told = {
         name: policies.of_policy(each, read[BASE], material.pairs, explicit, rewards.names, question)
         | {"conflict": conflicts.get(name)}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moalign.config import Config, ObjectiveSettings
-from moalign.data.dataset import PairDataset
+from moalign.data.dataset import PairDataset, with_rewards
 from moalign.data.loading import read_file
 from moalign.data.pairing import labelled
 from moalign.data.tokenise import Tokeniser
@@ -80,6 +80,16 @@ class Material:
         """Rewards [N] of the responses in the pairs, NaN where unknown."""
         assert self.pairs is not None
         return scorer.score(self.pairs.samples).values
+
+    def with_rewards(self, known: Mapping[str, NDArray[np.float64]]) -> Material:
+        """The same pairs with these rewards [N] of their responses, by name, in place of the data's own."""
+        if self.pairs is None:
+            return self
+        rewards = np.array(self.pairs.rewards)
+        for index, name in enumerate(self.pairs.objectives):
+            if name in known:
+                rewards[:, index] = known[name]
+        return replace(self, pairs=with_rewards(self.pairs, rewards))
 
 
 def absent(archive: Archive, question: Question) -> str | None:

@@ -60,7 +60,7 @@ class StepMetrics:
                 sign = torch.where(scored, batch.margins[:, index].nan_to_num().sign(), sign)
             judged = sign != 0
             better = (both * sign)[:, judged]
-            right = torch.heaviside(better, half)  # NaN where it is NaN
+            right = torch.heaviside(better, half) + 0 * better  # what is NaN stays NaN
             turned = torch.where(sign > 0, lengths, lengths.flip(0))[:, judged]
             columns = [torch.stack([losses[judged], beta * better[0]]), right, turned]
             self._per_objective[index].append(torch.cat(columns).T)

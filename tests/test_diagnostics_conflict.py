@@ -58,7 +58,7 @@ def judged(vocabulary: int) -> PairDataset:
     )
 
 
-def by_hand(model: LanguageModel, dataset: PairDataset, slot: str, objective: int, beta: float, regress: bool):
+def by_hand(model, dataset, slot, objective, beta, regress):
     """The gradient of the mean loss, each response in a pass of its own, from the model's logits."""
     factors = [each for layer in lora.layers(model.policy) for each in (layer.lora_A[slot], layer.lora_B[slot])]
     weights = [each.weight.detach().clone().requires_grad_(True) for each in factors]
@@ -80,7 +80,7 @@ def by_hand(model: LanguageModel, dataset: PairDataset, slot: str, objective: in
     return torch.cat([each.flatten() for each in torch.autograd.grad(total / number, weights)]).double()
 
 
-def logp(model, ids, prompt: int, adapted: bool, slot: str, weights) -> torch.Tensor:
+def logp(model, ids, prompt, adapted, slot, weights):
     """The log-probability of the response, with the adapter's update added by a hook of each layer's own."""
     hooks = []
     with lora.active(model.policy, None):

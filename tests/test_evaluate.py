@@ -19,7 +19,7 @@ from moalign.diagnostics.question import Question, rewards_of
 from moalign.errors import ConfigError, DataError, RunError, UserError
 from moalign.sweeps import journal
 
-LETTERS = PluginChoice(name="regex", pattern="[a-c]")
+LETTERS = PluginChoice.model_validate({"name": "regex", "pattern": "[a-c]"})
 REWARDS = {"helpful": PluginChoice(name="length"), "gold": LETTERS}
 
 

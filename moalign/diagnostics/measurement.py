@@ -73,7 +73,7 @@ def readings(
     sampled: Sequence[Sampled | None] = [None] * len(adapters)
     if material.asked:
         sampled = _sampled(model, adapters, material, rewards, settings, seed)
-    return {name: Reading(*each) for name, *each in zip(names, pairs, sampled, strict=True)}
+    return {name: Reading(*both) for name, both in zip(names, zip(pairs, sampled, strict=True), strict=True)}
 
 
 def _pairs(model: LanguageModel, adapters: Sequence[str | None], material: Material) -> Sequence[PairLogps | None]:

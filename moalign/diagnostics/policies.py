@@ -101,11 +101,11 @@ def _explicit(
     for name, (mine, groups) in _judged(pairs).items():
         own = {}
         for reward in dict.fromkeys((name, question.gold)):
-            if reward in rewards:
+            if reward is not None and reward in rewards:
                 values = rewards[reward][pairs.pairs[mine]]
                 differences = values[:, 0] - values[:, 1]
                 known = np.isfinite(differences)
-                kept = [group for group, keep in zip(groups, known, strict=True) if keep]
+                kept = _kept(groups, known)
                 own[reward] = {
                     "pairs": int(known.sum()),
                     "accuracy": _figure(measures.accuracy(differences[known], kept)) if kept else None,
@@ -141,8 +141,11 @@ def _mean(values: Array, prompts: Sequence[int]) -> Figure | None:
     known = np.isfinite(values)
     if not known.any():
         return None
-    kept = [prompt for prompt, keep in zip(prompts, known, strict=True) if keep]
-    return _figure(standard_error_clustered(values[known], kept))
+    return _figure(standard_error_clustered(values[known], _kept(prompts, known)))
+
+
+def _kept(items: Sequence[Any], known: NDArray[np.bool_]) -> list[Any]:
+    return [item for item, keep in zip(items, known.tolist(), strict=True) if keep]
 
 
 def _distances(sampled: Sampled, rewards: Sequence[str]) -> list[list[float]] | None:
@@ -156,8 +159,8 @@ def _known(sampled: Sampled, rewards: Sequence[str]) -> tuple[Array, list[int]]:
     if not rewards:
         return np.empty((0, 0)), []
     table = np.stack([sampled.rewards[name] for name in rewards], axis=1)
-    known = np.isfinite(table).all(1)
-    return table[known], [prompt for prompt, keep in zip(sampled.prompts, known, strict=True) if keep]
+    known: NDArray[np.bool_] = np.asarray(np.isfinite(table).all(1))
+    return table[known], _kept(sampled.prompts, known)
 
 
 def _chi2(found: proxies.ChiSquared) -> dict[str, Any]:
@@ -204,8 +207,9 @@ def _balance(sampled: Sampled, question: Question, rewards: Sequence[str]) -> di
         table, prompts = _known(sampled, (proxy, question.gold))
         if not len(table):
             continue
-        known = np.isfinite(np.stack([sampled.rewards[proxy], sampled.rewards[question.gold]], axis=1)).all(1)
-        answers = [text for text, keep in zip(sampled.answers, known, strict=True) if keep]
+        answers = _kept(
+            sampled.answers, np.isfinite(sampled.rewards[proxy]) & np.isfinite(sampled.rewards[question.gold])
+        )
         about = (table[:, 0], table[:, 1] >= question.correct, prompts, answers)
         swept = balance.sweep(*about, balance.grid(table[:, 0]), question.wished)
         threshold, best = balance.best(swept)

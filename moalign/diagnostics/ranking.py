@@ -67,7 +67,7 @@ def idealised(reference_ranks: ArrayLike, beta: float, share: ArrayLike = SHARE)
     if not beta > 0:
         raise MoalignError(f"beta {beta}: the idealised policy exists for a beta above 0")
     if not ((given >= 0) & (given <= 1)).all():
-        raise MoalignError(f"share {share}: the share of annotators is a probability, such as {SHARE}")
+        raise MoalignError(f"share {given}: the share of annotators is a probability, such as {SHARE}")
     with np.errstate(divide="ignore"):
         odds = np.log(given) - np.log1p(-given)
     return np.asarray(np.asarray(reference_ranks, dtype=np.float64) + odds / beta)

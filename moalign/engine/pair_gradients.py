@@ -48,7 +48,7 @@ def gradient_products(
     The loss is the objective's own for k alone: scale and weight 1, margin 0, and of reward differences that of k.
     ``stack``: of which the slot is one; its gradients are zero before and after.
     """
-    found = []
+    found: list[Tensor | None] = []
     for index in range(len(dataset.objectives)):
         pairs = pairs_of(dataset, index, "margins" in objective.wants)
         if len(pairs):

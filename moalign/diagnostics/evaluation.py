@@ -100,7 +100,7 @@ def _of_policies(
         "pairs": policies.of_pairs(material, read[BASE], question),
         "samples": None
         if read[BASE].sampled is None
-        else {"prompts": len(material.asked), "each": settings.samples, "temperature": 1.0, "from": material.source},
+        else {"of_prompts": len(material.asked), "each": settings.samples, "temperature": 1.0, "from": material.source},
         "left_out": dict(material.counts),
         "policies": told,
     }

@@ -158,7 +158,7 @@ def _about_samples(found: Found) -> Iterator[str]:
     if not samples:
         return
     yield (
-        f"{samples['each']} samples of each of {samples['prompts']} prompts ({samples['from']}), temperature 1. "
+        f"{samples['each']} samples of each of {samples['of_prompts']} prompts ({samples['from']}), temperature 1. "
         "for a token more: slope of the reward over length within prompts"
     )
     few = _few(found)

@@ -18,6 +18,7 @@ from moalign.commands import data as data_commands
 from moalign.commands import plugins as plugin_commands
 from moalign.commands import reward_model as reward_model_commands
 from moalign.commands.compare import compare
+from moalign.commands.evaluate import evaluate
 from moalign.commands.export import export
 from moalign.commands.generate import generate
 from moalign.commands.select import select
@@ -163,7 +164,7 @@ def write_report(run_directory: Run) -> None:
     Console().print(f"{run_directory / 'front.png'}\n{run_directory / 'report.html'}", highlight=False)
 
 
-for command in (select, compare, generate, export):
+for command in (select, compare, evaluate, generate, export):
     app.command()(command)
 
 

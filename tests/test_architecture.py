@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("decode",),
     ("sweeps",),
     ("reward_models",),
-    ("report", "demo", "progress", "testing"),
+    ("diagnostics", "report", "demo", "progress", "testing"),
     ("commands", "python"),
     ("cli", "__init__"),
     ("__main__",),

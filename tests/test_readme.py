@@ -59,9 +59,12 @@ def test_the_python_block_works(first_run):
 
 
 def test_the_front_is_used(first_run):
-    """Without the data, which nothing of this needs."""
+    """Without the data, which nothing of this needs but what runs candidates on it."""
+    select, evaluate, *others = blocks("bash")[2].splitlines()
+    evaluated = shell(evaluate, first_run, COLUMNS="120")
+    assert evaluated.returncode == 0 and "cosine of gradients on labelled pairs" in evaluated.stdout, evaluated.stderr
     (first_run / "pairs.jsonl").rename(first_run / "elsewhere.jsonl")
-    done = [shell(command, first_run) for command in blocks("bash")[2].splitlines()]
+    done = [shell(command, first_run) for command in (select, *others)]
     assert [one.returncode for one in done] == [0] * 5, "\n".join(one.stderr for one in done)
     selected, generated, adapter, merged, bundle = (one.stdout for one in done)
     assert "with harmless at least 0.4" in selected and generated.strip()

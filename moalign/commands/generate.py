@@ -77,10 +77,12 @@ def generate(
     if decoder is not None:
         from moalign.commands import decoded
 
-        speaker = decoded.opened(archive, decoder, settings or (), prefer or "", manner, base, device or _device())
+        speaker = decoded.opened(
+            archive, decoder, settings or (), prefer or "", manner, base, device or steered.device()
+        )
         steered.note(f"the decoder {decoder}")
     else:
-        model, tokenizer = steering.load(archive, mix, base=base, r=rank, device=device or _device())
+        model, tokenizer = steering.load(archive, mix, base=base, r=rank, device=device or steered.device())
         steered.say(mix)
         text = steering.text(archive, mix)
         if text:
@@ -125,12 +127,6 @@ def _check_decoder(
         raise ConfigError("--posterior: a decoder hears the candidates' adapters as they were trained; leave it out")
     elif top_p != 1:
         raise ConfigError("--top-p: a decoder says itself which tokens may come; leave it out")
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _leave(signum: int, frame: Any) -> NoReturn:

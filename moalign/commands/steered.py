@@ -71,5 +71,12 @@ def phase(what: str) -> None:
     console().print(f"[dim]{what} …[/]", highlight=False)
 
 
+def device() -> str:
+    """Where a model runs if nobody says: an accelerator if there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def console() -> Console:
     return Console(stderr=True)

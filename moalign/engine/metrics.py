@@ -10,6 +10,8 @@ from torch import Tensor
 
 from moalign.types import Batch
 
+OF_PAIRS = ("loss", "margin", "accuracy", "ranking_accuracy", "better_tokens", "worse_tokens")
+
 
 class StepMetrics:
     """Sums over passes; ``summary`` gives means. ``loss`` is what is minimised: pairs count with their weight.
@@ -17,7 +19,9 @@ class StepMetrics:
 
     Per objective k, over the pairs that k judged (or, for scored pairs, over all): ``loss``, ``margin`` (implicit
     reward of the better minus that of the worse response, beta * log-ratio difference), ``accuracy`` (share of pairs
-    whose better response has the larger log-ratio; equal counts a half). ``kl_estimate`` is the mean over rows of
+    whose better response has the larger log-ratio; equal counts a half), ``ranking_accuracy`` (share whose better
+    response has the larger log-probability itself, arXiv 2405.19534; not where nobody reads log-probabilities),
+    ``better_tokens`` and ``worse_tokens`` (mean lengths of the two). ``kl_estimate`` is the mean over rows of
     exp(-a) - 1 + a summed over tokens (a: token log-ratio): an estimate of KL(policy || reference) on the batch's
     responses, exact in expectation only for the policy's own samples. ``kl_mismatched``, where the loss needs it: the
     mean log-ratio of the responses behind prompts that they are not to. ``entropy``, where the loss needs it: the mean
@@ -36,7 +40,7 @@ class StepMetrics:
         self._kl: list[Tensor] = []
         self._loss: list[Tensor] = []
         self._entropy: list[Tensor] = []
-        self._per_objective: list[list[Tensor]] = [[] for _ in objectives]  # each [rows, 3]: loss, margin, accuracy
+        self._per_objective: list[list[Tensor]] = [[] for _ in objectives]  # each [rows, 6], as OF_PAIRS names them
 
     @torch.no_grad()
     def add(self, batch: Batch, losses: Tensor, weight: Tensor, beta: float) -> None:
@@ -55,6 +59,11 @@ class StepMetrics:
             self._kl.append(((-log_ratio).clamp(max=20.0).expm1() + log_ratio).sum(-1))
             ratios = log_ratio.sum(-1)
             difference = ratios[batch.pairs[:, 0]] - ratios[batch.pairs[:, 1]]
+        first, second = batch.pairs.unbind(1)
+        sums, tokens = batch.logps.detach().sum(-1), batch.mask.sum(-1)
+        both = torch.stack([difference, sums[first] - sums[second]])
+        lengths = torch.stack([tokens[first], tokens[second]])
+        half = both.new_tensor(0.5)
         for index in range(len(self.objectives)):
             sign = (batch.pair_objective == index).to(difference)
             if batch.margins is not None:
@@ -64,9 +73,11 @@ class StepMetrics:
                 sign = (batch.preferred[:, index].nan_to_num(0.5) - 0.5).sign().to(difference)
             own = losses if len(ways) == 1 else torch.where(sign < 0, ways[1], losses)
             judged = sign != 0
-            better = (difference * sign)[judged]
-            accuracy = (better > 0).float() + 0.5 * (better == 0).float()
-            self._per_objective[index].append(torch.stack([own[judged], beta * better, accuracy], -1))
+            better = (both * sign)[:, judged]
+            right = torch.heaviside(better, half) + 0 * better  # what is NaN stays NaN
+            turned = torch.where(sign > 0, lengths, lengths.flip(0))[:, judged]
+            columns = [torch.stack([own[judged], beta * better[0]]), right, turned]
+            self._per_objective[index].append(torch.cat(columns).T)
 
     def summary(self) -> dict[str, Any]:
         """JSON-able means; an objective without pairs in this step has no columns."""
@@ -83,13 +94,14 @@ class StepMetrics:
         if self.mismatched is not None:
             result["kl_mismatched"] = number(self.mismatched)
         for name, parts in zip(self.objectives, self._per_objective, strict=True):
-            values = torch.cat(parts) if parts else torch.empty(0, 3)
+            values = torch.cat(parts) if parts else torch.empty(0, len(OF_PAIRS))
             if len(values):
-                loss, margin, accuracy = values.mean(0).tolist()
-                result[f"{name}/loss"] = number(loss)
-                if self._kl:  # without a reference there is no log-ratio to speak of
-                    result[f"{name}/margin"] = number(margin)
-                    result[f"{name}/accuracy"] = number(accuracy)
+                means = dict(zip(OF_PAIRS, values.mean(0).tolist(), strict=True))
+                if not self._kl:  # without a reference there is no log-ratio to speak of
+                    del means["margin"], means["accuracy"]
+                if math.isnan(means["ranking_accuracy"]):
+                    del means["ranking_accuracy"]
+                result |= {f"{name}/{what}": number(mean) for what, mean in means.items()}
         return result
 
 

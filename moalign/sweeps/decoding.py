@@ -8,19 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from moalign import door, lora, preference
+from moalign import door, preference
 from moalign.api import Decoder
 from moalign.config import Config
 from moalign.decode import Decoding, Request
 from moalign.decode.processor import heard
-from moalign.engine import model as models
-from moalign.engine.model import LanguageModel
 from moalign.engine.rewards import Scorer
 from moalign.errors import ConfigError, PreferenceError
 from moalign.registry import Registry
-from moalign.sweeps import callables, neighbours, steering
+from moalign.sweeps import callables, neighbours, side_by_side, steering
 from moalign.sweeps.archive import Archive
 from moalign.sweeps.callables import RewardFunction
 from moalign.types import Preference, Sample
@@ -77,7 +73,7 @@ def open_decoding(
     if door.call(decoder, "responses") != 1:
         weighty = [each for each, weight in request.preference.items() if weight]
         judges = {each: _judge(each, config, registry, rewards or {}) for each in weighty}
-    model, slots = _load(archive, speakers, base, where)
+    model, slots = side_by_side.load(archive, speakers, base, where)
     return Decoding(decoder, request, model.policy, model.tokeniser.tokenizer, judges, slots)
 
 
@@ -111,31 +107,3 @@ def _judge(name: str, config: Config, registry: Registry, given: Mapping[str, Re
         return [None if math.isnan(score) else score for score in scorer.score(samples).values.tolist()]
 
     return judge
-
-
-def _load(
-    archive: Archive, wanted: Sequence[str], base: str | None, device: torch.device
-) -> tuple[LanguageModel, dict[str, str]]:
-    """The base with an adapter for each of ``wanted``, side by side, and the names under which it has them."""
-    for name in wanted:
-        archive.of_candidate(name)
-        steering.verified(archive, name, alone=True)
-    slots = {name: f"speaker-{number}" for number, name in enumerate(dict.fromkeys(wanted))}
-    with door.kept_generators():  # adapters are filled with random numbers before they are read
-        model = _filled(archive, slots, base, device)
-    model.policy.requires_grad_(False)
-    return model, slots
-
-
-def _filled(archive: Archive, slots: Mapping[str, str], base: str | None, device: torch.device) -> LanguageModel:
-    settings = archive.config.model.model_copy(update={"dtype": steering.precision(archive)})
-    with steering.elsewhere(base):
-        model = models.load(base or archive.base, settings, device)
-    steering.compare_bases(archive, model.fingerprint, base)
-    steering.compare_tokenizers(archive, model.tokenizer_fingerprint, base)
-    if slots:
-        lora.add_slots(model.policy, list(slots.values()))
-        for name, slot in slots.items():
-            lora.read(model.policy, slot, archive.directory / "candidates" / name, model.fingerprint)
-        lora.stack(model.policy, list(slots.values()))
-    return model

@@ -13,7 +13,7 @@ import numpy as np
 
 from moalign import storage
 from moalign.api import Reader
-from moalign.config import Shared
+from moalign.config import Config, Shared
 from moalign.data.across import across_prompts
 from moalign.data.dataset import PairDataset, drop_cut, drop_unrewarded, with_rewards
 from moalign.data.loading import read_file
@@ -69,9 +69,9 @@ def gather(plan: Plan, model: LanguageModel, warn: Callable[[str], None]) -> Mat
     training, held_out = records(plan.config, plan.readers, counts)
     tokeniser = model.tokeniser
     room = room_for(plan.conditioner, plan.objectives, tokeniser)
-    limit, whole = _longest_prompt(plan, room), plan.told_in_text and tokeniser.has_template
-    asked = _asked(tokeniser, _distinct_prompts(training), limit, counts, whole)
-    held_out_asked = _asked(tokeniser, _distinct_prompts(held_out), limit, counts, whole)
+    limit, whole = longest_prompt(plan.config, room), plan.told_in_text and tokeniser.has_template
+    asked = asked_prompts(tokeniser, distinct_prompts(training), limit, counts, whole)
+    held_out_asked = asked_prompts(tokeniser, distinct_prompts(held_out), limit, counts, whole)
     held_out_asked = held_out_asked[: plan.config.evaluate.prompts]
     if not held_out_asked:
         raise DataError("no held-out prompt is left to evaluate on", file=plan.config.data_paths[0])
@@ -135,14 +135,15 @@ def records(
     return training.records, held_out.records
 
 
-def _distinct_prompts(records: Sequence[Record]) -> list[Prompt]:
+def distinct_prompts(records: Sequence[Record]) -> list[Prompt]:
+    """Each once, in the order of the data."""
     seen: dict[str, Prompt] = {}
     for record in records:
         seen.setdefault(repr(record.prompt), record.prompt)
     return list(seen.values())
 
 
-def _asked(
+def asked_prompts(
     tokeniser: Tokeniser, prompts: Sequence[Prompt], limit: int, counts: Counter[str], whole: bool
 ) -> list[Asked]:
     """Prompts that the policy can be asked, with their ids, at most ``limit``; the rest is counted.
@@ -169,9 +170,8 @@ def _asked(
     return asked
 
 
-def _longest_prompt(plan: Plan, room: int) -> int:
+def longest_prompt(config: Config, room: int) -> int:
     """Tokens that leave room for a response, and ``room`` for what tells a preference, within data.max_length."""
-    config = plan.config
     response = max(config.evaluate.max_new_tokens, config.rollouts.max_new_tokens if config.rollouts else 0)
     if response + room >= config.data.max_length:
         beside = f" and {room} that tell a preference" if room else ""

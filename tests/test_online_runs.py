@@ -267,7 +267,7 @@ def test_a_loss_that_reduces_is_refused(workshop):
     [
         ({"rollouts": None}, "learns from responses that the policy samples; add rollouts"),
         ({"rollouts": ROLLOUTS | {"temperature": 0.7}}, "it must be 1"),
-        ({"combine": "modpo"}, "groups of sampled responses"),
+        ({"combine": "modpo"}, "groups of responses"),
         ({"model": {"lora": {"dropout": 0.1}}}, "their ratio would be noise, so it must be 0"),
     ],
 )

@@ -397,7 +397,7 @@ def test_responses_are_learned_behind_the_tags_of_their_own_rewards(tiny_model_p
         ({"name": "brain", "proposal": "sampler"}, {}, "'brain' learns from .* it needs old_logps"),
         ({"name": "adpo", "anchor": "sampler"}, {}, "'adpo' learns from .* it needs old_logps"),
         ("brain", {"combine": "mgda"}, "combine: 'mgda' reads inner products .* add rollouts"),
-        ("brain", {"combine": "modpo"}, "groups of sampled responses"),
+        ("brain", {"combine": "modpo"}, "groups of responses"),
         ("kto", {"train": {"pairs_per_step": 1}}, "train.pairs_per_step: loss 'kto' compares .*; 2 at least"),
         ("brain", {"condition": "soup"}, "asks for drawn preferences, and without rollouts"),
         ("kto", {"condition": {"name": "tags", "of": "rewards"}}, "compares it with the policy that sampled"),

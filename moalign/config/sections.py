@@ -133,7 +133,8 @@ class DataSettings(Section):
     malformed: Literal["error", "skip"] = "error"
     """what to do with rows that cannot be read: stop, or count and report them"""
     margins: Literal["auto", "scores", "reward", "implicit"] = "auto"
-    """where reward differences come from: scores in the data, reward plugins, or the one-hot adapters trained first"""
+    """where rewards of responses in the data, or their differences, come from: scores in the data, reward plugins, or,
+    for differences, the one-hot adapters trained first"""
 
 
 class RolloutSettings(Section):

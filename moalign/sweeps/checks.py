@@ -17,7 +17,7 @@ from moalign.types import Candidate, Outcome
 if TYPE_CHECKING:
     from moalign.sweeps.plan import Plan
 
-UNITS = {"labelled": "labelled pairs", "scored": "scored pairs", "groups": "groups of sampled responses"}
+UNITS = {"labelled": "labelled pairs", "scored": "scored pairs", "groups": "groups of responses"}
 OF_SAMPLES = {"old_logps", "token_advantages", "greedy"}  # what a loss may need and only rollouts have
 
 

@@ -38,6 +38,8 @@ class KTO(Objective):
     on another scale have a number of their own that parts good from bad, or ``mean``: then a response is desirable
     that is better than those of its round (without rollouts: of the data) are on average. Where one kind is rare the
     paper weighs it up, so that ``desirable`` times the number of its responses is 1 to 4/3 of the other product.
+
+    beta is no price of KL in rewards, for which ``evaluate.kl_price: auto`` takes the beta of a loss: name one there.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"groups", "reference"})

@@ -101,7 +101,7 @@ class Outcome:
     """What became of a candidate. ``scores`` are larger-is-better per objective, ``stderr`` beside them.
 
     ``skipped``: not trained, because the budget did not suffice.
-    ``kl`` is KL(policy || reference) in nats per response, estimated on the policy's own samples (None: not measured).
+    ``kl`` is KL(policy || base) in nats per response, estimated on the policy's own samples (None: not measured).
     ``parents``: whose adapters it was made from, with the share of each; where it was trained, the one it started from.
     ``changes`` are the candidate's.
     """

@@ -92,6 +92,16 @@ def test_the_previous_iterate_is_that_of_the_round(rounds):
     assert kl[::2] == [0.0] * 3 and all(value > 0 for value in kl[1::2])
 
 
+def test_what_is_known_of_a_round_is_under_its_reference():
+    """The policy that sampled a round is its previous iterate, so log-ratios are 0; from the base they are not."""
+    workshop = online(loss={"name": "grpo", "beta": 0.1, "kl": "reward"})
+    (_, told), (_, also) = trained(workshop, built("previous-iterate"), None)
+    assert told.of("kl_sampled") == [0.0] * 6
+    assert also.of("kl_sampled")[0] == 0.0 and all(value != 0 for value in also.of("kl_sampled")[2:])
+    kl = told.of("kl_estimate")  # of other passes than those of the round: equal to rounding
+    assert all(abs(value) < 1e-9 for value in kl[::2]) and all(value > 1e-6 for value in kl[1::2])
+
+
 def test_an_anchor_is_moved_where_the_policy_is_too_far(pairs):
     ((_, told),) = trained(pairs, built("snapshot", every=1000))
     far = told.of("kl_estimate")

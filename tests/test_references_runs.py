@@ -24,8 +24,15 @@ from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import prepare
 from moalign.sweeps.workshop import open_workshop
 
-FEW = ("train.steps=2", "rollouts.prompts=4", "rollouts.samples=4", "rollouts.rounds=2", "rollouts.max_new_tokens=8")
-FEW += ("rollouts.prompts_per_step=2", "search.points=2", "evaluate.samples=1", "evaluate.prompts=2")
+FEW_STEPS = (
+    "train.steps=2",
+    "rollouts.prompts=4",
+    "rollouts.samples=4",
+    "rollouts.rounds=2",
+    "rollouts.max_new_tokens=8",
+)
+MORE = ("rollouts.prompts_per_step=2", "search.points=2", "evaluate.samples=1", "evaluate.prompts=2")
+FEW = (*FEW_STEPS, *MORE)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +176,14 @@ def test_what_does_not_go_together_is_refused(tiny_model_path, tmp_path, changes
     changes = changes | {"data": {"path": str(pairs)} | changes.get("data", {})}
     with pytest.raises(ConfigError, match=message):
         prepare(small_config(tiny_model_path, pairs, **changes), registry.discover())
+
+
+def test_only_a_loss_that_compares_with_the_base_prices_the_distance_from_it():
+    prices = []
+    for reference in (None, "base", "previous-iterate"):
+        settings = config.from_mapping(online_content(reference=reference))
+        prices.append(prepare(settings, registry.discover()).kl_price)
+    assert prices == [0.1, 0.1, 0.0]
 
 
 def test_rounds_are_the_iterates_where_there_are_rounds():

@@ -15,9 +15,10 @@ class Progress:
 
     ``step``: that is trained next, from 0. ``round``: of sampled responses that begins with it, from 0; None where the
     responses are in the data. ``kl``: mean over responses of the sum over tokens of exp(-a) - 1 + a, with a the token's
-    log pi - log pi_ref under the policy as it is now; ``log_ratio``: mean over responses of the sum of a. Both in nats,
-    over the responses just sampled, where each is an estimate of KL(policy || reference) without bias, or over those in
-    the data that are trained on next, where none is; None unless the reference ``measures``.
+    log pi - log pi_ref under the policy as it is now; ``log_ratio``: mean over responses of the sum of a. Both in nats
+    and None unless the reference ``measures``: over the responses just sampled, where each is an estimate of
+    KL(policy || reference), without bias at a temperature and top_p of 1, or over those in the data that are trained on
+    next, where none is.
     """
 
     step: int

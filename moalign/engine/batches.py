@@ -197,7 +197,7 @@ class RolloutSource:
         """Train on these from now on, with this candidate's own transforms and advantages."""
         raw, figures = dataset.rewards, dict(dataset.figures)
         if self.moving is not None:
-            rows = np.unique(dataset.pairs)
+            rows = np.arange(len(dataset.sequences))  # all of them: what is dropped later would bias the distance
             distance = distance_on(self.model, self.slot, dataset, rows)
             self.moving.before(self._first_step(number), number, distance)
         # copies: a round that fails half-way, and is tried again, must not be seen twice

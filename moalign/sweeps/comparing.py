@@ -32,14 +32,19 @@ def adapters_of(reference: Reference) -> dict[str, float]:
     return {path: float(share) for path, share in sorted(found.items()) if share}
 
 
+def is_base(reference: Reference) -> bool:
+    """Whether it is what a configuration that is silent gets."""
+    return reference.fixed and not adapters_of(reference)
+
+
 def check(plan: Plan) -> None:
     """Raise ConfigError where the reference, and what else the configuration names, do not go together."""
     reference, choice = plan.reference, plan.config.reference
     if reference is None or choice is None:
         return
     door.call(reference, "check", plan.config.rollouts is not None)
-    if reference.fixed and not adapters_of(reference):
-        return  # the base, as where nothing is said
+    if is_base(reference):
+        return
     key, loss = f"reference: '{choice.name}'", plan.config.loss.name
     if "reference" not in plan.objective.wants:
         raise ConfigError(

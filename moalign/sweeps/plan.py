@@ -124,6 +124,8 @@ class Plan:
             return 0.0
         if settings.kl_price != "auto":
             return settings.kl_price
+        if self.reference is not None and not comparing.is_base(self.reference):
+            return 0.0  # the loss prices the distance to another policy
         return float(getattr(self.objective, "beta", 0.0)) if self.scored or self.grouped else 0.0
 
     def propose(self, history: Sequence[Outcome], space: Space | None = None) -> list[Candidate]:

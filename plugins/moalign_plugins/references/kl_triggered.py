@@ -22,7 +22,7 @@ class KLTriggered(Reference):
 
     arXiv 2510.18913 has anchors that a KL triggers; how its distance is estimated, and its threshold, are not stated in
     a source we could read: unverified. Ours is measured with the weights of that moment: on the responses just sampled,
-    where both measures estimate KL(pi || pi_ref) without bias, or, without rollouts, on the responses in the data that
+    where both measures estimate KL(pi || pi_ref), or, without rollouts, on the responses in the data that
     are trained on next. There ``kl`` is no KL but the same sum over other responses; it is 0 where both policies agree
     on them and above 0 elsewhere, while ``log-ratio`` has either sign.
 

@@ -98,7 +98,8 @@ def _loop(model: LanguageModel, trainees: Sequence[Trainee], cache: LogpCache, a
 
 def _shares(trainee: Trainee, dataset: PairDataset, pairs: np.ndarray, arrangement: _Arrangements) -> list[Share]:
     """A candidate's passes of a step; one after the other those of each judge, where a rule weighs their losses."""
-    job, judges = trainee.job, {None: pairs}
+    job = trainee.job
+    judges: dict[int | None, np.ndarray] = {None: pairs}
     if trainee.weighing is not None:
         judges = trainee.weighing.by_judge(dataset, pairs)
     return [

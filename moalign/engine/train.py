@@ -153,7 +153,9 @@ class _Arrangements:
     def shares(self, trainee: Trainee, dataset: PairDataset, pairs: np.ndarray) -> list[Share]:
         """A candidate's passes of a step; one after the other those of each judge, where a rule weighs their losses."""
         mismatched = self._mismatched(trainee, dataset, pairs)
-        judges = {None: pairs} if trainee.weighing is None else trainee.weighing.by_judge(dataset, pairs)
+        judges: dict[int | None, np.ndarray] = {None: pairs}
+        if trainee.weighing is not None:
+            judges = trainee.weighing.by_judge(dataset, pairs)
         return [
             Share(trainee, dataset, part, len(own), mismatched, judge)
             for judge, own in judges.items()

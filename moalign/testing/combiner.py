@@ -226,7 +226,10 @@ def order_of_objectives_changes_nothing(t: Trial) -> None:
 
 
 def a_wanted_objective_teaches(t: Trial) -> None:
-    """With all weight on one objective the pairs that it judged count: their weight and scale are not 0."""
+    """With all weight on one objective the pairs that it judged count: their weight and scale are not 0.
+
+    Of rules that decide pairs of several judges, some of them.
+    """
     if "labelled" not in t.plugin.accepts:
         return
     for preference, vector in t.preferences():
@@ -235,11 +238,13 @@ def a_wanted_objective_teaches(t: Trial) -> None:
         batch = t.batch(preference, scored=False)
         tried = f"labelled pairs with {shown(preference)}"
         terms, own = t.terms(tried, batch), judged_by(batch)[:, vector.index(1.0)]
-        if batch.preferred is not None:  # as many for the one as for the other need teach nothing
-            own = own & (batch.preferred[:, vector.index(1.0)] != 0.5)
         for name, value in (("weight", total_weight(terms)), ("scale", terms.scale)):
             change = "let a pair count that the only wanted objective judged, or nothing is learned from it"
-            t.review.require(bool(value[own].all()), tried, f"{name} 0 for its own pairs", change)
+            counting = value[own] != 0
+            taught = bool(
+                counting.any() if t.plugin.merges_judges else counting.all()
+            )  # a rule may leave ties undecided
+            t.review.require(taught, tried, f"{name} 0 for its own pairs", change)
 
 
 def weighs_judges_is_honest(t: Trial) -> None:

@@ -56,7 +56,8 @@ def trained(
     workshop: Workshop, shares: list[float], combiner: Combiner | None = None, **changes: Any
 ) -> tuple[list[Trainee], list[Lines], list[dict[str, torch.Tensor]]]:
     """Candidates with these weights of harmless, in one pass, by the workshop's rule or another."""
-    made, lines = [], [[] for _ in shares]
+    made: list[Trainee] = []
+    lines: list[Lines] = [[] for _ in shares]
     for share, slot, mine in zip(shares, slots(len(shares)), lines, strict=True):
         candidate = Candidate(f"c{share}", Preference("weights", {"harmless": share, "helpful": 1 - share}))
         job = job_of(candidate, workshop, ())

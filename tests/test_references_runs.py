@@ -24,7 +24,7 @@ from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import prepare
 from moalign.sweeps.workshop import open_workshop
 
-FEW_STEPS = (
+FEW_STEPS: tuple[str, ...] = (
     "train.steps=2",
     "rollouts.prompts=4",
     "rollouts.samples=4",

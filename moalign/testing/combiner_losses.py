@@ -14,7 +14,7 @@ from moalign.testing.combiner_trial import Trial, shown
 from moalign.testing.review import short
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 STEPS = 3
 GRADIENT = 5  # numbers in each made-up one
@@ -135,7 +135,7 @@ def play(t: Trial, preference: Preference, seen: Sequence[StepLosses], *, stored
 def _rolled(seen: StepLosses) -> StepLosses:
     """With the first objective last."""
     columns = [*range(1, len(seen.objectives)), 0]
-    moved: dict[str, Tensor] = {name: getattr(seen, name)[columns] for name in ("losses", "pairs", "preference")}
+    moved: dict[str, Any] = {name: getattr(seen, name)[columns] for name in ("losses", "pairs", "preference")}
     names = tuple(seen.objectives[column] for column in columns)
     gram = None if seen.gram is None else seen.gram[columns][:, columns]
     return replace(seen, objectives=names, gram=gram, **moved)

@@ -63,7 +63,7 @@ def total_loss(batch: Batch, objective: Objective, combiner: Combiner) -> Tensor
     if not batch.logps.requires_grad:
         return total_loss(replace(batch, logps=batch.logps.clone().requires_grad_()), objective, combiner).detach()
     job: Any = SimpleNamespace(
-        objective=objective, combiner=combiner, needs=objective.wants, candidate="", reads_logps=1
+        objective=objective, combiner=combiner, needs=objective.wants, candidate="", reads_logps=1, labels_rounds=False
     )
     return loss_of(batch, job, None)
 

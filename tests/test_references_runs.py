@@ -24,15 +24,11 @@ from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import prepare
 from moalign.sweeps.workshop import open_workshop
 
-FEW_STEPS: tuple[str, ...] = (
-    "train.steps=2",
-    "rollouts.prompts=4",
-    "rollouts.samples=4",
-    "rollouts.rounds=2",
-    "rollouts.max_new_tokens=8",
+ROUNDS = {"rounds": 2, "prompts": 4, "samples": 4, "prompts_per_step": 2, "max_new_tokens": 8}
+FEW: tuple[str, ...] = (
+    *("train.steps=2", "search.points=2", "evaluate.samples=1", "evaluate.prompts=2"),
+    *(f"rollouts.{key}={value}" for key, value in ROUNDS.items()),
 )
-MORE = ("rollouts.prompts_per_step=2", "search.points=2", "evaluate.samples=1", "evaluate.prompts=2")
-FEW = (*FEW_STEPS, *MORE)
 
 
 @pytest.mark.parametrize(

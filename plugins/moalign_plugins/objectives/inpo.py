@@ -28,10 +28,11 @@ class INPO(Objective):
         rollouts: {...}
         reference: previous-iterate
 
-    arXiv 2407.00617; its authors' code was not found, and the form is that of the code which others published with COMAL
-    (yale-nlp/COMAL), whose script has eta 0.002 and q 1/3. Over pairs from pi_t that are labelled with probability P(y > y') the minimiser is
-    proportional to exp(P(y > pi_t) / eta) base^q pi_t^(1 - q), a step towards the Nash policy of the preference game
-    with a KL of weight tau to the base. With q = 1, or with the base as the reference, it is IPO at beta = eta.
+    arXiv 2407.00617; its authors' code was not found, and the form is that of the code which others published with
+    COMAL (yale-nlp/COMAL), whose script has eta 0.002 and q 1/3. Over pairs from pi_t that are labelled with
+    probability P(y > y') the minimiser is proportional to exp(P(y > pi_t) / eta) base^q pi_t^(1 - q), a step towards
+    the Nash policy of the preference game with a KL of weight tau to the base. With q = 1, or with the base as the
+    reference, it is IPO at beta = eta.
 
     The margin of a pair is 1 / (2 eta) nats: 250 at the default eta, where the policy will not get in a few rounds.
     """

@@ -255,7 +255,7 @@ def test_one_factor_is_the_plain_comparison_and_ties_decide_nothing():
 
 def test_labels_decide_in_order_of_importance_and_rewards_where_there_is_a_delta():
     batch = scored_pairs(CYCLE, (0.7, 0.3), ROUND)
-    preferred = tensor([[0.0, 1.0], [0.5, 1.0], [math.nan, math.nan]])
+    preferred = tensor([[0.0, 1.0], [0.5, 1.0], [0.5, math.nan]])
     labelled = replace(batch, preferred=preferred)
     by_labels, by_rewards = HERONPairs().pair_terms(labelled), HERONPairs(delta=0.9).pair_terms(labelled)
     assert by_labels.weight.tolist() == [0, 1, 0] and by_labels.reversed.tolist() == [1, 0, 0]

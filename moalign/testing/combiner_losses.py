@@ -6,15 +6,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from moalign.api import Preference, StepLosses
 from moalign.testing.combiner_rounds import begun, through_json, watched
 from moalign.testing.combiner_trial import Trial, shown
 from moalign.testing.review import short
-
-if TYPE_CHECKING:
-    pass
 
 STEPS = 3
 GRADIENT = 5  # numbers in each made-up one
@@ -135,10 +132,14 @@ def play(t: Trial, preference: Preference, seen: Sequence[StepLosses], *, stored
 def _rolled(seen: StepLosses) -> StepLosses:
     """With the first objective last."""
     columns = [*range(1, len(seen.objectives)), 0]
-    moved: dict[str, Any] = {name: getattr(seen, name)[columns] for name in ("losses", "pairs", "preference")}
-    names = tuple(seen.objectives[column] for column in columns)
-    gram = None if seen.gram is None else seen.gram[columns][:, columns]
-    return replace(seen, objectives=names, gram=gram, **moved)
+    return replace(
+        seen,
+        losses=seen.losses[columns],
+        pairs=seen.pairs[columns],
+        preference=seen.preference[columns],
+        objectives=tuple(seen.objectives[column] for column in columns),
+        gram=None if seen.gram is None else seen.gram[columns][:, columns],
+    )
 
 
 def _agree(first: Answer, second: Answer) -> bool:

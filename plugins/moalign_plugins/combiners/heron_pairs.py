@@ -30,11 +30,12 @@ class HERONPairs(Combiner):
     here the policy's own loss sees them.
 
     Of labelled pairs, each two responses once for all their judges, the judges' verdicts decide, and with ``delta`` the
-    rewards, which the data or rewards must supply. A loss on reward differences gets 1 for a pair whose first response
-    wins and -1 for one whose second does. What nobody decides has weight 0, and the metrics count it
-    (``pairs_without_weight``). Without ``delta`` the comparison is an order, and monotone changes of a reward leave it
-    as it is; with it comparisons may go in circles. The paper's margin is a share of a reward's standard deviation over
-    the data: give that product.
+    rewards, which the data or rewards must supply; pairs that no objective with weight judged count in neither case. A
+    loss on reward differences gets 1 for a pair whose first response wins and -1 for one whose second does. What nobody
+    decides has weight 0, and the metrics count it (``pairs_without_weight``).
+
+    Without ``delta`` the comparison is an order, and monotone changes of a reward leave it as it is; with it comparisons
+    may go in circles. The paper's margin is a share of a reward's standard deviation over the data: give that product.
     """
 
     weighs_judges: ClassVar[bool] = True
@@ -71,6 +72,7 @@ class HERONPairs(Combiner):
         one = torch.ones_like(verdict)
         if batch.preferred is None:
             return PairTerms(one, 0 * one, verdict.abs(), verdict)
+        verdict = verdict * (batch.preferred.isfinite() & (weights > 0)).any(1)
         return PairTerms(one, 0 * one, (verdict > 0).to(one.dtype), reversed=(verdict < 0).to(one.dtype))
 
     def _bounds(self, batch: Batch) -> list[float]:

@@ -217,6 +217,9 @@ class Batch:
     ``final[N,D]``        the last hidden state of each whole sequence, with the graph to the adapters; reward models
     ``context[N,D]``      the hidden state at the end of each sequence's prompt, likewise
     ``objectives``        names of the M objectives, in the order of their columns; reward models
+    ``guides``            by name, ``logps`` under the frozen adapters that ``Objective.guides`` names, [N,T] each
+    ``views``             by name, int64 [P] each: the row of each pair's further sequence that ``Objective.views``, or
+                          a need, has asked for; among the N rows, with rewards of NaN
 
     Where the objective needs "groups", each row is a unit of its own, and every pair names one row twice; the loss does
     not read ``pairs``.
@@ -242,6 +245,8 @@ class Batch:
     final: Tensor | None = None
     context: Tensor | None = None
     objectives: tuple[str, ...] = ()
+    guides: Mapping[str, Tensor] = field(default_factory=dict)
+    views: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moalign.data.batching import collate
+from moalign.data.batching import collate, collate_views
 from moalign.data.dataset import PairDataset
 from moalign.data.tokenise import Sequence as TokenSequence
 from moalign.engine.model import LanguageModel
@@ -46,6 +46,8 @@ class Frozen:
         self.layout = model.lay_out(self.sequences, share.part.rows)
         collated = collate(share.dataset, share.part.pairs, share.part.sequences)
         self.known = {name: tensor.to(model.device) for name, tensor in collated.items()}
+        views = collate_views(share.dataset, share.part.pairs, share.part.sequences)
+        self.views = {name: rows.to(model.device) for name, rows in views.items()}
         self._logps: dict[str, Tensor] = {}
         if share.dataset.ref_logps is not None:
             self._logps[""] = self._placed(share.dataset.ref_logps, share)
@@ -62,7 +64,7 @@ class Frozen:
         """Run the frozen policies that the job needs, before the trained ones run."""
         if needs_reference(job):
             self.logps(None, "")
-        for each in job.margins_from.values():
+        for each in (*job.margins_from.values(), *job.guides.values()):
             self.logps(each.adapter, each.identity)
 
     def logps(self, adapter: str | None, identity: str) -> Tensor:
@@ -96,6 +98,8 @@ class Frozen:
             objectives=job.objectives,
             hidden=hidden,
             parameters={name: values.clone() for name, values in share.trainee.owned.items()},
+            guides={name: self.logps(each.adapter, each.identity) for name, each in job.guides.items()},
+            views={name: rows.clone() for name, rows in self.views.items()},
         )
 
     def _preference(self, job: Job, device: torch.device) -> Tensor:

@@ -19,7 +19,7 @@ class StepMetrics:
     whose better response has the larger log-ratio; equal counts a half). ``kl_estimate`` is the mean over rows of
     exp(-a) - 1 + a summed over tokens (a: token log-ratio): an estimate of KL(policy || reference) on the batch's
     responses, exact in expectation only for the policy's own samples. ``entropy``, where the loss needs it: the mean
-    over response tokens.
+    over response tokens. Rows of views count in neither, but among the ``tokens``.
     """
 
     def __init__(self, objectives: tuple[str, ...]):
@@ -34,14 +34,15 @@ class StepMetrics:
     @torch.no_grad()
     def add(self, batch: Batch, losses: Tensor, weight: Tensor, beta: float) -> None:
         self.tokens += int(batch.mask.sum())
+        own = batch.pairs.unique() if batch.views else slice(None)
         self._loss.append(torch.where(weight == 0, 0.0, losses * weight))
         if batch.entropy is not None:
-            self._entropy.append(batch.entropy.detach()[batch.mask > 0])
+            self._entropy.append(batch.entropy.detach()[own][batch.mask[own] > 0])
         difference = torch.zeros_like(losses)
         if batch.ref_logps is not None:
             log_ratio = ((batch.logps - batch.ref_logps) * batch.mask).detach()
             # clamped for display only: one wild token must not make the column unreadable
-            self._kl.append(((-log_ratio).clamp(max=20.0).expm1() + log_ratio).sum(-1))
+            self._kl.append(((-log_ratio).clamp(max=20.0).expm1() + log_ratio).sum(-1)[own])
             ratios = log_ratio.sum(-1)
             difference = ratios[batch.pairs[:, 0]] - ratios[batch.pairs[:, 1]]
         for index in range(len(self.objectives)):

@@ -40,12 +40,20 @@ class FrozenReward:
 
 
 @dataclass(frozen=True)
+class Guide:
+    """A frozen policy that a loss reads: an adapter in a slot of the model, and what tells its content from others'."""
+
+    adapter: str
+    identity: str
+
+
+@dataclass(frozen=True)
 class Job:
     """Everything that decides one candidate's training. ``held_out``: the pairs that an early stop looks at.
 
     ``conditioning``: of a candidate that is trained for many preferences; ``preference`` is then one of them.
     ``reads_logps``: whether the loss reads token log-probabilities; where it does not, they are NaN for it, and a pass
-    in which nobody reads any does without the output head.
+    in which nobody reads any does without the output head. ``guides``: further frozen policies that the loss reads.
     """
 
     candidate: str
@@ -62,6 +70,7 @@ class Job:
     held_out: PairDataset | None = None
     conditioning: Conditioning | None = None
     reads_logps: bool = True
+    guides: Mapping[str, Guide] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

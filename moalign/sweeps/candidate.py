@@ -27,7 +27,7 @@ from moalign.engine.train import train_together
 from moalign.engine.trainee import FrozenReward, Job, Trained, Trainee
 from moalign.errors import MoalignError, TrainingError, UserError
 from moalign.lora import posterior_file
-from moalign.sweeps import conditioned, outcomes, starts
+from moalign.sweeps import conditioned, outcomes, starts, views
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.workshop import Workshop
 from moalign.types import Candidate, Outcome
@@ -243,6 +243,7 @@ def job_of(candidate: Candidate, workshop: Workshop, history: Sequence[Outcome])
         alpha=variant.lora.alpha,
         held_out=workshop.material.looked_at,
         conditioning=workshop.conditioning(candidate.id, seed=variant.seed),
+        guides=workshop.guides_of(variant.objective),
     )
 
 
@@ -277,6 +278,7 @@ def batch_source(candidate: Candidate, workshop: Workshop, slot: str = TRAINED) 
     reference = "reference" in workshop.plan.needs(candidate)
     if config.rollouts is None:
         dataset = workshop.pairs_for(candidate)
+        views.check_same(workshop.plan, variant.objective, dataset)
         if conditioning is None:
             return OfflineSource(dataset, seed, train.pairs_per_step)
         each = train.pairs_per_step

@@ -147,6 +147,7 @@ def _record(plan: Plan, directory: Path, workshop: Workshop, plugins: provenance
         "data": workshop.material.digest,
         "data_counts": dict(workshop.material.counts),
         "margins": dict(workshop.material.margins),
+        "guides": {name: each.identity for name, each in workshop.guides_of(plan.objective).items()},
         "device": str(workshop.model.device),
         "threads": torch.get_num_threads(),
         "prompts": workshop.model.unshared or "computed once for all responses to them",
@@ -164,6 +165,7 @@ def _record(plan: Plan, directory: Path, workshop: Workshop, plugins: provenance
         ("base", "the base model's weights"),
         ("tokenizer", "the tokenizer"),
         ("data", "the data"),
+        ("guides", "an adapter that the loss names"),
         ("libraries", "the version of a library"),
     ):
         if _compared(before, key) != _compared(record, key):
@@ -175,6 +177,8 @@ def _record(plan: Plan, directory: Path, workshop: Workshop, plugins: provenance
 def _compared(record: Mapping[str, Any], key: str) -> Any:
     """What of a record decides the result: all of it but who watches, and how long a plugin may take."""
     value = record.get(key)
+    if key == "guides":
+        return value or {}  # runs of before a loss could name any
     if key == "config" and isinstance(value, dict):
         return {name: item for name, item in value.items() if name not in ("observers", "plugin_deadline")}
     return value

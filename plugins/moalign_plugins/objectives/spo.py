@@ -32,11 +32,11 @@ class SPO(Objective):
     serves chosen and rejected responses; it begins at 0, so that CE begins at log(levels). With gamma 0 it is DPO,
     without a head and without versions.
 
-    Key words are here the longest words, as many as ``key_share`` of all, of equally long ones those that come first;
-    the longest are deleted first, and one word is always left. A pair with a response of too few words for as many
-    different versions is left out and counted. arXiv 2409.17791, unverified: the authors' repository holds no code, so
-    that the extractor of key phrases, the pooling and all values here are ours. The paper adds its term to any pairwise
-    loss; here that is DPO's.
+    Words are what white space separates. Key words are here the longest, as many as ``key_share`` of all, of equally
+    long ones those that come first; the longest are deleted first, and one word is always left. A pair with a response
+    of too few words for as many different versions is left out and counted. arXiv 2409.17791, unverified: the authors'
+    repository holds no code, so that the extractor of key phrases, the pooling and all values here are ours. The paper
+    adds its term to any pairwise loss; here that is DPO's.
 
     Each pair brings 2 (levels - 1) sequences more. A combiner's scale and margin act on z alone.
     """

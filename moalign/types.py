@@ -223,6 +223,9 @@ class Batch:
     ``mismatched[N]``     log pi - log pi_ref of the responses of a step to others of its prompts, summed over tokens:
                           their mean as the step begins, the same number for every row; None unless the objective
                           needs "mismatched"
+    ``guides``            by name, ``logps`` under the frozen adapters that ``Objective.guides`` names, [N,T] each
+    ``views``             by name, int64 [P] each: the row of each pair's further sequence that ``Objective.views``, or
+                          a need, has asked for; among the N rows, with rewards of NaN
 
     Where the objective needs "groups", each row is a unit of its own, and every pair names one row twice; the loss does
     not read ``pairs``.
@@ -251,6 +254,8 @@ class Batch:
     mismatched: Tensor | None = None
     base_logps: Tensor | None = None
     preferred: Tensor | None = None
+    guides: Mapping[str, Tensor] = field(default_factory=dict)
+    views: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

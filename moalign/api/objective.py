@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from moalign.api.plugin import Plugin
 from moalign.errors import PluginError
-from moalign.types import Batch, PairTerms, TokenAdvantages, Tokens
+from moalign.types import Batch, PairTerms, Sample, TokenAdvantages, Tokens
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -32,6 +32,8 @@ class Objective(Plugin):
     "rewards"    with "groups": each objective's reward of every response
     "mismatched" the mean log-ratio of responses behind prompts that they are not to (``Batch.mismatched``), which costs
                  two more forward passes of each step
+    "reference_responses"  with pairs of the data: a response of the reference to each prompt, sampled once with the
+                 run's seed before anything is trained, whose rows are ``Batch.views["reference"]``
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
@@ -84,6 +86,24 @@ class Objective(Plugin):
         ``signal`` and ``groups`` [N] as there, of all responses of a round. No gradient goes through.
         """
         raise NotImplementedError
+
+    def guides(self) -> Mapping[str, str]:
+        """Frozen adapters whose token log-probabilities the loss reads in ``Batch.guides``: names, and their folders.
+
+        The name is that of the option which holds the folder, and the value follows from the options alone. A folder
+        is an adapter of the run's own base as moalign writes it, such as a candidate of another run.
+        """
+        return {}
+
+    def views(self, chosen: Sample, rejected: Sample) -> Mapping[str, Sample]:
+        """Further sequences that the loss reads of a pair: prompts and responses by name, a pure function of the pair.
+
+        Asked once for each pair of the data. They are tokenised as the pair is, run in the same pass, and their rows
+        stand in ``Batch.views``; they are no units of their own. A view with the pair's own prompt stands behind that
+        prompt as it was cut for the pair. Pairs that lack a view which others have, or whose view cannot be tokenised
+        within data.max_length, are left out and counted. The name "reference" is the engine's.
+        """
+        return {}
 
     def parameters(self, width: int, generator: Generator) -> Mapping[str, Tensor]:
         """First values of tensors that the loss owns, by name; float32 on the CPU. ``width``: of a hidden state.

@@ -58,6 +58,17 @@ def collate(dataset: PairDataset, pair_indices: NDArray[np.int64], rows: NDArray
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
 
+def collate_views(dataset: PairDataset, pair_indices: NDArray[np.int64], rows: NDArray[np.int64]) -> dict[str, Tensor]:
+    """The views of some pairs: by name, int64 [P], indices into ``rows`` [N] of the dataset that hold them."""
+    import torch
+
+    order = np.argsort(rows, kind="stable")
+    return {
+        name: torch.from_numpy(order[np.searchsorted(rows, numbers[pair_indices], sorter=order)])
+        for name, numbers in dataset.views.items()
+    }
+
+
 def _slice_of_epochs(units: int, seed: int, step: int, per_step: int) -> NDArray[np.int64]:
     """Units number ``step * per_step`` and following of the endless chain of epochs' permutations."""
     parts, at, end = [], step * per_step, (step + 1) * per_step

@@ -35,6 +35,7 @@ class PairDataset:
     ``preference[N,M]``    for which each response counts, where one model is trained for many; None: the candidate's
     ``preferred[P,M]``     share of an objective's judgements of the pair that prefer its first response, NaN where it
                            has none; of pairs that stand there once for all their judges
+    ``views``              by name, the number of a further sequence that belongs to each pair, [P] each
     """
 
     objectives: tuple[str, ...]
@@ -56,6 +57,7 @@ class PairDataset:
     known: Mapping[str, tuple[NDArray[np.float32], ...]] = field(default_factory=dict)
     preference: NDArray[np.float64] | None = None
     preferred: NDArray[np.float64] | None = None
+    views: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for array in (self.pairs, self.pair_objective, self.strength, self.rewards, self.groups):
@@ -72,7 +74,14 @@ class PairDataset:
         for part in parts:
             kind = "<f8" if part.dtype.kind == "f" else "<i8"
             digest.update(repr(part.shape).encode() + np.ascontiguousarray(part, dtype=kind).tobytes())
+        for name, numbers in sorted(self.views.items()):
+            digest.update(repr(name).encode() + np.ascontiguousarray(numbers, dtype="<i8").tobytes())
         return digest.hexdigest()
+
+    def rows_of(self, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The numbers of all sequences of these pairs, pair after pair, those of their views behind their own."""
+        columns = [self.pairs[pairs], *(numbers[pairs, None] for numbers in self.views.values())]
+        return np.concatenate(columns, axis=1).reshape(-1)
 
     @cached_property
     def pairs_of_group(self) -> tuple[NDArray[np.int64], ...]:
@@ -98,7 +107,7 @@ def judged_by(dataset: PairDataset, objectives: Collection[int]) -> PairDataset:
     kept = np.isin(dataset.pair_objective, [-1, *objectives])
     if kept.all() or not kept.any():
         return dataset
-    return _of_pairs(dataset, kept, dataset.counts)
+    return of_pairs(dataset, kept, dataset.counts)
 
 
 def merge_judges(dataset: PairDataset) -> PairDataset:
@@ -127,6 +136,7 @@ def merge_judges(dataset: PairDataset) -> PairDataset:
         pair_objective=np.full(size, -1, dtype=np.int64),
         strength=strengths[:size, 0] / strengths[:size, 1],
         preferred=preferred,
+        views={name: numbers[first] for name, numbers in dataset.views.items()},
     )
 
 
@@ -149,7 +159,7 @@ def drop_unrewarded(dataset: PairDataset, objectives: Collection[str] | None = N
         which = f"; no response has one for {', '.join(names)}" if names else ""
         what = "responses lack a reward" if alone else "pairs have a response that lacks a reward"
         raise DataError(f"all {dropped} {what}{which}")
-    return _of_pairs(dataset, kept, counts)
+    return of_pairs(dataset, kept, counts)
 
 
 def drop_cut(dataset: PairDataset) -> PairDataset:
@@ -161,16 +171,18 @@ def drop_cut(dataset: PairDataset) -> PairDataset:
     if not kept.any():
         raise DataError("no pair has room for the text of a preference; raise data.max_length")
     counts = {**dataset.counts, "dropped pair: no room for the text of a preference": int((~kept).sum())}
-    return _of_pairs(dataset, kept, counts)
+    return of_pairs(dataset, kept, counts)
 
 
-def _of_pairs(dataset: PairDataset, kept: NDArray[np.bool_], counts: Mapping[str, int]) -> PairDataset:
+def of_pairs(dataset: PairDataset, kept: NDArray[np.bool_], counts: Mapping[str, int]) -> PairDataset:
+    """With the pairs that are ``kept`` [P] alone."""
     return replace(
         dataset,
         pairs=dataset.pairs[kept],
         pair_objective=dataset.pair_objective[kept],
         strength=dataset.strength[kept],
         preferred=None if dataset.preferred is None else dataset.preferred[kept],
+        views={name: numbers[kept] for name, numbers in dataset.views.items()},
         counts=counts,
     )
 

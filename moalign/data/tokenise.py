@@ -108,6 +108,13 @@ class Tokeniser:
             return "the response holds a special token inside its text"
         return (*ids, self.end_id)
 
+    def cut(self, prompt: Ids, longest: int) -> Ids:
+        """The prompt's last ids, at most ``longest``, behind its BOS, where it has one."""
+        if len(prompt) <= longest:
+            return prompt
+        keep = int(prompt[0] == self.bos_id)
+        return (*prompt[:keep], *prompt[len(prompt) - longest + keep :])
+
     def text(self, text: str) -> Ids:
         """Ids of the text alone, without special tokens."""
         return self._encode(text)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moalign.data.batching import collate
+from moalign.data.batching import collate, collate_views
 from moalign.data.dataset import PairDataset
 from moalign.data.tokenise import Sequence as TokenSequence
 from moalign.engine.model import LanguageModel
@@ -53,6 +53,8 @@ class Frozen:
         self.layout = model.lay_out(self.sequences, share.part.rows)
         collated = collate(share.dataset, share.part.pairs, share.part.sequences)
         self.known = {name: tensor.to(model.device) for name, tensor in collated.items()}
+        views = collate_views(share.dataset, share.part.pairs, share.part.sequences)
+        self.views = {name: rows.to(model.device) for name, rows in views.items()}
         self._logps: dict[str, Tensor] = {}
         known = share.dataset.ref_logps
         self.ref_logps = None if known is None else self._placed(known, share)
@@ -73,6 +75,8 @@ class Frozen:
             self.base(trainee)
         for each in trainee.job.margins_from.values():
             self.logps(FrozenPolicy(each.adapter, each.identity))
+        for guide in trainee.job.guides.values():
+            self.logps(guide)
 
     def reference(self, trainee: Trainee) -> Tensor:
         """Under the candidate's reference, [N,T]: as its round has it, where that is known."""
@@ -118,6 +122,8 @@ class Frozen:
             parameters={name: values.clone() for name, values in share.trainee.owned.items()},
             mismatched=None if share.mismatched is None else logps.new_full((len(logps),), share.mismatched),
             base_logps=self.base(share.trainee) if "base" in job.needs else None,
+            guides={name: self.logps(each) for name, each in job.guides.items()},
+            views={name: rows.clone() for name, rows in self.views.items()},
         )
 
     def _preference(self, job: Job, device: torch.device) -> Tensor:

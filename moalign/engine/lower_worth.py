@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from moalign.data.dataset import PairDataset
 from moalign.engine import shards
 from moalign.engine.model import LanguageModel
@@ -35,7 +37,8 @@ def worth(model: LanguageModel, dataset: PairDataset, draws: int, groups: int, f
     because what is kept must not depend on it.
     """
     pairs = min(len(dataset.pairs), draws)
-    mean_length = sum(len(dataset.sequences[index].ids) for index in dataset.pairs.reshape(-1)) / len(dataset.pairs)
+    rows = dataset.rows_of(np.arange(len(dataset.pairs)))
+    mean_length = sum(len(dataset.sequences[index].ids) for index in rows) / len(dataset.pairs)
     positions, again = pairs * mean_length, draws * groups / pairs - 1
     values = positions * model.head.weight.shape[1] * model.dtype.itemsize
     limit = 2 * int(values + pairs * 2 * shards.ENTRY_BYTES)

@@ -25,7 +25,7 @@ class StepMetrics:
     exp(-a) - 1 + a summed over tokens (a: token log-ratio): an estimate of KL(policy || reference) on the batch's
     responses, exact in expectation only for the policy's own samples. ``kl_mismatched``, where the loss needs it: the
     mean log-ratio of the responses behind prompts that they are not to. ``entropy``, where the loss needs it: the mean
-    over response tokens.
+    over response tokens. Rows of views count in none of these, but among the ``tokens``.
 
     ``minimised``: what is, where a rule weighs the objectives' losses only when all are known.
     """
@@ -50,13 +50,14 @@ class StepMetrics:
         losses = ways[0]
         self._loss.append(torch.where(weights == 0, 0.0, ways * weights).sum(0))
         self._idle += int((weights == 0).all(0).sum())
+        own = batch.pairs.unique() if batch.views else slice(None)
         if batch.entropy is not None:
-            self._entropy.append(batch.entropy.detach()[batch.mask > 0])
+            self._entropy.append(batch.entropy.detach()[own][batch.mask[own] > 0])
         difference = torch.zeros_like(losses)
         if batch.ref_logps is not None:
             log_ratio = ((batch.logps - batch.ref_logps) * batch.mask).detach()
             # clamped for display only: one wild token must not make the column unreadable
-            self._kl.append(((-log_ratio).clamp(max=20.0).expm1() + log_ratio).sum(-1))
+            self._kl.append(((-log_ratio).clamp(max=20.0).expm1() + log_ratio).sum(-1)[own])
             ratios = log_ratio.sum(-1)
             difference = ratios[batch.pairs[:, 0]] - ratios[batch.pairs[:, 1]]
         first, second = batch.pairs.unbind(1)

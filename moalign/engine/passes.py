@@ -141,7 +141,7 @@ def _cuts(rows: np.ndarray, lengths: np.ndarray, packing: Packing) -> Iterator[t
 
 @dataclass(frozen=True)
 class PairPass:
-    """Pairs of the dataset (indices [P]), its sequences that they name [N], and their rows."""
+    """Pairs of the dataset (indices [P]), its sequences that they and their views name [N], and their rows."""
 
     pairs: np.ndarray
     sequences: np.ndarray
@@ -149,13 +149,13 @@ class PairPass:
 
 
 def pair_passes(dataset: PairDataset, pairs: np.ndarray, packing: Packing) -> list[PairPass]:
-    """Passes over pairs of the dataset; the pairs of one group stay together, each sequence stands once."""
+    """Passes over pairs of the dataset, with their views; the pairs of one group stay together, each sequence once."""
     group_of = dataset.groups[dataset.pairs[pairs, 0]]
     members: dict[int, list[int]] = {}
     for pair, group in zip(pairs.tolist(), group_of.tolist(), strict=True):
         members.setdefault(group, []).append(pair)
     units = [np.array(group, dtype=np.int64) for group in members.values()]
-    named = [_in_order(dataset.pairs[unit].reshape(-1)) for unit in units]
+    named = [_in_order(dataset.rows_of(unit)) for unit in units]
     arranged = arrange([[dataset.sequences[index] for index in names] for names in named], packing)
     return [
         PairPass(

@@ -54,7 +54,7 @@ class Job:
     ``begins_with``: what it is at first. ``labels_rounds``: whether what the combiner has to say is in the labels of
     the pairs, which it made from rewards.
     ``weighing``: the preference by which the combiner weighs the objectives' losses anew in each step; None: it has
-    nothing to say of losses.
+    nothing to say of losses. ``guides``: further frozen policies that the loss reads.
     """
 
     candidate: str
@@ -75,6 +75,7 @@ class Job:
     begins_with: FrozenPolicy = BASE
     labels_rounds: bool = False
     weighing: Preference | None = None
+    guides: Mapping[str, FrozenPolicy] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -108,11 +108,11 @@ def mixed(model: PeftModel, mixture: Mixture) -> AbstractContextManager[None]:
     return linear.mixed([layer for layer in layers(model) if isinstance(layer, AdaptedLinear)], mixture)
 
 
-def add_slots(model: PeftModel, slots: Sequence[str]) -> None:
-    """Room for adapters under these names, configured as the first one is."""
+def add_slots(model: PeftModel, slots: Sequence[str], r: int | None = None) -> None:
+    """Room for adapters under these names, configured as the first one is; ``r``: of another rank."""
     name, first = next(iter(model.peft_config.items()))
     first = copy(cast(LoraConfig, first))
-    first.r = room(model, name)
+    first.r = room(model, name) if r is None else r
     for slot in slots:
         if slot not in model.peft_config:
             model.add_adapter(slot, first)

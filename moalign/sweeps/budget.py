@@ -201,4 +201,4 @@ def _measured(plan: Plan, workshop: Workshop, budget: BudgetSettings) -> tuple[f
 
 def _tokens(dataset: PairDataset, pairs: NDArray[np.int64]) -> int:
     """Response tokens of a step on these pairs."""
-    return sum(len(dataset.sequences[row].response) for row in np.unique(dataset.pairs[pairs]))
+    return sum(len(dataset.sequences[row].response) for row in np.unique(dataset.rows_of(pairs)))

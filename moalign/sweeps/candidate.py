@@ -29,7 +29,7 @@ from moalign.engine.train import train_together
 from moalign.engine.trainee import FrozenReward, Job, Trained, Trainee
 from moalign.errors import MoalignError, TrainingError, UserError
 from moalign.lora import posterior_file
-from moalign.sweeps import conditioned, outcomes, starts
+from moalign.sweeps import conditioned, outcomes, starts, views
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.workshop import Workshop
 from moalign.types import Candidate, Outcome
@@ -249,6 +249,7 @@ def job_of(candidate: Candidate, workshop: Workshop, history: Sequence[Outcome])
         reference=plan.reference,
         begins_with=workshop.compared_with,
         labels_rounds=plan.labels_rounds,
+        guides=workshop.guides_of(variant.objective),
     )
 
 
@@ -293,6 +294,7 @@ def batch_source(candidate: Candidate, workshop: Workshop, slot: str = TRAINED) 
     reference = "reference" in workshop.plan.needs(candidate)
     if config.rollouts is None:
         dataset = workshop.pairs_for(candidate)
+        views.check_same(workshop.plan, variant.objective, dataset)
         if workshop.plan.grouped:
             how = (_rule(candidate, workshop), _shaping(candidate, workshop), conditioning)
             return ScoredResponses(dataset, seed, train.pairs_per_step, *how)

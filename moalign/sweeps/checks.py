@@ -12,6 +12,7 @@ from moalign import door
 from moalign.api import Transform
 from moalign.config import BUILT_IN_MODEL, Config, Shared
 from moalign.errors import ConfigError, ModelError, PluginError
+from moalign.sweeps import guides, views
 from moalign.types import Candidate, Outcome
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ def check(plan: Plan) -> None:
     _check_rewards(plan)
     _check_transforms(plan)
     _check_early_stop(plan)
+    guides.check(plan)
+    views.check(plan)
 
 
 def check_files(config: Shared) -> None:

@@ -26,6 +26,7 @@ from moalign.engine.model import LanguageModel
 from moalign.engine.rewards import Scored, Scorer, score_all
 from moalign.engine.rollouts import Rollout, Score
 from moalign.errors import ConfigError, DataError
+from moalign.sweeps import views
 from moalign.sweeps.plan import Plan
 from moalign.types import Message, Record, Sample
 
@@ -78,7 +79,7 @@ def gather(plan: Plan, model: LanguageModel, warn: Callable[[str], None]) -> Mat
     margins = {name: _margin_source(plan, name, training) for name in plan.objectives}
     train = None
     if plan.config.rollouts is None:
-        train = _dataset(plan, scorers, training, tokeniser, margins, room)
+        train = views.added(plan, _dataset(plan, scorers, training, tokeniser, margins, room), model, "train")
         counts.update({f"training: {reason}": number for reason, number in train.counts.items()})
         counts["training responses" if plan.grouped else "training pairs"] = len(train.pairs)
     pairs = _held_out_pairs(plan, held_out, tokeniser, room, counts)
@@ -88,6 +89,7 @@ def gather(plan: Plan, model: LanguageModel, warn: Callable[[str], None]) -> Mat
         _check_pairs(plan.objectives, plan, pairs, "evaluate", "score responses with objectives.{}.reward")
     judged = _held_out_responses(plan, held_out, tokeniser, margins, room) if plan.grouped else pairs
     looked_at = _looked_at(plan, scorers, judged, train, margins, counts)
+    looked_at = looked_at and views.added(plan, looked_at, model, "held out")
     paths = [storage.sha256_of(path) for path in plan.config.data_paths if path is not None]
     hashes = [*paths, *(data.content_hash for data in (train, pairs, looked_at) if data is not None)]
     return Material(

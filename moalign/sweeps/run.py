@@ -148,6 +148,7 @@ def _record(plan: Plan, directory: Path, workshop: Workshop, plugins: provenance
         "data_counts": dict(workshop.material.counts),
         "margins": dict(workshop.material.margins),
         "reference": workshop.compared_with.identity,
+        "guides": {name: each.identity for name, each in workshop.guides_of(plan.objective).items()},
         "device": str(workshop.model.device),
         "threads": torch.get_num_threads(),
         "prompts": workshop.model.unshared or "computed once for all responses to them",
@@ -166,6 +167,7 @@ def _record(plan: Plan, directory: Path, workshop: Workshop, plugins: provenance
         ("tokenizer", "the tokenizer"),
         ("data", "the data"),
         ("reference", "an adapter of the reference"),
+        ("guides", "an adapter that the loss names"),
         ("libraries", "the version of a library"),
     ):
         if _compared(before, key) != _compared(record, key):
@@ -179,6 +181,8 @@ def _compared(record: Mapping[str, Any], key: str) -> Any:
     value = record.get(key)
     if key == "reference":
         return value or ""  # runs of before there was another than the base
+    if key == "guides":
+        return value or {}  # runs of before a loss could name any
     if key == "config" and isinstance(value, dict):
         return {name: item for name, item in value.items() if name not in ("observers", "plugin_deadline")}
     return value

@@ -11,6 +11,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from moalign import lora
+from moalign.api import Objective
 from moalign.data.dataset import PairDataset, judged_by, merge_judges
 from moalign.engine import model as models
 from moalign.engine.conditioned import told
@@ -24,7 +25,7 @@ from moalign.engine.row_conditions import RowConditions, embeddings_of
 from moalign.engine.scoring import LogpCache
 from moalign.engine.shaping import References
 from moalign.errors import ConfigError, ModelError, PluginError
-from moalign.sweeps import comparing, first_references
+from moalign.sweeps import comparing, first_references, guides
 from moalign.sweeps.material import Material, gather
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import Plan
@@ -53,6 +54,7 @@ class Workshop:
     compared_with: FrozenPolicy = BASE
     _pairs: dict[tuple[int, ...], PairDataset] = field(default_factory=dict)
     _references: dict[int, References] = field(default_factory=dict)
+    _guides: dict[Path, FrozenPolicy] = field(default_factory=dict)
 
     def pairs_for(self, candidate: Candidate) -> PairDataset:
         """The training pairs that can count for this candidate; the same object for all who train on the same."""
@@ -104,6 +106,15 @@ class Workshop:
         if not any("margins" in self.plan.needs(candidate) for candidate in candidates):
             return []
         return [name for name, source in self.material.margins.items() if source == "implicit"]
+
+    def guides_of(self, objective: Objective) -> dict[str, FrozenPolicy]:
+        """The frozen adapters that a loss reads, each loaded once. Raises ConfigError naming the option."""
+        found = {}
+        for option, folder in guides.folders_of(objective).items():
+            if folder not in self._guides:
+                self._guides[folder] = guides.load(option, folder, f"guide{len(self._guides)}", self.model)
+            found[option] = self._guides[folder]
+        return found
 
     def held_out_samples(self, adapters: Sequence[str | None]) -> list[list[Rollout]]:
         """Responses to the held-out prompts under each adapter (None: the untouched base), sampled in one go."""

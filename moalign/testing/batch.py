@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RESPONSES = 3  # to each prompt
+TOLERANCE = 1e-9  # of float64 sums in another order, relative
 WIDTH = 4  # of a hidden state
 ORDER = ((0, 1), (0, 2), (2, 1))  # the pairs of a prompt: they share rows
 OF_TOKENS = ("logps", "mask", "ref_logps", "base_logps", "old_logps", "token_advantages", "entropy")
@@ -28,41 +29,47 @@ def made_up(
     scored: bool,
     seed: int,
     dtype: Any,
+    guides: Sequence[str] = (),
+    views: Sequence[str] = (),
 ) -> Batch:
     """3 responses and 3 pairs per prompt, and one row more, without response tokens, that no pair names.
 
     ``needs``: "reference", "base", "margins", "rewards", "old_logps", "entropy", "hidden" and "mismatched" are supplied
     where they are in it, and only there; with "groups" every row has an advantage and is a pair with itself.
-    ``scored``: pairs that no single objective judged. The numbers are the same for every dtype, to its rounding.
+    ``scored``: pairs that no single objective judged. ``guides``: names of further frozen policies; ``views``: of
+    further sequences of each pair, whose rows stand behind all others. The numbers are the same for every dtype, to its
+    rounding.
     """
     import torch
 
     generator = torch.Generator().manual_seed(seed)
     rows, objectives = prompts * RESPONSES, len(preference)
-    lengths = torch.randint(1, tokens + 1, (rows + 1,), generator=generator)
-    lengths[0], lengths[-1] = tokens, 0
+    pairs = torch.tensor([(g * RESPONSES + a, g * RESPONSES + b) for g in range(prompts) for a, b in ORDER])
+    lengths = torch.randint(1, tokens + 1, (rows + 1 + len(views) * len(pairs),), generator=generator)
+    lengths[0], lengths[rows] = tokens, 0
     mask = (torch.arange(tokens) < lengths[:, None]).to(dtype)
-    shape = (rows + 1, tokens)
+    shape = (len(lengths), tokens)
     logps = (-2 * torch.rand(shape, generator=generator, dtype=torch.float64)).to(dtype) * mask
     reference = (-2 * torch.rand(shape, generator=generator, dtype=torch.float64)).to(dtype) * mask
-    rewards = torch.randn((rows + 1, objectives), generator=generator, dtype=torch.float64).to(dtype)
-    pairs = torch.tensor([(g * RESPONSES + a, g * RESPONSES + b) for g in range(prompts) for a, b in ORDER])
+    rewards = torch.randn((len(lengths), objectives), generator=generator, dtype=torch.float64).to(dtype)
     if "groups" in needs:
         pairs = torch.arange(rows + 1)[:, None].repeat(1, 2)
     strength = 1 + torch.rand(len(pairs), generator=generator, dtype=torch.float64)
     nearby = (0.8 + 0.4 * torch.rand(shape, generator=generator, dtype=torch.float64)).to(dtype)
-    advantages = torch.randn(rows + 1, generator=generator, dtype=torch.float64).to(dtype)
+    advantages = torch.randn(len(lengths), generator=generator, dtype=torch.float64).to(dtype)
     hidden = torch.randn((*shape, WIDTH), generator=generator, dtype=torch.float64).to(dtype) * mask[:, :, None]
     entropy = (2 * torch.rand(shape, generator=generator, dtype=torch.float64)).to(dtype) * mask
     base = (-2 * torch.rand(shape, generator=generator, dtype=torch.float64)).to(dtype) * mask
+    others = {name: -2 * torch.rand(shape, generator=generator, dtype=torch.float64) for name in guides}
+    own = torch.arange(rows + 1, len(lengths)).reshape(len(views), len(pairs))
     return Batch(
         logps=logps,
         mask=mask,
         pairs=pairs,
         pair_objective=torch.full((len(pairs),), -1) if scored else torch.arange(len(pairs)) % objectives,
-        preference=torch.tensor(preference, dtype=dtype).repeat(rows + 1, 1),
+        preference=torch.tensor(preference, dtype=dtype).repeat(len(lengths), 1),
         strength=strength.to(dtype),
-        groups=torch.arange(rows + 1) // RESPONSES,
+        groups=torch.cat([torch.arange(rows + 1) // RESPONSES, *[pairs[:, 0] // RESPONSES for _ in views]]),
         ref_logps=reference if "reference" in needs else None,
         rewards=rewards if needs & {"margins", "rewards"} else None,
         margins=rewards[pairs[:, 0]] - rewards[pairs[:, 1]] if "margins" in needs else None,
@@ -70,8 +77,10 @@ def made_up(
         old_logps=logps * nearby if "old_logps" in needs else None,
         entropy=entropy if "entropy" in needs else None,
         hidden=hidden if "hidden" in needs else None,
-        mismatched=torch.full((rows + 1,), 0.3, dtype=dtype) if "mismatched" in needs else None,
+        mismatched=torch.full((len(lengths),), 0.3, dtype=dtype) if "mismatched" in needs else None,
         base_logps=base if "base" in needs else None,
+        guides={name: values.to(dtype) * mask for name, values in others.items()},
+        views=dict(zip(views, own, strict=True)),
     )
 
 
@@ -94,8 +103,17 @@ def rearranged(batch: Batch, rows: Tensor, pairs: Tensor) -> Batch:
     place[rows] = torch.arange(len(rows))
     changed: dict[str, Any] = {name: _at(getattr(batch, name), rows) for name in OF_ROWS}
     changed |= {name: _at(getattr(batch, name), pairs) for name in OF_PAIRS}
-    changed["known"] = {name: values[rows] for name, values in batch.known.items()}
+    for mapping in ("known", "guides"):
+        changed[mapping] = {name: values[rows] for name, values in getattr(batch, mapping).items()}
+    changed["views"] = {name: place[numbers[pairs]] for name, numbers in batch.views.items()}
     return replace(batch, pairs=place[batch.pairs[pairs]], **changed)
+
+
+def rows_of(batch: Batch, pairs: Tensor) -> Tensor:
+    """All rows that these pairs name, those of their views among them."""
+    import torch
+
+    return torch.cat([batch.pairs[pairs].flatten(), *[rows[pairs] for rows in batch.views.values()]]).unique()
 
 
 def padded(batch: Batch, columns: int) -> Batch:
@@ -105,8 +123,9 @@ def padded(batch: Batch, columns: int) -> Batch:
     tensors: dict[str, Any] = {name: getattr(batch, name) for name in OF_TOKENS}
     wider: dict[str, Any] = {name: pad(value, (0, columns)) for name, value in tensors.items() if value is not None}
     wider["hidden"] = None if batch.hidden is None else pad(batch.hidden, (0, 0, 0, columns))
-    known = {name: pad(values, (0, columns)) for name, values in batch.known.items()}
-    return replace(batch, known=known, **wider)
+    for mapping in ("known", "guides"):
+        wider[mapping] = {name: pad(values, (0, columns)) for name, values in getattr(batch, mapping).items()}
+    return replace(batch, **wider)
 
 
 def at_start(batch: Batch) -> Batch:
@@ -154,6 +173,13 @@ def _at(value: Tensor | None, index: Tensor) -> Tensor | None:
     return None if value is None else value[index]
 
 
+def agrees(first: Tensor, second: Tensor) -> bool:
+    """Whether they are the same, to float64 sums in another order."""
+    import torch
+
+    return first.shape == second.shape and bool(torch.isclose(first, second, rtol=TOLERANCE, atol=TOLERANCE).all())
+
+
 def otherwise(batch: Batch, other: Batch) -> dict[str, tuple[str, Batch]]:
     """The batch with something else in place of what a loss may need, by its name in ``needs``: in words, and it."""
     masked = None if batch.ref_logps is None else (other.logps - 1) * batch.mask
@@ -162,7 +188,17 @@ def otherwise(batch: Batch, other: Batch) -> dict[str, tuple[str, Batch]]:
     weighed = None if other.token_advantages is None else (other.token_advantages + 1) * batch.mask
     hidden = None if batch.hidden is None else batch.hidden.flip(2)
     mismatched = None if batch.mismatched is None else batch.mismatched + 1
-    return {
+    guided = {name: (values - 1) * batch.mask for name, values in batch.guides.items()}
+    moved = {name: rows.roll(1) for name, rows in batch.views.items()}
+    found = {
+        f"guides: {name}": (f"another guide '{name}'", replace(batch, guides={**batch.guides, name: values}))
+        for name, values in guided.items()
+    }
+    found |= {
+        f"views: {name}": (f"other rows of the view '{name}'", replace(batch, views={**batch.views, name: rows}))
+        for name, rows in moved.items()
+    }
+    return found | {
         "reference": ("other log-probabilities under the reference", replace(batch, ref_logps=masked)),
         "base": ("other log-probabilities under the base", replace(batch, base_logps=other_base)),
         "margins": ("other margins and rewards", replace(batch, margins=other.margins, rewards=other.rewards)),

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from moalign.api import Batch, MoalignError, Objective, PairTerms
 from moalign.testing.advantages import CHECKS_OF_ADVANTAGES
-from moalign.testing.batch import at_start, changed_fields, copied, made_up, otherwise, padded, plain_terms, rearranged
+from moalign.testing.batch import (
+    agrees,
+    at_start,
+    changed_fields,
+    copied,
+    made_up,
+    otherwise,
+    padded,
+    plain_terms,
+    rearranged,
+    rows_of,
+)
 from moalign.testing.owned import (
     first_values,
     losses_of,
@@ -19,6 +30,8 @@ from moalign.testing.owned import (
 )
 from moalign.testing.review import Review, described, first, run
 from moalign.testing.rounds import advantages_of, made_up_round, weighed
+from moalign.testing.terms import shiftable_is_honest, weight_is_left_to_the_engine
+from moalign.testing.views import folders, folders_follow_from_options, names_of_views, views_are_texts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,8 +42,18 @@ OF_GROUPS = {
     "greedy": "greedy responses are compared with those that the policy sampled",
     "rewards": 'pairs have "margins", the differences of rewards',
 }
-KNOWN = {"pairs", "margins", "reference", "base", "groups", "entropy", "hidden", "mismatched", *OF_GROUPS}
-TOLERANCE = 1e-9  # of float64 sums in another order, relative
+KNOWN = {
+    "pairs",
+    "margins",
+    "reference",
+    "base",
+    "groups",
+    "entropy",
+    "hidden",
+    "mismatched",
+    "reference_responses",
+    *OF_GROUPS,
+}
 
 
 def check_objective(
@@ -93,6 +116,8 @@ class Trial:
             scored=bool(self.plugin.wants & {"margins", "groups"}),
             seed=self.seed + seed,
             dtype=dtype or torch.float64,
+            guides=sorted(folders(self)),
+            views=names_of_views(self),
         )
         own = first_values(self)
         at_sampling, now = (moved(own, self.seed + number, batch.logps.dtype) for number in (3, 4))
@@ -172,7 +197,7 @@ def nothing_else_is_read(t: Trial) -> None:
     for name in sorted(set(t.supplied) - t.plugin.wants):
         tried = f'the same batch with "{name}", which `needs` lacks'
         change = f'declare "{name}" in `needs`, or do not read it: whether it is there depends on the combiner'
-        t.review.require(_agrees(before, t.loss(tried, t.batch(extra=[name]))), tried, "other losses", change)
+        t.review.require(agrees(before, t.loss(tried, t.batch(extra=[name]))), tried, "other losses", change)
 
 
 def one_finite_value_per_pair(t: Trial) -> None:
@@ -182,7 +207,7 @@ def one_finite_value_per_pair(t: Trial) -> None:
     t.loss("a batch in float64 beside a row without response tokens", t.batch())
     batch = t.batch(torch.float32)
     t.loss("a batch in float32", batch)
-    t.loss(f"a single {t.unit}", rearranged(batch, batch.pairs[0].unique(), torch.tensor([0])))
+    t.loss(f"a single {t.unit}", rearranged(batch, rows_of(batch, torch.tensor([0])), torch.tensor([0])))
     t.loss("a policy that is its reference, as at step 0", at_start(batch))
 
 
@@ -285,47 +310,21 @@ def no_need_is_unused(t: Trial) -> None:
     if t.plugin.symmetric:
         tried, given = changed.pop("pairs")
         change = "declare symmetric = False, or do not read which of the two is chosen"
-        t.review.require(_agrees(before, t.loss(tried, given)), tried, "other losses, though symmetric is True", change)
-    for name in sorted(t.plugin.wants & changed.keys() - ({"groups"} if t.weighs_tokens else set())):
+        t.review.require(agrees(before, t.loss(tried, given)), tried, "other losses, though symmetric is True", change)
+    asked = {name for name in changed if ": " in name}  # guides and views, which are declared by methods
+    for name in sorted(asked | (t.plugin.wants & changed.keys() - ({"groups"} if t.weighs_tokens else set()))):
         tried, given = changed[name]
         change = f'take "{name}" out of `needs`: the engine pays for it (or use it)'
-        same = _agrees(before, t.loss(tried, given)) and not (name == "reference" and _reads_log_ratios(t))
-        t.review.require(not same, tried, f'the same losses, though `needs` has "{name}"', change)
-
-
-def shiftable_is_honest(t: Trial) -> None:
-    """Whether a combiner reaches the loss through scale and margin, as ``shiftable`` says."""
-    batch = t.batch()
-    terms = plain_terms(batch)
-    before = t.loss("a batch", batch, terms)
-    shifts = {"scale": replace(terms, scale=terms.scale * 1.5), "margin": replace(terms, margin=terms.margin + 0.25)}
-    for name, shifted in shifts.items():
-        tried = f"another terms.{name}"
-        if t.plugin.shiftable:
-            change = f"let the loss read terms.{name} (moalign.api.pair_logits does), or declare shiftable = False"
-            same = _agrees(before, t.loss(tried, batch, shifted))
-            t.review.require(not same, tried, "the same losses, though shiftable is True", change)
-            continue
-        try:
-            after = t.plugin.loss(copied(batch), copied(shifted))
-        except MoalignError:
-            continue  # refused with a reason, which is an answer
-        except Exception as error:
-            t.review.fail(tried, described(error), "refuse such terms with a PluginError, or ignore them", error)
-        change = "declare shiftable = True"
-        t.review.require(_agrees(before, after), tried, "other losses, though shiftable is False", change)
-
-
-def weight_is_left_to_the_engine(t: Trial) -> None:
-    tried, batch = "another terms.weight", t.batch()
-    terms = plain_terms(batch)
-    after = t.loss(tried, batch, replace(terms, weight=terms.weight * 0.5))
-    change = "leave terms.weight alone: the engine multiplies by it, and it would count twice"
-    t.review.require(_agrees(t.loss(tried, batch, terms), after), tried, "other losses", change)
+        change = change if name not in asked else f"do not ask for it in {name.partition(':')[0]}, or use it"
+        same = agrees(before, t.loss(tried, given)) and not (name == "reference" and _reads_log_ratios(t))
+        said = f'`needs` has "{name}"' if name not in asked else "the plugin asks for it"
+        t.review.require(not same, tried, f"the same losses, though {said}", change)
 
 
 CHECKS: tuple[Callable[[Trial], None], ...] = (
     declarations_are_known,
+    folders_follow_from_options,
+    views_are_texts,
     parameters_have_first_values,
     needs_are_enough,
     one_finite_value_per_pair,
@@ -347,15 +346,9 @@ CHECKS: tuple[Callable[[Trial], None], ...] = (
 def _compare(t: Trial, tried: str, batch: Batch, other: Batch, change: str, pairs: Tensor | None = None) -> None:
     before, after = t.loss("a batch", batch), t.loss(tried, other)
     expected = before if pairs is None else before[pairs]
-    if not _agrees(expected, after):
+    if not agrees(expected, after):
         furthest = (expected - after).abs().max().item()
         t.review.fail(tried, f"losses that differ by up to {furthest:.3g}", change)
-
-
-def _agrees(first: Tensor, second: Tensor) -> bool:
-    import torch
-
-    return first.shape == second.shape and bool(torch.isclose(first, second, rtol=TOLERANCE, atol=TOLERANCE).all())
 
 
 def _reads_log_ratios(t: Trial) -> bool:
@@ -364,7 +357,7 @@ def _reads_log_ratios(t: Trial) -> bool:
         return False
     given = made_up_round(t)
     before = advantages_of(t, "a round", given)
-    return not _agrees(before, advantages_of(t, "other log-ratios", given.with_other_reference()))
+    return not agrees(before, advantages_of(t, "other log-ratios", given.with_other_reference()))
 
 
 def _more(t: Trial) -> list[tuple[str, ...]]:

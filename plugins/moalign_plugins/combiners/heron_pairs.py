@@ -34,13 +34,8 @@ class HERONPairs(Combiner):
     loss on reward differences gets 1 for a pair whose first response wins and -1 for one whose second does. What nobody
     decides has weight 0, and the metrics count it (``pairs_without_weight``).
 
-<<<<<<< HEAD
-    Without ``delta`` the comparison is an order, and monotone changes of a reward leave it as it is; with it
-    comparisons may go in circles. The paper's margin is a share of a reward's standard deviation over the data: give that product.
-=======
     Without ``delta`` the comparison is an order, and monotone changes of a reward leave it as it is; with it it may go
     in circles. The paper's margin is a share of a reward's standard deviation over the data: give that product.
->>>>>>> combine
     """
 
     weighs_judges: ClassVar[bool] = True

@@ -6,13 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
-from scored_runs import scored_config
+from scored_runs import scored_config, write_scored
 
 from moalign import registry
 from moalign.errors import ConfigError
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import prepare
 from moalign.sweeps.workshop import open_workshop
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_scored(tmp_path_factory.mktemp("data") / "scored.jsonl")
 
 
 @pytest.mark.parametrize(

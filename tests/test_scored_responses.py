@@ -27,7 +27,7 @@ from moalign.engine.scored_responses import ScoredResponses
 from moalign.engine.scoring import LogpCache, logps_under
 from moalign.engine.train import train_together
 from moalign.engine.trainee import Trainee
-from moalign.errors import ConfigError, DataError, TrainingError
+from moalign.errors import DataError, TrainingError
 from moalign.sweeps import run
 from moalign.sweeps.candidate import batch_source, job_of, slots
 from moalign.sweeps.estimate import estimate
@@ -383,41 +383,3 @@ def test_responses_are_learned_behind_the_tags_of_their_own_rewards(tiny_model_p
     trainee = Trainee(job_of(first, shop, ()), source, NAMES[0], lambda step, metrics: told.append(metrics))
     train_together(shop.model, [trainee], shop.cache, shop.accelerator)
     assert trainee.error is None and told[-1]["loss"] < told[0]["loss"]
-
-
-# --- what is refused ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("loss", "changes", "reason"),
-    [
-        ("grpo", {}, "loss: 'grpo' learns from responses that the policy samples; add rollouts: it needs old_logps"),
-        ("remax", {}, "needs greedy and old_logps"),
-        ("ppo", {}, "needs old_logps and token_advantages"),
-        ({"name": "brain", "proposal": "sampler"}, {}, "'brain' learns from .* it needs old_logps"),
-        ({"name": "adpo", "anchor": "sampler"}, {}, "'adpo' learns from .* it needs old_logps"),
-        ("brain", {"combine": "mgda"}, "combine: 'mgda' reads inner products .* add rollouts"),
-        ("brain", {"combine": "modpo"}, "groups of responses"),
-        ("kto", {"train": {"pairs_per_step": 1}}, "train.pairs_per_step: loss 'kto' compares .*; 2 at least"),
-        ("brain", {"condition": "soup"}, "asks for drawn preferences, and without rollouts"),
-        ("kto", {"condition": {"name": "tags", "of": "rewards"}}, "compares it with the policy that sampled"),
-        ("brain", {"objectives": {"helpful": {"transform": "par"}, "harmless": None}}, "which only rollouts sample"),
-        ("dpo", {"objectives": {"helpful": {"transform": "clip"}, "harmless": None}}, "add rollouts, or leave it out"),
-        ("brain", {"data": {"path": "DATA", "margins": "implicit"}}, "implicit ones are not enough"),
-    ],
-)
-def test_what_cannot_be_is_refused_before_a_model_is_loaded(tiny_model_path, data, loss, changes, reason):
-    if "data" in changes:
-        changes = {"data": changes["data"] | {"path": str(data)}}
-    with pytest.raises(ConfigError, match=reason):
-        prepare(scored_config(tiny_model_path, data, loss, **changes), registry.discover())
-
-
-def test_data_without_scores_is_refused(tiny_model_path, tmp_path):
-    file = tmp_path / "pairs.jsonl"
-    rows = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b", "objective": "helpful"} for n in range(9)]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(
-        ConfigError, match=r"learns from rewards of responses, but nothing scores harmless; .* or rollouts"
-    ):
-        workshop_of(tiny_model_path, file, "kto", data={"path": str(file), "held_out": 0.3})

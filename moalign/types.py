@@ -218,6 +218,9 @@ class Batch:
     ``context[N,D]``      the hidden state at the end of each sequence's prompt, likewise
     ``objectives``        names of the M objectives, in the order of their columns; reward models
     ``guides``            by name, ``logps`` under the frozen adapters that ``Objective.guides`` names, [N,T] each
+    ``distributions``     by name, log-probabilities of all V tokens at each of the S response tokens, in the order of
+                          ``mask.nonzero()``, [S,V] each: "policy", with the graph, "reference" where it is needed, and
+                          the guides by their names. None of them unless the objective needs "distributions"
     ``views``             by name, int64 [P] each: the row of each pair's further sequence that ``Objective.views``, or
                           a need, has asked for; among the N rows, with rewards of NaN
 
@@ -246,6 +249,7 @@ class Batch:
     context: Tensor | None = None
     objectives: tuple[str, ...] = ()
     guides: Mapping[str, Tensor] = field(default_factory=dict)
+    distributions: Mapping[str, Tensor] = field(default_factory=dict)
     views: Mapping[str, Tensor] = field(default_factory=dict)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moalign import lora
 from moalign.data.batching import collate, collate_views
 from moalign.data.dataset import PairDataset
 from moalign.data.tokenise import Sequence as TokenSequence
@@ -49,6 +50,7 @@ class Frozen:
         views = collate_views(share.dataset, share.part.pairs, share.part.sequences)
         self.views = {name: rows.to(model.device) for name, rows in views.items()}
         self._logps: dict[str, Tensor] = {}
+        self._spread: dict[str, Tensor] = {}
         if share.dataset.ref_logps is not None:
             self._logps[""] = self._placed(share.dataset.ref_logps, share)
         old, weighed = share.dataset.old_logps, share.dataset.token_advantages
@@ -66,6 +68,21 @@ class Frozen:
             self.logps(None, "")
         for each in (*job.margins_from.values(), *job.guides.values()):
             self.logps(each.adapter, each.identity)
+        self.distributions(job)
+
+    def distributions(self, job: Job) -> dict[str, Tensor]:
+        """Of all frozen policies that a loss reads whole, by name, [S,V] each; never kept beyond the pass."""
+        if "distributions" not in job.needs:
+            return {}
+        wanted = {name: (each.adapter, each.identity) for name, each in job.guides.items()}
+        if "reference" in job.needs:
+            wanted["reference"] = (None, "")
+        for adapter, identity in wanted.values():
+            if identity not in self._spread:
+                with lora.active(self.cache.model.policy, adapter):
+                    states = self.cache.model.response_states(self.layout)
+                    self._spread[identity] = self.cache.model.distributions(states)
+        return {name: self._spread[identity] for name, (_, identity) in wanted.items()}
 
     def logps(self, adapter: str | None, identity: str) -> Tensor:
         """Under a frozen adapter or (None) the reference, [N,T]."""

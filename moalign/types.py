@@ -224,6 +224,9 @@ class Batch:
                           their mean as the step begins, the same number for every row; None unless the objective
                           needs "mismatched"
     ``guides``            by name, ``logps`` under the frozen adapters that ``Objective.guides`` names, [N,T] each
+    ``distributions``     by name, log-probabilities of all V tokens at each of the S response tokens, in the order of
+                          ``mask.nonzero()``, [S,V] each: "policy", with the graph, "reference" where it is needed, and
+                          the guides by their names. None of them unless the objective needs "distributions"
     ``views``             by name, int64 [P] each: the row of each pair's further sequence that ``Objective.views``, or
                           a need, has asked for; among the N rows, with rewards of NaN
 
@@ -255,6 +258,7 @@ class Batch:
     base_logps: Tensor | None = None
     preferred: Tensor | None = None
     guides: Mapping[str, Tensor] = field(default_factory=dict)
+    distributions: Mapping[str, Tensor] = field(default_factory=dict)
     views: Mapping[str, Tensor] = field(default_factory=dict)
 
 

@@ -109,6 +109,8 @@ OPTIONS = {
     "hyper-parameters": {"space": {"loss.beta": [0.1, 0.3]}, "configurations": 2, "seeds": 1, "points": 4},
     "features": {"features": ["helpful", "honest"]},
     "tgdpo": {"guide": "a/folder"},
+    "align-distil": {"teacher": "a/folder", "contrary": "another/folder"},
+    "align-distil-simple": {"teacher": "a/folder"},
 }
 # They need a file, a model or a server, and are checked in test_rewards_*.py.
 ELSEWHERE = {"exact-answer", "sequence-classification", "implicit-reward", "http", "ensemble", "trained-reward-model"}

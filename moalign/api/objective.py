@@ -27,6 +27,8 @@ class Objective(Plugin):
     "entropy"    the entropy of every next token, with a gradient
     "token_advantages"  beside "groups": each token has an advantage of its own (``token_advantages``); with rollouts
     "hidden"     the hidden states that predict the response tokens
+    "distributions"  log-probabilities of the whole vocabulary at each response token, of the policy, of the guides and,
+                 with "reference", of that: never kept, and 4 bytes each for S response tokens of a pass times V
     "greedy"     with "groups": the signal of the policy's greedy response to each prompt, which is never trained on;
                  only with rollouts
     "rewards"    with "groups": each objective's reward of every response

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moalign import lora
 from moalign.data.batching import collate, collate_views
 from moalign.data.dataset import PairDataset
 from moalign.data.tokenise import Sequence as TokenSequence
@@ -58,6 +59,7 @@ class Frozen:
         self._logps: dict[str, Tensor] = {}
         known = share.dataset.ref_logps
         self.ref_logps = None if known is None else self._placed(known, share)
+        self._spread: dict[str, Tensor] = {}
         old, weighed = share.dataset.old_logps, share.dataset.token_advantages
         self.old_logps = None if old is None else self._placed(old, share)
         self.token_advantages = None if weighed is None else self._placed(weighed, share)
@@ -77,6 +79,22 @@ class Frozen:
             self.logps(FrozenPolicy(each.adapter, each.identity))
         for guide in trainee.job.guides.values():
             self.logps(guide)
+        self.distributions(trainee)
+
+    def distributions(self, trainee: Trainee) -> dict[str, Tensor]:
+        """Of all frozen policies that a loss reads whole, by name, [S,V] each; never kept beyond the pass."""
+        job = trainee.job
+        if "distributions" not in job.needs:
+            return {}
+        wanted = dict(job.guides)
+        if "reference" in job.needs:
+            wanted["reference"] = trainee.compared_with
+        for policy in wanted.values():
+            if policy.identity not in self._spread:
+                with lora.active(self.cache.model.policy, policy.adapter):
+                    states = self.cache.model.response_states(self.layout)
+                    self._spread[policy.identity] = self.cache.model.distributions(states)
+        return {name: self._spread[policy.identity] for name, policy in wanted.items()}
 
     def reference(self, trainee: Trainee) -> Tensor:
         """Under the candidate's reference, [N,T]: as its round has it, where that is known."""

@@ -25,7 +25,7 @@ from moalign.engine.layout import Layout
 from moalign.engine.lower import Copies
 from moalign.engine.passes import OPERATIONS_PER_SECOND, Packing
 from moalign.errors import ModelError
-from moalign.ops import TokenLogps, frozen_linear, token_logps
+from moalign.ops import TokenLogps, distributions, frozen_linear, token_logps
 
 TRAINED = "candidate"  # the adapter slot that is trained; further slots hold frozen adapters
 CPU_MEMORY = 4 * 2**30  # bytes that the activations of one pass may take
@@ -127,6 +127,11 @@ class LanguageModel:
         scored = token_logps(hidden, weight, layout.labels, bias, **how)
         placed = None if scored.entropy is None else layout.place(scored.entropy)
         return TokenLogps(layout.place(scored.logps), placed)
+
+    def distributions(self, states: Tensor) -> Tensor:
+        """Log-probabilities of the whole vocabulary, float32 [S,V], of ``response_states``."""
+        hidden, weight, bias = lora.adapted_head(self.head, states)
+        return distributions(hidden, weight, bias, temperature=self.temperature, softcap=self.softcap)
 
     def checkpoint(self, on: bool) -> None:
         """Whether activations are computed again in backward instead of kept; the output head is no part of it."""

@@ -259,9 +259,16 @@ def _losses(
             last, reads = first + len(own.layout.labels), "hidden" in share.trainee.job.needs
             hidden = own.layout.place(states[first:last].float()) if reads else None
             ends = _ends(share.trainee.job, everywhere, layout, start, end)
-            losses.append(_loss(share, own, mine, hidden, ends, at is not None))
+            spread = _distributions(model, share.trainee, own, states[first:last])
+            losses.append(_loss(share, own, mine, hidden, ends, at is not None, spread))
             start, first = end, last
-        del everywhere, states, hidden, ends  # the head has its own gradients, and the backward pass needs the room
+        del (
+            everywhere,
+            states,
+            hidden,
+            ends,
+            spread,
+        )  # the head has its own gradients, and the backward pass needs the room
         yield losses
 
 
@@ -307,6 +314,13 @@ def _ends(job: Job, states: Tensor, layout: Layout, start: int, end: int) -> dic
     return {name: states.index_select(0, place).float() for name, place in wanted.items()}
 
 
+def _distributions(model: LanguageModel, trainee: Trainee, frozen: Frozen, states: Tensor) -> dict[str, Tensor]:
+    """Of the policy, from its response states [S,D], and of frozen ones, [S,V] each, where the loss reads them."""
+    if "distributions" not in trainee.job.needs:
+        return {}
+    return {"policy": model.distributions(states), **frozen.distributions(trainee)}
+
+
 def _loss(
     share: Share,
     frozen: Frozen,
@@ -314,6 +328,7 @@ def _loss(
     hidden: Tensor | None,
     ends: dict[str, Any],
     training: bool,
+    spread: dict[str, Tensor],
 ) -> Tensor | None:
     """The candidate's loss, a sum over its pairs; None, and its ``error`` set, where a plugin failed.
 
@@ -321,7 +336,8 @@ def _loss(
     """
     trainee = share.trainee
     with _own_errors(trainee):
-        batch, metrics = replace(frozen.batch(share, scored, hidden), **ends), trainee.metrics if training else None
+        batch = replace(frozen.batch(share, scored, hidden), distributions=spread, **ends)
+        metrics = trainee.metrics if training else None
         loss = loss_of(batch, trainee.job, metrics, trainee.looks_closely)
         if training and not torch.isfinite(loss):
             given = {"log-probabilities": batch.logps} if trainee.job.reads_logps else {}

@@ -72,6 +72,18 @@ def token_logps(
     return TokenLogps(logps, None if scored.entropy is None else zeros.index_copy(0, rows, scored.entropy))
 
 
+def distributions(
+    hidden: Tensor,
+    lm_head: Tensor,
+    bias: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+) -> Tensor:
+    """Log-probabilities of the whole vocabulary, [S,V], differentiable. All logits are in memory at once."""
+    return reference.distributions(hidden, lm_head, bias, Options(temperature, softcap))
+
+
 def select(implementation: str, device: torch.device) -> Implementation:
     """The implementation of that name; "auto" is the fastest for the device. Raises ValueError for unknown names."""
     name = implementation
@@ -82,4 +94,4 @@ def select(implementation: str, device: torch.device) -> Implementation:
     return IMPLEMENTATIONS[name]
 
 
-__all__ = ["IGNORED", "IMPLEMENTATIONS", "TokenLogps", "select", "token_logps"]
+__all__ = ["IGNORED", "IMPLEMENTATIONS", "TokenLogps", "distributions", "select", "token_logps"]

@@ -104,8 +104,12 @@ def _check_rewards(plan: Plan) -> None:
             f"but loss '{config.loss.name}' trains on {what}; use another loss or another rule: "
             "`moalign plugins list --kind combiner`"
         )
-    if plan.grouped and plan.combiner.needs_gram and (apart := plan.objective.wants & {"token_advantages", "hidden"}):
-        why = "weighs each token" if "token_advantages" in apart else "reads hidden states"
+    if (
+        plan.grouped
+        and plan.combiner.needs_gram
+        and (apart := plan.objective.wants & {"token_advantages", "hidden", "distributions"})
+    ):
+        why = "weighs each token" if "token_advantages" in apart else f"reads {min(apart)}"
         raise ConfigError(
             f"combine: '{config.combine.name}' reads inner products of the objectives' gradients, which are found only "
             f"where the advantage of a whole response is a factor of its loss, but loss '{config.loss.name}' {why}; "

@@ -173,6 +173,22 @@ def _at(value: Tensor | None, index: Tensor) -> Tensor | None:
     return None if value is None else value[index]
 
 
+def spoken(batch: Batch) -> Batch:
+    """With distributions over 4 tokens, of which the first one's log-probability is that of the response token."""
+    import torch
+
+    rest = torch.tensor([0.3, -0.5, 1.1], dtype=batch.logps.dtype).log_softmax(0)
+
+    def spread(logps: Tensor) -> Tensor:
+        own = logps[batch.mask > 0][:, None].clamp(max=-1e-6)
+        return torch.cat([own, torch.log(-torch.expm1(own)) + rest], 1)
+
+    of = {"policy": batch.logps, **batch.guides}
+    if batch.ref_logps is not None:
+        of["reference"] = batch.ref_logps
+    return replace(batch, distributions={name: spread(logps) for name, logps in of.items()})
+
+
 def agrees(first: Tensor, second: Tensor) -> bool:
     """Whether they are the same, to float64 sums in another order."""
     import torch

@@ -20,6 +20,7 @@ from moalign.testing.batch import (
     plain_terms,
     rearranged,
     rows_of,
+    spoken,
 )
 from moalign.testing.owned import (
     first_values,
@@ -50,6 +51,7 @@ KNOWN = {
     "groups",
     "entropy",
     "hidden",
+    "distributions",
     "mismatched",
     "reference_responses",
     *OF_GROUPS,
@@ -127,11 +129,16 @@ class Trial:
         signal = torch.randn(len(batch.groups), generator=torch.Generator().manual_seed(self.seed + seed)).double()
         return weighed(self, batch, signal, at_sampling)
 
+    def told(self, batch: Batch) -> Batch:
+        """With distributions over a vocabulary that belong to its log-probabilities, where the loss reads them."""
+        return spoken(batch) if "distributions" in self.plugin.wants else batch
+
     def loss(self, tried: str, batch: Batch, terms: PairTerms | None = None) -> Tensor:
         """The losses, one per pair or response, with their shape and finiteness checked and the inputs watched."""
         import torch
 
         terms = plain_terms(batch) if terms is None else terms
+        batch = self.told(batch)
         given, given_terms = copied(batch), copied(terms)
         change = "a loss must take every batch that the engine can hand it"
         try:
@@ -183,7 +190,7 @@ def needs_are_enough(t: Trial) -> None:
     tried = f"a batch with what `needs` declares and nothing else: {sorted(t.plugin.wants)}"
     plain = t.batch()
     try:
-        t.plugin.loss(copied(plain), plain_terms(plain))
+        t.plugin.loss(copied(t.told(plain)), plain_terms(plain))
     except Exception as error:
         lacking = next((each for each in _more(t) if _works(t, each)), ())
         names = " and ".join(f'"{name}"' for name in lacking)
@@ -369,7 +376,7 @@ def _more(t: Trial) -> list[tuple[str, ...]]:
 def _works(t: Trial, extra: tuple[str, ...]) -> bool:
     try:
         batch = t.batch(extra=extra)
-        t.plugin.loss(copied(batch), plain_terms(batch))
+        t.plugin.loss(copied(t.told(batch)), plain_terms(batch))
     except Exception:
         return False
     return True

@@ -113,6 +113,6 @@ def losses_of(t: Trial, batch: Any, names: Sequence[str]) -> Callable[..., Tenso
         values = [value * 1 for value in given]
         own: Any = dict(zip(names, values, strict=False))
         own["parameters"] = dict(zip(batch.parameters, values[len(names) :], strict=True))
-        return t.plugin.loss(replace(copied(batch), **own), copied(terms))
+        return t.plugin.loss(t.told(replace(copied(batch), **own)), copied(terms))
 
     return losses

@@ -27,7 +27,7 @@ def shiftable_is_honest(t: Trial) -> None:
             t.review.require(not same, tried, "the same losses, though shiftable is True", change)
             continue
         try:
-            after = t.plugin.loss(copied(batch), copied(shifted))
+            after = t.plugin.loss(copied(t.told(batch)), copied(shifted))
         except MoalignError:
             continue  # refused with a reason, which is an answer
         except Exception as error:

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import moalign
 from moalign import lora, registry, storage
+from moalign.batch import AdapterShape
 from moalign.data.tokenise import Tokeniser
 from moalign.engine.owned import first_values
 from moalign.engine.row_conditions import embeddings_of
@@ -33,7 +34,7 @@ from moalign.sweeps.candidate import batch_source
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import prepare
 from moalign.sweeps.workshop import open_workshop
-from moalign.types import AdapterShape, Candidate, Preference
+from moalign.types import Candidate, Preference
 
 NAMES = ("harmless", "helpful")
 WAYS: dict[str, dict[str, Any]] = {

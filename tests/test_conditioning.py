@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from moalign import preference
 from moalign.api import Conditioner, ConfigError, PluginError, Preference
+from moalign.batch import AdapterShape
 from moalign.data.tokenise import Tokeniser
 from moalign.engine.conditioning import (
     Conditioning,
@@ -24,7 +25,6 @@ from moalign.engine.conditioning import (
     with_text,
 )
 from moalign.errors import TrainingError
-from moalign.types import AdapterShape
 from moalign_plugins.conditioners.embedding import Embedding
 from moalign_plugins.conditioners.hypernetwork import Hypernetwork
 from moalign_plugins.conditioners.panacea import Panacea

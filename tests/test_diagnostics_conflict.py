@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from moalign import lora
+from moalign.batch import Batch
 from moalign.config import LoraSettings, ModelSettings
 from moalign.data.dataset import PairDataset
 from moalign.data.tokenise import Sequence
@@ -15,7 +16,7 @@ from moalign.engine.metrics import StepMetrics
 from moalign.engine.model import LanguageModel, load
 from moalign.engine.pair_gradients import gradient_products
 from moalign.lora import Stack
-from moalign.types import Batch, Sample
+from moalign.types import Sample
 from moalign_plugins.objectives.dpo import DPO
 from moalign_plugins.objectives.rebel import REBEL
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from moalign import lora
+from moalign.batch import PairTerms
 from moalign.config import LoraSettings, ModelSettings
 from moalign.data.dataset import PairDataset
 from moalign.data.tokenise import Sequence
@@ -17,7 +18,7 @@ from moalign.engine.gram import gradient_products
 from moalign.engine.model import TRAINED, LanguageModel, load
 from moalign.engine.tokens import batch_of
 from moalign.lora import Mixture
-from moalign.types import PairTerms, Sample
+from moalign.types import Sample
 from moalign_plugins.objectives.rloo import RLOO
 
 OBJECTIVES = ("harmless", "helpful", "short")

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import pluggy
 
-from moalign.api.combiner import Combiner, StepLosses
+from moalign.api.combiner import Combiner
 from moalign.api.combining import Combine, Combining
 from moalign.api.conditioner import Conditioner
 from moalign.api.decoding import NextToken, Request
@@ -42,6 +42,7 @@ from moalign.api.quantities import (
 from moalign.api.reference import Move, Progress, Reference
 from moalign.api.reward_model import RewardModel
 from moalign.api.sessions import SamplingSession, Watcher
+from moalign.batch import AdapterShape, Batch, PairTerms, Responses, Round, StepLosses, TokenAdvantages, Tokens
 from moalign.errors import (
     ConfigError,
     DataError,
@@ -54,25 +55,18 @@ from moalign.errors import (
     UserError,
 )
 from moalign.types import (
-    AdapterShape,
-    Batch,
     Candidate,
     Message,
     Outcome,
     Pair,
-    PairTerms,
     Preference,
     Record,
     Refusal,
-    Responses,
-    Round,
     RunInfo,
     Sample,
     SamplerInfo,
     Sampling,
     Space,
-    TokenAdvantages,
-    Tokens,
 )
 
 API_VERSION = 4

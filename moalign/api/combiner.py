@@ -3,32 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from moalign.api.plugin import Plugin
-from moalign.types import Batch, PairTerms, Preference, Round
+from moalign.batch import Batch, PairTerms, Round, StepLosses
+from moalign.types import Preference
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class StepLosses:
-    """What was seen of one step on labelled pairs, for rules that weigh the objectives' losses.
-
-    ``number``: of the step, from 0. ``losses[M]``: float64, mean loss of the step's pairs that each objective judged,
-    NaN where it judged none. ``pairs[M]``: how many those are. ``preference[M]``: the candidate's, float64.
-    ``objectives``: their names, in that order. ``gram[M,M]``: float64, inner products of the gradients of these mean
-    losses, 0 where there is none; None unless the rule says ``needs_gram``.
-    """
-
-    number: int
-    losses: Tensor
-    pairs: Tensor
-    preference: Tensor
-    objectives: tuple[str, ...] = ()
-    gram: Tensor | None = None
 
 
 class Combiner(Plugin):

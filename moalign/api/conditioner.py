@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from moalign.api.plugin import Plugin
-from moalign.types import AdapterShape, Preference
+from moalign.batch import AdapterShape
+from moalign.types import Preference
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor

@@ -8,17 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from moalign.api.decoding import NextToken, Request
 from moalign.api.plugin import Plugin
 from moalign.api.sessions import SamplingSession, Watcher
-from moalign.types import (
-    Candidate,
-    Outcome,
-    Record,
-    Refusal,
-    Responses,
-    RunInfo,
-    Sample,
-    SamplerInfo,
-    Space,
-)
+from moalign.batch import Responses
+from moalign.types import Candidate, Outcome, Record, Refusal, RunInfo, Sample, SamplerInfo, Space
 
 if TYPE_CHECKING:
     from random import Random

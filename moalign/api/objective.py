@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from moalign.api.plugin import Plugin
+from moalign.batch import Batch, PairTerms, TokenAdvantages, Tokens
 from moalign.errors import PluginError
-from moalign.types import Batch, PairTerms, Sample, TokenAdvantages, Tokens
+from moalign.types import Sample
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from moalign.batch import Batch, PairTerms
 from moalign.errors import PluginError
-from moalign.types import Batch, Outcome, PairTerms
+from moalign.types import Outcome
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from moalign.api.plugin import Plugin
-from moalign.types import Batch
+from moalign.batch import Batch
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from moalign import door
 from moalign.api import Combiner, Objective, Plugin
+from moalign.batch import Round, TokenAdvantages, Tokens
 from moalign.engine.tokens import checked_advantages
 from moalign.errors import PluginError
-from moalign.types import Preference, Round, TokenAdvantages, Tokens
+from moalign.types import Preference
 
 
 @dataclass

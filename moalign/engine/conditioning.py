@@ -14,11 +14,12 @@ from torch import Tensor
 
 from moalign import door, preference
 from moalign.api import Conditioner
+from moalign.batch import AdapterShape
 from moalign.data.tokenise import Ids, Tokeniser
 from moalign.engine.row_conditions import RowConditions, place_of_vectors, with_places
 from moalign.errors import PluginError, PreferenceError, TrainingError
 from moalign.seeds import derive
-from moalign.types import AdapterShape, Message, Preference
+from moalign.types import Message, Preference
 
 Prompt = str | tuple[Message, ...]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from moalign import lora
+from moalign.batch import Batch
 from moalign.data.batching import collate, collate_views
 from moalign.data.dataset import PairDataset
 from moalign.data.tokenise import Sequence as TokenSequence
@@ -19,7 +20,6 @@ from moalign.engine.references import BASE, FrozenPolicy
 from moalign.engine.scoring import LogpCache
 from moalign.engine.trainee import Job, Trainee
 from moalign.ops import TokenLogps
-from moalign.types import Batch
 
 
 @dataclass(frozen=True)

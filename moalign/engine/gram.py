@@ -18,11 +18,11 @@ from torch import Tensor
 
 from moalign import door, lora
 from moalign.api import Objective
+from moalign.batch import Batch, PairTerms
 from moalign.data.dataset import PairDataset
 from moalign.engine.model import LanguageModel
 from moalign.engine.tokens import batch_of, shared
 from moalign.lora import Mixture
-from moalign.types import Batch, PairTerms
 
 POSITIONS = 2**14  # in a pass, padding among them
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from moalign import door, lora
 from moalign.api import RewardModel
+from moalign.batch import Batch
 from moalign.data.tokenise import Sequence as TokenSequence
 from moalign.engine.layout import Layout
 from moalign.engine.model import LanguageModel
 from moalign.engine.passes import arrange
 from moalign.errors import PluginError
-from moalign.types import Batch
 
 
 @torch.no_grad()

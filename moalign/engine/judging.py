@@ -9,10 +9,10 @@ from torch import Generator, Tensor
 
 from moalign import door
 from moalign.api import Combiner, Objective, RewardModel
+from moalign.batch import Batch, PairTerms
 from moalign.config import LoraSettings, TrainSettings
 from moalign.data.dataset import PairDataset
 from moalign.engine.trainee import Job
-from moalign.types import Batch, PairTerms
 
 
 class Judging(Objective):

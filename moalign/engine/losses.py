@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from moalign import door
+from moalign.batch import Batch, PairTerms
 from moalign.engine.metrics import StepMetrics
 from moalign.engine.trainee import Job
 from moalign.errors import PluginError
-from moalign.types import Batch, PairTerms
 
 
 def loss_of(batch: Batch, job: Job, metrics: StepMetrics | None, thorough: bool = True) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moalign.types import Batch
+from moalign.batch import Batch
 
 OF_PAIRS = ("loss", "margin", "accuracy", "ranking_accuracy", "better_tokens", "worse_tokens")
 

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from moalign import door, lora
 from moalign.api import Objective
+from moalign.batch import Batch, PairTerms
 from moalign.data.batching import collate
 from moalign.data.dataset import PairDataset
 from moalign.engine.model import LanguageModel
 from moalign.engine.passes import PairPass, pair_passes
 from moalign.lora import Mixture, Stack
-from moalign.types import Batch, PairTerms
 
 SUPPLIED = frozenset({"pairs", "margins", "reference", "entropy"})  # what a loss may need here
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from moalign import calls, door
 from moalign.api import Transform
+from moalign.batch import Responses
 from moalign.config import RolloutSettings
 from moalign.data.dataset import PairDataset
 from moalign.engine.advantages import numbers_in, one_number_each
@@ -20,7 +21,6 @@ from moalign.engine.model import LanguageModel
 from moalign.engine.rollouts import Draw, Score, prompts_of_round, sample
 from moalign.errors import PluginError
 from moalign.seeds import derive
-from moalign.types import Responses
 
 Floats = NDArray[np.float64]
 

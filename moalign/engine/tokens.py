@@ -17,10 +17,10 @@ from torch import Tensor
 
 from moalign import door
 from moalign.api import Objective
+from moalign.batch import Batch, TokenAdvantages, Tokens
 from moalign.data.dataset import PairDataset
 from moalign.engine.layout import Layout
 from moalign.errors import PluginError
-from moalign.types import Batch, TokenAdvantages, Tokens
 
 PerToken = tuple[NDArray[np.float32], ...]
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from moalign import storage
 from moalign.api import Conditioner
+from moalign.batch import AdapterShape
 from moalign.engine.conditioning import gates_of, vectors_of
 from moalign.engine.row_conditions import RowConditions, place_of_vectors
 from moalign.engine.trainee import Trainee
@@ -23,7 +24,7 @@ from moalign.errors import CorruptFileError, RunError
 from moalign.lora import gated, mixing
 from moalign.lora.mixing import Adapter
 from moalign.sweeps.workshop import Workshop
-from moalign.types import AdapterShape, Candidate, Preference
+from moalign.types import Candidate, Preference
 
 FILE = gated.FILE
 

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from moalign import lora
 from moalign.api import Objective
+from moalign.batch import AdapterShape
 from moalign.data.dataset import PairDataset, judged_by, merge_judges
 from moalign.engine import model as models
 from moalign.engine.conditioned import told
@@ -29,7 +30,7 @@ from moalign.sweeps import comparing, first_references, guides
 from moalign.sweeps.material import Material, gather
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import Plan
-from moalign.types import AdapterShape, Candidate, Preference
+from moalign.types import Candidate, Preference
 
 
 @dataclass

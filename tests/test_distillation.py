@@ -1,4 +1,4 @@
-"""Distillation from the whole vocabulary's distributions: AlignDistil as mathematics, and the engine's distributions."""
+"""Distillation from the distributions of the whole vocabulary: AlignDistil as mathematics, and in runs."""
 
 from __future__ import annotations
 

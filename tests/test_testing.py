@@ -21,6 +21,7 @@ from wrong_plugins import (
     observers,
     other_reward_models,
     readers,
+    reading_objectives,
     reward_models,
     rewards,
     sampled_objectives,
@@ -207,6 +208,7 @@ def check_about_primes(plugin):
 CHECKS = {
     objectives: check_objective,
     sampled_objectives: check_objective,
+    reading_objectives: check_objective,
     combiners: check_combiner,
     searches: check_search,
     rewards: check_about_primes,
@@ -223,6 +225,7 @@ CHECKS = {
 PARTS = {
     objectives: objective,
     sampled_objectives: objective,
+    reading_objectives: objective,
     combiners: combiner,
     searches: search,
     rewards: reward,

@@ -66,14 +66,17 @@ class Frozen:
         """Run the frozen policies that the job needs, before the trained ones run."""
         if needs_reference(job):
             self.logps(None, "")
-        for each in (*job.margins_from.values(), *job.guides.values()):
+        for each in job.margins_from.values():
             self.logps(each.adapter, each.identity)
+        for guide in job.guides.values():
+            self.logps(guide.adapter, guide.identity)
         self.distributions(job)
 
     def distributions(self, job: Job) -> dict[str, Tensor]:
         """Of all frozen policies that a loss reads whole, by name, [S,V] each; never kept beyond the pass."""
         if "distributions" not in job.needs:
             return {}
+        wanted: dict[str, tuple[str | None, str]]
         wanted = {name: (each.adapter, each.identity) for name, each in job.guides.items()}
         if "reference" in job.needs:
             wanted["reference"] = (None, "")

@@ -139,7 +139,7 @@ LEGITIMATE = {
     "testing/batch.py": {"preference": "a field of Batch"},
     "testing/combiner.py": {"scale": TERMS},
     "testing/combiner_trial.py": {"preference": "an argument's name", "scale": TERMS},
-    "testing/objective.py": {"scale": TERMS},
+    "testing/terms.py": {"scale": TERMS},
     "testing/review.py": {"random": "Python's module"},
 }
 

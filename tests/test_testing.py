@@ -22,6 +22,7 @@ from wrong_plugins import (
     other_reward_models,
     pair_combiners,
     readers,
+    reading_objectives,
     references,
     reward_models,
     rewards,
@@ -232,6 +233,7 @@ def check_about_primes(plugin):
 CHECKS = {
     objectives: check_objective,
     sampled_objectives: check_objective,
+    reading_objectives: check_objective,
     combiners: check_combiner,
     pair_combiners: check_combiner,
     searches: check_search,
@@ -250,6 +252,7 @@ CHECKS = {
 PARTS = {
     objectives: objective,
     sampled_objectives: objective,
+    reading_objectives: objective,
     combiners: combiner,
     pair_combiners: combiner,
     searches: search,

@@ -70,7 +70,8 @@ def check_same(plan: Plan, objective: Objective, dataset: PairDataset) -> None:
 
 def _asked(objective: Objective, dataset: PairDataset) -> list[Mapping[str, Sample]]:
     """What the loss asks for, pair by pair."""
-    who, found = f"{door.origin(objective).who}, in views", list[Mapping[str, Sample]]()
+    who = f"{door.origin(objective).who}, in views"
+    found: list[Mapping[str, Sample]] = []
     for number, (chosen, rejected) in enumerate(texts_of(dataset)):
         views: Any = door.call(objective, "views", chosen, rejected, thorough=number == 0)
         if not isinstance(views, Mapping) or not all(

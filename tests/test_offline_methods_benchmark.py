@@ -1,0 +1,89 @@
+"""The benchmark of offline losses: all that it names can be trained, and as many labels are wrong as it says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import offline_data, offline_methods
+from benchmarks.offline_methods import Request, requests, ways
+from moalign import registry
+from moalign.demo import grammar
+from moalign.sweeps.plan import prepare
+from moalign_plugins.objectives._policy_gradient import PolicyGradient
+
+PROMPTS = grammar.TRAIN_PROMPTS[:12]
+
+
+GUIDED = {"tgdpo", "align-distil", "align-distil-simple"}  # other adapters have to be trained first
+
+
+def test_every_loss_that_a_file_suffices_for_is_a_method():
+    named = {Request(name, 0.0, 1, 0).settings("data.path=x.jsonl").loss.name for name in ways()["methods"]}
+    known = registry.discover()
+    of_samples = set()
+    for entry in known.of_kind("objective"):
+        loss = known.load(entry)
+        if loss.needs & {"old_logps", "greedy", "token_advantages"} or issubclass(loss, PolicyGradient):
+            of_samples.add(entry.name)
+    shipped = {entry.name for entry in known.of_kind("objective")}
+    assert shipped - named - GUIDED - of_samples == set()
+
+
+@pytest.mark.parametrize("method", list(ways()["methods"]))
+def test_what_it_compares_is_a_configuration(method, tmp_path):
+    file = tmp_path / "data.jsonl"
+    file.touch()
+    kind = ways()["methods"][method]["data"]
+    request = Request(method, 0.25, 4, seed=1)
+    settings = request.settings(f"data.path={file}", f"data.reader={offline_data.READERS[kind]}")
+    assert settings.train.steps == 600 and settings.seed == 1
+    assert len(prepare(settings, registry.discover()).propose(())) == 5
+
+
+def test_pairs_are_labelled_by_judges_and_so_many_are_turned():
+    judges = Request("dpo", 0.0, 1, 0).judges()
+    right, wrong = (list(offline_data.labelled(judges, PROMPTS, 8, 3, noise)) for noise in (0.0, 0.25))
+    turned = [
+        (row["chosen"], row["rejected"]) != (other["chosen"], other["rejected"])
+        for row, other in zip(right, wrong, strict=True)
+    ]
+    assert all(row["objective"] == other["objective"] for row, other in zip(right, wrong, strict=True))
+    spread = (0.25 * 0.75 / len(turned)) ** 0.5
+    assert sum(turned) / len(turned) == pytest.approx(0.25, abs=4 * spread)
+    better = [grammar.score(row["prompt"], row["chosen"])[row["objective"]] for row in right]
+    worse = [grammar.score(row["prompt"], row["rejected"])[row["objective"]] for row in right]
+    assert sum(better) > sum(worse)
+
+
+def test_scores_are_true_but_for_those_of_another_response():
+    judges = Request("dpo", 0.0, 1, 0).judges()
+    right, wrong = (list(offline_data.scored(judges, PROMPTS, 8, 3, noise)) for noise in (0.0, 0.25))
+    for row, other in zip(right, wrong, strict=True):
+        assert len(set(row["responses"])) == len(row["responses"]) and row["responses"] == other["responses"]
+        for objective in ("helpful", "harmless"):
+            assert row[objective] == [grammar.score(row["prompt"], text)[objective] for text in row["responses"]]
+            assert set(other[objective]) <= set(row[objective])
+    assert right != wrong and json.dumps(right[0])
+
+
+def test_short_ones_come_first_and_what_is_there_is_not_run_again():
+    asked = requests(["dpo", "ipo"], None, None, [0, 1])
+    assert [(each.seed, each.longer) for each in asked[:4]] == [(0, 1)] * 4 and len(asked) == 16
+    founds = [
+        {
+            "front_share": 0.5,
+            "front_share_worst": 0.4,
+            "tokens": 2000,
+            "seconds": 3.0,
+            "failed": {},
+            "points": [{"well_formed": 0.9, "kl": 0.2}],
+            "hardware": {},
+        }
+        | each.identity
+        for each in asked[:4]
+    ]
+    tables = offline_methods.tables_of({"results": founds})
+    assert [len(table.rows) for table in tables] == [2, 2]
+    assert tables[1].title == "25% of the labels wrong" and tables[0].rows[0][:3] == ["dpo", "pairs", "0.500"]

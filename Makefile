@@ -4,7 +4,7 @@
 PYTHON   ?= python3
 VENV     ?= .venv
 DEMO_OUT ?= runs/demo
-PYTEST   ?= -n 2
+PYTEST   ?= -n 2 --dist worksteal
 BIN      := $(VENV)/bin
 PIP      := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 

@@ -29,7 +29,7 @@ class SELM(Objective):
     before training. arXiv 2405.19332. The sign is plus: the reference's own response becomes less likely, which leaves
     room for others. Nothing bounds that term from below, so alpha is small; beta 0.01 and alpha 0.001 are of the
     authors' code for Zephyr and Phi-3 (0.0001 for Llama-3). There the reference is the previous iterate, and pairs are
-    new in each round; here it is what the run's reference is, and pairs are those of the data.
+    new in each round; here y0 is the untouched base's, whatever the run's reference is, and pairs are the data's.
 
     A combiner's scale and margin act on z alone, its weight on the whole loss.
     """

@@ -29,7 +29,7 @@ class VPO(Objective):
     the learned reward is kept low (pessimism) by raising the likelihood of a calibration policy's responses, here the
     chosen ones. The gradient is that of ``rpo`` with eta = alpha.
 
-    With ``optimistic`` it is the online form, + alpha * beta * a(y0), y0 a response of the reference to the pair's
+    With ``optimistic`` it is the online form, + alpha * beta * a(y0), y0 a response of the untouched base to the pair's
     prompt, sampled once before training: the value is kept high by lowering the likelihood of what the reference says,
     which is the loss of ``selm``. The paper samples new pairs from the policy in each iteration; here they are the
     data's.

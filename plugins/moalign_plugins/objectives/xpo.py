@@ -26,7 +26,7 @@ class XPO(Objective):
     """-log sigmoid(z) + alpha * log pi(y0|x), with z = scale * beta * d - margin.
 
     d is the log-ratio to the reference, summed over tokens, of the chosen minus that of the rejected response; y0 is a
-    response of the reference to the pair's prompt, sampled once before training. arXiv 2405.21046, whose algorithm
+    response of the untouched base to the pair's prompt, sampled once before training. arXiv 2405.21046, whose algorithm
     samples new pairs in each iteration, one response from the policy and one from the reference; here pairs are those
     of the data. It is ``selm`` with alpha / beta in place of alpha, but for a constant.
 

@@ -35,7 +35,7 @@ class Objective(Plugin):
     "rewards"    with "groups": each objective's reward of every response
     "mismatched" the mean log-ratio of responses behind prompts that they are not to (``Batch.mismatched``), which costs
                  two more forward passes of each step
-    "reference_responses"  with pairs of the data: a response of the reference to each prompt, sampled once with the
+    "reference_responses"  with pairs of the data: a response of the untouched base to each prompt, sampled once with the
                  run's seed before anything is trained, whose rows are ``Batch.views["reference"]``
     """
 

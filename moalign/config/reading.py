@@ -15,6 +15,8 @@ from moalign.config.sections import BUILT_IN_MODEL, Config, PluginChoice, Shared
 from moalign.errors import ConfigError
 from moalign.validation import explain
 
+ADAPTER = "adapter_config.json"  # a folder with this file is an adapter
+
 Kind = TypeVar("Kind", bound=Shared)
 
 
@@ -111,7 +113,22 @@ def _absolute(config: Kind) -> Kind:
     local = Path(model.path).expanduser()
     if model.path != BUILT_IN_MODEL and (local.exists() or model.path.startswith((".", "/", "~"))):
         model = model.model_copy(update={"path": os.path.abspath(local)})
-    return config.model_copy(update={"data": data, "model": model})
+    located: dict[str, Any] = {"data": data, "model": model}
+    for key in ("loss", "reference"):  # whose options may name folders of adapters
+        choice = getattr(config, key, None)
+        if isinstance(choice, PluginChoice):
+            options = {name: _located(value) for name, value in choice.options.items()}
+            located[key] = PluginChoice(name=choice.name, **options)
+    return config.model_copy(update=located)
+
+
+def _located(value: Any) -> Any:
+    """An option's value with all folders of adapters in it, values and keys, as absolute paths."""
+    if isinstance(value, Mapping):
+        return {_located(key): _located(inner) for key, inner in value.items()}
+    if isinstance(value, str) and (Path(value).expanduser() / ADAPTER).is_file():
+        return os.path.abspath(Path(value).expanduser())
+    return value
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -49,8 +49,10 @@ def both_ways(batch: Batch, terms: PairTerms) -> tuple[Batch, PairTerms]:
     objective, strength = twice(batch.pair_objective), twice(batch.strength)
     difference = None if terms.difference is None else against(terms.difference)
     weight = torch.cat([terms.weight, other])
+    views = {name: twice(rows) for name, rows in batch.views.items()}
+    turned = replace(batch, pairs=pairs, pair_objective=objective, strength=strength, margins=margins, views=views)
     return (
-        replace(batch, pairs=pairs, pair_objective=objective, strength=strength, margins=margins, preferred=preferred),
+        replace(turned, preferred=preferred),
         PairTerms(twice(terms.scale), against(terms.margin), weight, difference),
     )
 

@@ -3,7 +3,8 @@
 A labelled pair is one objective's, so that passes over the pairs of each objective in turn are together the passes of
 the step, and each leaves the gradient of one mean loss. When all have run, the losses of the very step are known, and
 with ``needs_gram`` the inner products of their gradients; what the rule makes of them weighs the gradients before the
-optimizer sees their sum. Nothing is computed twice: what it costs is a gradient of the adapter for each objective.
+optimizer sees their sum. It costs a gradient of the adapter for each objective, and a response that several objectives
+have judged runs once, and counts among the tokens once, for each of them.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from moalign import calls, lora, preference, storage
+from moalign.data.batching import groups_of
 from moalign.data.dataset import PairDataset
 from moalign.engine import owned, snapshots
 from moalign.engine.advantages import Advantages
@@ -27,7 +28,7 @@ from moalign.engine.scored_responses import ScoredResponses
 from moalign.engine.shaping import Shaping
 from moalign.engine.train import train_together
 from moalign.engine.trainee import FrozenReward, Job, Trained, Trainee
-from moalign.errors import MoalignError, TrainingError, UserError
+from moalign.errors import ConfigError, MoalignError, TrainingError, UserError
 from moalign.lora import posterior_file
 from moalign.sweeps import conditioned, outcomes, starts, views
 from moalign.sweeps.observe import Observer
@@ -296,6 +297,7 @@ def batch_source(candidate: Candidate, workshop: Workshop, slot: str = TRAINED) 
         dataset = workshop.pairs_for(candidate)
         views.check_same(workshop.plan, variant.objective, dataset)
         if workshop.plan.grouped:
+            _check_prompts(dataset, train.pairs_per_step, workshop)
             how = (_rule(candidate, workshop), _shaping(candidate, workshop), conditioning)
             return ScoredResponses(dataset, seed, train.pairs_per_step, *how)
         if conditioning is None:
@@ -321,8 +323,18 @@ def batch_source(candidate: Candidate, workshop: Workshop, slot: str = TRAINED) 
         advantages=_rule(candidate, workshop) if workshop.plan.grouped else None,
         labels=_rule(candidate, workshop) if workshop.plan.labels_rounds else None,
         shaping=_shaping(candidate, workshop),
+        compared_with=workshop.compared_with,
         draw=None if workshop.outside is None else workshop.outside.sample,
     )
+
+
+def _check_prompts(dataset: PairDataset, responses: int, workshop: Workshop) -> None:
+    """Raise ConfigError where a step has one prompt and the loss compares responses to different ones."""
+    if "mismatched" in workshop.plan.objective.wants and groups_of(dataset, responses) < 2:
+        raise ConfigError(
+            f"train.pairs_per_step: {responses} are the responses to one prompt here, and loss "
+            f"'{workshop.plan.config.loss.name}' compares with responses to others; give twice as many at least"
+        )
 
 
 def _rule(candidate: Candidate, workshop: Workshop) -> Advantages:

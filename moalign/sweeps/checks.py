@@ -18,6 +18,7 @@ from moalign.types import Candidate, Outcome
 if TYPE_CHECKING:
     from moalign.sweeps.plan import Plan
 
+BESIDE_ADVANTAGES = frozenset({"token_advantages", "hidden", "distributions", "mismatched", "rewards", "base"})
 UNITS = {"labelled": "labelled pairs", "scored": "scored pairs", "groups": "groups of responses"}
 OF_SAMPLES = {"old_logps", "token_advantages", "greedy"}  # what a loss may need and only rollouts have
 
@@ -104,17 +105,7 @@ def _check_rewards(plan: Plan) -> None:
             f"but loss '{config.loss.name}' trains on {what}; use another loss or another rule: "
             "`moalign plugins list --kind combiner`"
         )
-    if (
-        plan.grouped
-        and plan.combiner.needs_gram
-        and (apart := plan.objective.wants & {"token_advantages", "hidden", "distributions"})
-    ):
-        why = "weighs each token" if "token_advantages" in apart else f"reads {min(apart)}"
-        raise ConfigError(
-            f"combine: '{config.combine.name}' reads inner products of the objectives' gradients, which are found only "
-            f"where the advantage of a whole response is a factor of its loss, but loss '{config.loss.name}' {why}; "
-            "use another loss or another rule"
-        )
+    _check_gram(plan)
     by_rewards = plan.grouped or plan.labels_rounds
     if not by_rewards and not plan.objective.shiftable and plan.mixing_needs_margins:
         raise ConfigError(
@@ -155,6 +146,30 @@ def _check_without_rollouts(plan: Plan) -> None:
         raise ConfigError(
             f"combine: '{combine}' reads inner products of the objectives' gradients at every round of responses that "
             "the policy samples; add rollouts, or use another rule"
+        )
+
+
+def _check_gram(plan: Plan) -> None:
+    """A rule that reads inner products of gradients needs a loss that has one of each objective, on sampled responses.
+
+    On labelled pairs of the data each step has them from its own backward passes.
+    """
+    if not plan.combiner.needs_gram or not (plan.grouped or plan.labels_rounds):
+        return
+    apart, why = plan.objective.wants & BESIDE_ADVANTAGES, ""
+    if plan.labels_rounds:
+        why = "learns from pairs that are labelled before any gradient is known"
+    elif "token_advantages" in apart:
+        why = "weighs each token"
+    elif apart:
+        why = f"reads {min(apart)}"
+    elif not plan.objective.linear:
+        why = "has a response's loss depend on others, or on its advantage otherwise"
+    if why:
+        raise ConfigError(
+            f"combine: '{plan.config.combine.name}' reads inner products of the objectives' gradients, which are found "
+            "only where the advantage of a whole response is a factor of its loss, but loss "
+            f"'{plan.config.loss.name}' {why}; use another loss or another rule"
         )
 
 

@@ -51,6 +51,11 @@ def check(plan: Plan) -> None:
             f"{key} would be read by nobody: loss '{loss}' compares with no reference; leave it out, or use a loss "
             "that does: `moalign plugins list --kind objective`"
         )
+    if "reference_responses" in plan.objective.wants:
+        raise ConfigError(
+            f"{key} does not go with loss '{loss}', whose responses of the reference are those of the untouched base; "
+            "leave reference out, or use another loss"
+        )
     if plan.config.condition is not None:
         raise ConfigError(
             f"{key} does not go with condition: one model is trained for many preferences there, and all of them are "

@@ -102,7 +102,7 @@ def check(plan: Plan) -> None:
             "combiner for all responses of the data; add rollouts, use a loss on pairs, or a conditioner that tells a "
             "response its own rewards"
         )
-    if apart := plan.objective.wants & {"token_advantages", "hidden", "greedy", "mismatched"}:
+    if apart := plan.objective.wants & {"token_advantages", "hidden", "greedy", "mismatched", "distributions"}:
         raise ConfigError(
             f"{key} does not go with loss '{config.loss.name}', which needs {' and '.join(sorted(apart))}; use another "
             "loss: `moalign plugins list --kind objective`"

@@ -38,7 +38,7 @@ def check(plan: Plan) -> None:
             f"condition: loss '{name}' reads another policy, which was not told the preferences that the prompts or "
             "vectors of a conditioner tell; leave condition out, or use another loss"
         )
-    if folders and plan.combiner.needs_gram:
+    if folders and plan.combiner.needs_gram and plan.grouped:
         raise ConfigError(
             f"combine: '{plan.config.combine.name}' reads inner products of the objectives' gradients, which are found "
             f"without other policies, and loss '{name}' reads one; use another loss or another rule"

@@ -26,7 +26,7 @@ from moalign.errors import ConfigError, PluginError, PreferenceError
 from moalign.registry import Entry, Registry
 from moalign.seeds import derive
 from moalign.storage import safe_name
-from moalign.sweeps import checks, comparing, conditions, directions
+from moalign.sweeps import checks, comparing, conditions, directions, guides
 from moalign.sweeps.changes import Variant, variant
 from moalign.sweeps.checks import references_of, transform_key
 from moalign.types import Candidate, Outcome, Preference, Space
@@ -72,12 +72,12 @@ class Plan:
     @property
     def weighs_losses(self) -> bool:
         """Whether each step on labelled pairs weighs the objectives' losses anew."""
-        return self.combiner.weighs_losses and not (self.grouped or self.scored)
+        return self.combiner.weighs_losses and not (self.grouped or self.scored or self.labels_rounds)
 
     @property
     def merges_judges(self) -> bool:
         """Whether two responses are one labelled pair for all objectives that judged them."""
-        return self.combiner.merges_judges and not (self.grouped or self.scored)
+        return self.combiner.merges_judges and not (self.grouped or self.scored or self.labels_rounds)
 
     @property
     def told_in_text(self) -> bool:
@@ -186,6 +186,8 @@ class Plan:
         # rounds are sampled, and passes planned, for what the configuration's own loss wants
         if more := changed.objective.wants - self.objective.wants - {"entropy"}:
             raise PluginError(f"{who} with options of the loss that need {', '.join(sorted(more))} besides")
+        if not guides.folders_of(changed.objective).items() <= guides.folders_of(self.objective).items():
+            raise PluginError(f"{who} with options of the loss that name another adapter")
         if candidate.parents or candidate.shares:
             if changed.lora != self.config.model.lora:
                 raise PluginError(f"{who} with a parent and changes of model.lora; it has the parent's rank and alpha")

@@ -8,6 +8,7 @@ import secrets
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,8 @@ def _compared(record: Mapping[str, Any], key: str) -> Any:
     if key == "guides":
         return value or {}  # runs of before a loss could name any
     if key == "config" and isinstance(value, dict):
+        with suppress(ValueError):  # else written by another version, with keys that this one does not have
+            value = Config.model_validate(value).model_dump(mode="json")  # what came in since has its default
         return {name: item for name, item in value.items() if name not in ("observers", "plugin_deadline")}
     return value
 
@@ -191,7 +194,7 @@ def _compared(record: Mapping[str, Any], key: str) -> Any:
 def _difference(before: dict[str, Any], now: dict[str, Any], key: str) -> str:
     old, new = _compared(before, key), _compared(now, key)
     if isinstance(old, dict) and isinstance(new, dict):
-        changed = [name for name in sorted(set(old) | set(new)) if old.get(name) != new.get(name)]
+        changed = [name for name in sorted(set(old) | set(new)) if old.get(name, ...) != new.get(name, ...)]
         return f"{changed[0]} was {old.get(changed[0])}, is {new.get(changed[0])}. Start a new run, or restore it"
     return f"it was {old}, is {new}. Start a new run, or restore it"
 

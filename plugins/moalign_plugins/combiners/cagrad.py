@@ -27,7 +27,8 @@ class CAGrad(OverGradients):
 
     arXiv 2110.14048, with w_k g_k as the gradients. It is g + radius |g| h / |h|, where h = sum_k a_k w_k g_k for the
     shares a that are worst for it. With ``radius`` 0 it is the weighted sum. Where h is 0 the gradients have a
-    combination that is 0, and c is 0 in that round: only the KL has a gradient. Lengths matter as in a weighted sum.
+    combination that is 0, and c is 0 in that round: only the KL has a gradient. An objective without a gradient of its
+    own takes no part. Lengths matter as in a weighted sum.
     """
 
     requires: ClassVar[Mapping[str, str]] = {name: "moalign[cagrad]" for name in ("torchjd", "cvxpy", "clarabel")}
@@ -38,7 +39,16 @@ class CAGrad(OverGradients):
     """how far from the weighted sum, as a share of its length; the paper's c"""
 
     def shares(self, gram: Tensor) -> Tensor:
+        import torch
+
+        found = torch.ones_like(gram[0])
+        if self.radius == 0:
+            return found
         from torchjd.aggregation import CAGradWeighting
 
-        weighting: Any = CAGradWeighting(c=self.radius, norm_eps=NOTHING)
-        return len(gram) * weighting(gram)  # of their sum, where torchjd has their mean
+        moves = gram.diagonal() > NOTHING**2 * gram.diagonal().sum()
+        count = int(moves.sum())
+        if count:
+            weighting: Any = CAGradWeighting(c=self.radius, norm_eps=NOTHING)
+            found[moves] = count * weighting(gram[moves][:, moves])  # of their sum, where torchjd has their mean
+        return found

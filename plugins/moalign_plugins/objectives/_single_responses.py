@@ -17,17 +17,6 @@ def good(signal: Tensor, threshold: Threshold) -> Tensor:
     return signal > (signal.mean() if threshold == "mean" else threshold)
 
 
-def response_logps(batch: Batch, *, mean: bool) -> Tensor:
-    """log pi of each response, summed or (``mean``) averaged over its tokens; [N]."""
-    totals = (batch.logps * batch.mask).sum(-1)
-    return totals / tokens_of(batch) if mean else totals
-
-
-def tokens_of(batch: Batch) -> Tensor:
-    """How many tokens each response has, at least 1; [N]."""
-    return batch.mask.sum(-1).clamp(min=1)
-
-
 def advantages_of(batch: Batch) -> Tensor:
     """What each response counts; [N]."""
     if batch.advantages is None:

@@ -9,7 +9,8 @@ from pydantic import Field
 from moalign.api import Batch, Objective, PairTerms, PluginError
 from moalign_plugins._groups import group_log_softmax
 from moalign_plugins.objectives._listwise import cross_entropy
-from moalign_plugins.objectives._single_responses import advantages_of, response_logps
+from moalign_plugins.objectives._pairs import lengths
+from moalign_plugins.objectives._single_responses import advantages_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +40,7 @@ class ADPO(Objective):
 
     needs: ClassVar[frozenset[str]] = frozenset({"groups"})
     shiftable: ClassVar[bool] = False
+    linear: ClassVar[bool] = False
 
     beta: float = Field(default=0.1, gt=0)
     """price of a nat of KL from the anchor, in units of the combined reward"""
@@ -65,10 +67,10 @@ class ADPO(Objective):
         return found
 
     def loss(self, batch: Batch, terms: PairTerms) -> Tensor:
-        from dataclasses import replace
-
         anchor = batch.ref_logps if self.anchor == "reference" else batch.old_logps
         if anchor is None:
             raise PluginError(f"objective 'adpo': the batch has no log-probabilities of the anchor '{self.anchor}'")
-        ratios = response_logps(replace(batch, logps=batch.logps - anchor), mean=self.average)
+        ratios = ((batch.logps - anchor) * batch.mask).sum(-1)
+        if self.average:
+            ratios = ratios / lengths(batch)
         return cross_entropy(ratios / self.tau, advantages_of(batch), batch.groups)

@@ -9,7 +9,8 @@ from pydantic import Field
 
 from moalign.api import Batch, Objective, PairTerms, PluginError
 from moalign_plugins._groups import group_mean
-from moalign_plugins.objectives._single_responses import advantages_of, response_logps, tokens_of
+from moalign_plugins.objectives._pairs import lengths, log_probabilities
+from moalign_plugins.objectives._single_responses import advantages_of
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -33,7 +34,8 @@ class AdvantageWeighted(Objective):
     loss is ``policy`` times the weighted likelihood plus 1 - ``policy`` times the mean squared error of the guesses.
     The weight has no gradient in the head. As the head begins at 0 the first weights are exp(R / beta).
 
-    Weights above 1000 count 1000, as in the paper's code. beta has the reward's units; the paper's was 10 or 1.
+    A combiner's multiplier, which is that of advantages, then multiplies R. Weights above 1000 count 1000, as in the
+    paper's code. beta has the reward's units; the paper's was 10 or 1.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"groups"})
@@ -67,11 +69,11 @@ class AdvantageWeighted(Objective):
     def loss(self, batch: Batch, terms: PairTerms) -> Tensor:
         counts = advantages_of(batch)
         if not self.learned:
-            return -counts * response_logps(batch, mean=self.average)
+            return -counts * log_probabilities(batch, average=self.average)
         values = self.values(batch)
         weights = self.weights(counts[:, None] - values.detach())
         likelihood, error = (weights * batch.logps * batch.mask).sum(-1), ((counts[:, None] - values) ** 2 * batch.mask)
-        number = tokens_of(batch)
+        number = lengths(batch)
         if self.average:
             likelihood = likelihood / number
         return -self.policy * likelihood + (1 - self.policy) * error.sum(-1) / number

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 REGISTRATION = {
     "name": "apo-down",
     "class": "APODown",
-    "summary": "lowers both responses, the rejected one more",
+    "summary": "lowers the rejected response, and the chosen one too once the two are apart",
     "paper": "arXiv:2408.06266",
 }
 
@@ -24,7 +24,7 @@ class APODown(Objective):
     """sigmoid(r(yw)) + 1 - sigmoid(r(yw) - r(yl)), with r = beta * log-ratio to the reference, summed over tokens.
 
     arXiv 2408.06266, eq. 8, for chosen responses that are worse than what the model would say: the likelihood of both
-    is lowered, and that of rejected ones more.
+    is lowered, at first that of the rejected one alone, and that of the chosen one once the two are apart.
 
     Each response has a term of its own, and there is no pairwise logit that a combiner could scale or shift: terms with
     a scale other than 1 or a margin other than 0 are refused.

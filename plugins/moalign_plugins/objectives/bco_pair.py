@@ -23,8 +23,8 @@ REGISTRATION = {
 class BCOPair(Objective):
     """-log sigmoid(r(yw)) - log sigmoid(-r(yl)), with r = beta * log-ratio to the reference.
 
-    arXiv 2404.04656 for pairs, as "bco_pair" in TRL: without the shift by a running mean of rewards that the paper
-    has, as a loss here knows no batch but its own. It bounds the loss of DPO from above.
+    arXiv 2404.04656 for pairs. The shift by a running mean of rewards, which the paper and TRL's "bco_pair" have, is
+    left out, as a loss here knows no batch but its own. It bounds the loss of DPO from above.
 
     Each response has a term of its own, and there is no pairwise logit that a combiner could scale or shift: terms with
     a scale other than 1 or a margin other than 0 are refused.

@@ -32,11 +32,13 @@ class BRAIn(Objective):
     the target alpha.
 
     ``proposal: reference`` takes the responses for the reference's own, as those of a file and of the first round are:
-    alpha is softmax(R / beta). ``sampler`` is the policy that sampled the round, which needs rollouts.
+    alpha is softmax(R / beta). ``sampler`` is the policy that sampled the round, which needs rollouts. The default beta
+    is ours.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"groups", "reference"})
     shiftable: ClassVar[bool] = False
+    linear: ClassVar[bool] = False
 
     beta: float = Field(default=0.1, gt=0)
     """price of a nat of KL from the reference, in units of the combined reward"""

@@ -30,7 +30,7 @@ class ChiPO(Objective):
 
     The paper clips the difference of two rewards to [-2R, 2R], R the most that one can be: ``clip`` is R, acts on z,
     and a pair beyond it has no gradient. A log-ratio above 20 is where u is replaced by the tangent of exp there, so
-    that phi is finite and goes on to rise.
+    that phi is finite and goes on to rise. The default beta is that of ``dpo``.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"pairs", "reference"})

@@ -21,10 +21,11 @@ REGISTRATION = {
 
 
 class CPO(Objective):
-    """-log sigmoid(z) - alpha * l(yw), with z = scale * beta * [l(yw) - l(yl)] - margin and l summed over tokens.
+    """-(1 - e) log sigmoid(z) - e log sigmoid(-z) - alpha * m(yw), with z = scale * beta * [l(yw) - l(yl)] - margin.
 
-    arXiv 2401.08417, eqs. 3 and 4 with alpha 1: DPO with a uniform reference, which is not computed, and the
-    likelihood of the chosen response instead. ``average`` has the likelihood per token; TRL's is a mean over the tokens
+    l is log pi summed over tokens, m its mean over them (``average: false``: l), e = label_smoothing. arXiv 2401.08417,
+    eqs. 3 and 4 with alpha 1, the sum and e 0: DPO with a uniform reference, which is not computed, and the likelihood
+    of the chosen response instead. TRL's is a mean over the tokens
     of a batch, times ``cpo_alpha``. A combiner's scale and margin act on z alone, its weight on the whole loss.
     """
 

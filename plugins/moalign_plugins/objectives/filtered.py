@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from moalign.api import Batch, Objective, PairTerms
-from moalign_plugins.objectives._single_responses import Threshold, advantages_of, good, response_logps
+from moalign_plugins.objectives._pairs import log_probabilities
+from moalign_plugins.objectives._single_responses import Threshold, advantages_of, good
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,4 +45,4 @@ class Filtered(Objective):
         return good(signal, self.threshold).to(signal)
 
     def loss(self, batch: Batch, terms: PairTerms) -> Tensor:
-        return -advantages_of(batch) * response_logps(batch, mean=self.average)
+        return -advantages_of(batch) * log_probabilities(batch, average=self.average)

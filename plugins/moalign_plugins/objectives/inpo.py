@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from moalign.api import Batch, Objective, PairTerms, PluginError
+from moalign_plugins.objectives._pairs import difference
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,5 +55,5 @@ class INPO(Objective):
             raise PluginError("objective 'inpo' reads log-probabilities under the reference and under the base")
         anchor = self.base_share * batch.base_logps + (1 - self.base_share) * batch.ref_logps
         ratios = ((batch.logps - anchor) * batch.mask).sum(-1)
-        h = ratios[batch.pairs[:, 0]] - ratios[batch.pairs[:, 1]]
+        h = difference(batch, ratios)
         return (terms.scale * h - (terms.margin + 0.5) / self.eta) ** 2

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from moalign.api import Batch, Objective, PairTerms, PluginError, log_ratios
 from moalign_plugins.objectives._listwise import cross_entropy
-from moalign_plugins.objectives._single_responses import advantages_of, response_logps
+from moalign_plugins.objectives._pairs import log_probabilities
+from moalign_plugins.objectives._single_responses import advantages_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +40,7 @@ class OrderPreserving(Objective):
     needs: ClassVar[frozenset[str]] = frozenset({"groups", "rewards"})
     needs_with: ClassVar[Mapping[str, frozenset[str]]] = {"relative": frozenset({"reference"})}
     shiftable: ClassVar[bool] = False
+    linear: ClassVar[bool] = False
 
     relative: bool = False
     """whether probabilities are relative to the reference's"""
@@ -49,7 +51,7 @@ class OrderPreserving(Objective):
     def loss(self, batch: Batch, terms: PairTerms) -> Tensor:
         if batch.rewards is None:
             raise PluginError('the loss reads rewards but does not declare "rewards" in `needs`')
-        values = log_ratios(batch) if self.relative else response_logps(batch, mean=False)
+        values = log_ratios(batch) if self.relative else log_probabilities(batch, average=False)
         targets = shares(batch.rewards, batch.preference.to(batch.rewards), batch.groups)
         return cross_entropy(values, advantages_of(batch) * targets, batch.groups)
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from moalign.api import Batch, Objective, PairTerms, PluginError
-from moalign_plugins.objectives._single_responses import advantages_of, response_logps
+from moalign_plugins.objectives._pairs import log_probabilities
+from moalign_plugins.objectives._single_responses import advantages_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,4 +59,4 @@ class RejectionSampling(Objective):
         return counts
 
     def loss(self, batch: Batch, terms: PairTerms) -> Tensor:
-        return -advantages_of(batch) * response_logps(batch, mean=self.average)
+        return -advantages_of(batch) * log_probabilities(batch, average=self.average)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from moalign.api import Batch, Objective, PairTerms
-from moalign_plugins.objectives._single_responses import advantages_of, response_logps
-from moalign_plugins.objectives._weighted_likelihood import weights_of
+from moalign.api import Batch, Objective, PairTerms, PluginError
+from moalign_plugins.objectives._pairs import log_probabilities
+from moalign_plugins.objectives._single_responses import advantages_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +19,8 @@ REGISTRATION = {
     "summary": "likelihood of each response times exp(reward / beta): reward-weighted regression",
     "paper": "arXiv:2302.08582",
 }
+
+LARGEST = 80.0  # of an exponent: e^88 is the last that float32 holds, and a step's losses are added up
 
 
 class RewardWeighted(Objective):
@@ -42,7 +44,19 @@ class RewardWeighted(Objective):
     """mean over the response's tokens; false: their sum"""
 
     def advantages(self, signal: Tensor, groups: Tensor, log_ratios: Tensor | None) -> Tensor:
-        return weights_of(signal, self.beta, "reward-weighted")
+        return weights_of(signal, self.beta)
 
     def loss(self, batch: Batch, terms: PairTerms) -> Tensor:
-        return -advantages_of(batch) * response_logps(batch, mean=self.average)
+        return -advantages_of(batch) * log_probabilities(batch, average=self.average)
+
+
+def weights_of(rewards: Tensor, beta: float) -> Tensor:
+    """exp(rewards / beta). Raises PluginError where float32 cannot hold that."""
+    exponents = rewards / beta
+    most = float(exponents.max()) if len(exponents) else 0.0
+    if most > LARGEST:
+        raise PluginError(
+            f"objective 'reward-weighted': a reward of {most * beta:g} has the weight exp({most:.4g}), which no "
+            "float32 holds; raise beta, or scale or shift the rewards with objectives.NAME.transform"
+        )
+    return exponents.exp()

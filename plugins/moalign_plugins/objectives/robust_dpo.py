@@ -25,7 +25,8 @@ class RobustDPO(Objective):
 
     d is the log-ratio to the reference, summed over tokens, of the chosen minus that of the rejected response. arXiv
     2403.00409: where labels are turned round with probability e, its mean is the loss of DPO on the right labels. It
-    has no lower bound: far on the right side it goes on falling, with a slope of e / (1 - 2 e).
+    has no lower bound: far on the right side it goes on falling, with a slope of e / (1 - 2 e). The default e is ours:
+    give the rate of your data.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"pairs", "reference"})

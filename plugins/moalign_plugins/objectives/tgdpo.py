@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from moalign.api import Batch, Objective, PairTerms
+from moalign.api import Batch, Objective, PairTerms, pair_logits
 from moalign_plugins.objectives._pairs import logistic, of_pairs, reference_tokens, shifted
 
 if TYPE_CHECKING:
@@ -46,11 +46,10 @@ class TGDPO(Objective):
         return {"guide": self.guide} if self.alpha else {}
 
     def loss(self, batch: Batch, terms: PairTerms) -> Tensor:
+        if not self.alpha:
+            return logistic(pair_logits(batch, terms, self.beta))
         reference = reference_tokens(batch)
         ratios = (batch.logps - reference) * batch.mask
-        if not self.alpha:
-            chosen, rejected = of_pairs(batch, ratios.sum(-1))
-            return logistic(shifted(terms, self.beta, chosen - rejected))
         guidance = self.alpha * self.beta * (batch.guides["guide"] - reference)
         chosen, _ = of_pairs(batch, ((1 + guidance) * ratios).sum(-1))
         _, rejected = of_pairs(batch, ((1 - guidance) * ratios).sum(-1))

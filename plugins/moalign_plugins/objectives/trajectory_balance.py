@@ -45,6 +45,7 @@ class TrajectoryBalance(Objective):
 
     needs: ClassVar[frozenset[str]] = frozenset({"groups", "reference"})
     shiftable: ClassVar[bool] = False
+    linear: ClassVar[bool] = False
 
     beta: float = Field(default=0.1, gt=0)
     """price of a nat of KL from the reference, in units of the combined reward"""

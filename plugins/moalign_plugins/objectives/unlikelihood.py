@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from moalign.api import Batch, Objective, PairTerms
-from moalign_plugins.objectives._single_responses import Threshold, advantages_of, good, response_logps, tokens_of
+from moalign_plugins.objectives._pairs import lengths, log_probabilities
+from moalign_plugins.objectives._single_responses import Threshold, advantages_of, good
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +34,7 @@ class Unlikelihood(Objective):
 
     needs: ClassVar[frozenset[str]] = frozenset({"groups"})
     shiftable: ClassVar[bool] = False
+    linear: ClassVar[bool] = False
 
     alpha: float = Field(default=1.0, ge=0)
     """what the tokens of bad responses count; 0: ``filtered``"""
@@ -49,5 +51,5 @@ class Unlikelihood(Objective):
         missed = -(-batch.logps.expm1()).clamp(min=LEAST).log()  # -log(1 - p); 0 is no log-probability of a token's
         avoiding = (missed.where(batch.mask > 0, 0.0)).sum(-1)
         if self.average:
-            avoiding = avoiding / tokens_of(batch)
-        return counts.abs() * (-response_logps(batch, mean=self.average)).where(counts > 0, avoiding)
+            avoiding = avoiding / lengths(batch)
+        return counts.abs() * (-log_probabilities(batch, average=self.average)).where(counts > 0, avoiding)

@@ -27,7 +27,7 @@ class VPO(Objective):
 
     d = a(yw) - a(yl), all summed over tokens. arXiv 2405.19320 in its offline form: the value of the best policy under
     the learned reward is kept low (pessimism) by raising the likelihood of a calibration policy's responses, here the
-    chosen ones. The gradient is that of ``rpo`` with eta = alpha.
+    chosen ones. The gradient is that of ``rpo`` with the sum and eta = alpha.
 
     With ``optimistic`` it is the online form, + alpha * beta * a(y0), y0 a response of the untouched base to the pair's
     prompt, sampled once before training: the value is kept high by lowering the likelihood of what the reference says,

@@ -44,7 +44,7 @@ def altered(small_run, tmp_path):
         events = journal.read(copy / journal.FILE)
         (copy / journal.FILE).unlink()
         for event in events:
-            own = (changes or {}).get(event.get("id"))
+            own = (changes or {}).get(str(event.get("id")))
             journal.append(copy / journal.FILE, event if own is None else event | {"changes": own})
         return copy
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moalign import lora
+from moalign.api import Reference
 from moalign.diagnostics import along, gradients, policies
 from moalign.diagnostics import material as materials
 from moalign.diagnostics.conflict import cosines
@@ -118,7 +119,8 @@ def _other_reference(archive: Archive, registry: Registry) -> str | None:
     if choice is None:
         return None
     try:
-        stays = registry.load(registry.find("reference", choice.name)).fixed
+        kind = registry.load(registry.find("reference", choice.name))
+        stays = issubclass(kind, Reference) and kind.fixed
     except PluginError:  # gone since; the base is moalign's own
         stays = False
     return None if stays and not archive.record.get("reference") else choice.name

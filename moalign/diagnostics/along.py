@@ -112,15 +112,12 @@ def _over_training(archive: Archive, chosen: Sequence[str], found: Mapping[str, 
         rows = _metrics(archive, candidate)
         for rising, falling, sign in _watched(archive.config.objective_names, found):
             both = [row for row in rows if _is_number(row.get(rising)) and _is_number(row.get(falling))]
-            series = [
-                mismatch.blocks([factor * row[name] for row in both])
-                for name, factor in ((rising, 1.0), (falling, sign))
-                if both
-            ]
-            if both and (raised := mismatch.alarm(*series)) is not None:
-                edges = [
-                    both[len(both) * place // len(series[0].values)]["step"] for place in (raised.start, raised.end)
-                ]
+            if not both:
+                continue
+            risen = mismatch.blocks([row[rising] for row in both])
+            fallen = mismatch.blocks([sign * row[falling] for row in both])
+            if (raised := mismatch.alarm(risen, fallen)) is not None:
+                edges = [both[len(both) * place // len(risen.values)]["step"] for place in (raised.start, raised.end)]
                 what = falling if sign > 0 else f"minus {falling}"
                 told.append(_told(f"training of {candidate}", rising, what, [f"step {edge}" for edge in edges], raised))
     return told

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moalign import lora
+from moalign.api import Reference
 from moalign.diagnostics import along, gradients, policies
 from moalign.diagnostics import material as materials
 from moalign.diagnostics.conflict import cosines
@@ -17,6 +18,7 @@ from moalign.diagnostics.material import Material, Rewards
 from moalign.diagnostics.measurement import BASE, Reading, readings
 from moalign.diagnostics.question import Question
 from moalign.engine.model import LanguageModel
+from moalign.errors import ConfigError, PluginError
 from moalign.registry import Registry
 from moalign.sweeps import side_by_side, steering
 from moalign.sweeps.archive import Archive
@@ -80,6 +82,11 @@ def _of_policies(
     say("reading the data")
     material = materials.gather(archive, question, registry, model.tokeniser)
     missing += material.missing
+    if (name := _other_reference(archive, registry)) is not None:
+        missing.append(
+            "log-ratios and gradients are relative to the untouched base; the run's loss compared with reference "
+            f"'{name}'"
+        )
     say("running the policies")
     settings = config.evaluate
     if question.samples is not None:
@@ -106,6 +113,19 @@ def _of_policies(
     }
 
 
+def _other_reference(archive: Archive, registry: Registry) -> str | None:
+    """The name of the run's reference where it is not the base. The plugin is looked at, and not built."""
+    choice = archive.config.reference
+    if choice is None:
+        return None
+    try:
+        kind = registry.load(registry.find("reference", choice.name))
+        stays = issubclass(kind, Reference) and kind.fixed
+    except PluginError:  # gone since; the base is moalign's own
+        stays = False
+    return None if stays and not archive.record.get("reference") else choice.name
+
+
 def _conflicts(
     archive: Archive,
     model: LanguageModel,
@@ -115,27 +135,38 @@ def _conflicts(
     read: Mapping[str, Reading],
     missing: list[str],
 ) -> dict[str, Any]:
-    """By id; the base has no adapter, and so no gradient. Why there is none is said once."""
+    """By id; the base has no adapter, and so no gradient. Why there is none for all is said once, else with the ids of
+    those that have none."""
     config = archive.config
-    loss = registry.build("objective", config.loss.name, config.loss.options, "loss", config.plugin_deadline)
-    if (why := gradients.unsupplied(loss, config.loss.name)) is not None:
-        missing.append(why)
+    try:
+        loss = registry.build("objective", config.loss.name, config.loss.options, "loss", config.plugin_deadline)
+    except (PluginError, ConfigError) as error:
+        missing.append(f"no conflict matrix: {error}")
         return {}
     stack = lora.stack(model.policy, list(slots.values()))
     changes = {outcome.id: outcome.changes for outcome in archive.history}
     found: dict[str, Any] = {}
+    without: dict[str, list[str]] = {}
     for name, slot in slots.items():
-        own = variant(config, loss, changes[name]).objective
         about = (config.objective_names, material.pairs, read[name].sampled, material.prompts, name)
-        products, on = gradients.products(model, stack, slot, own, *about)
+        products = None
+        try:
+            own = variant(config, loss, changes[name]).objective
+            on = gradients.unsupplied(own, config, model.width)
+            if on is None:
+                products, on = gradients.products(model, stack, slot, own, *about)
+        except (PluginError, ConfigError) as error:
+            on = f"no conflict matrix: {error}"
         if products is None:
-            missing.append(on)
-            break
+            without.setdefault(on, []).append(name)
+            continue
         found[name] = {
             "cosines": cosines(products).tolist(),
             "norms": [math.sqrt(x) for x in products.diagonal()],
             "on": on,
         }
+    for why, names in without.items():
+        missing.append(why if len(names) == len(slots) else f"{', '.join(names)}: {why}")
     return found
 
 

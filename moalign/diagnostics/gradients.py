@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from moalign import door
 from moalign.api import Objective
+from moalign.config import Config
 from moalign.data.dataset import PairDataset
 from moalign.diagnostics.measurement import Sampled
-from moalign.engine import gram, pair_gradients
+from moalign.engine import gram, owned, pair_gradients
 from moalign.engine.model import LanguageModel
 from moalign.engine.rollouts import sequence_of
 from moalign.lora import Stack
@@ -25,11 +26,28 @@ ON_SAMPLES = frozenset({"groups", "reference", "old_logps", "entropy"})  # what 
 Array = NDArray[np.float64]
 
 
-def unsupplied(objective: Objective, name: str) -> str | None:
-    """In words, what the loss needs and nothing here has; None: it can be asked."""
-    supplied = ON_SAMPLES if "groups" in objective.wants else pair_gradients.SUPPLIED
-    lacking = sorted(objective.wants - supplied)
-    return f"no conflict matrix: the loss '{name}' needs {', '.join(lacking)}" if lacking else None
+def unsupplied(objective: Objective, config: Config, width: int) -> str | None:
+    """In words, why a candidate's loss cannot be asked as the run asked it; None: it can.
+
+    ``width``: of a hidden state. Raises PluginError where the loss fails.
+    """
+    wants, name = objective.wants, config.loss.name
+    supplied = ON_SAMPLES if "groups" in wants else pair_gradients.SUPPLIED
+    lacking = sorted(wants - supplied)
+    if door.call(objective, "guides"):
+        lacking.append("guides")
+    if type(objective).views is not Objective.views:
+        lacking.append("views")
+    if owned.first_values(objective, width, config.seed):
+        lacking.append("parameters of its own")
+    if lacking:
+        return f"no conflict matrix: the loss '{name}' needs {', '.join(lacking)}"
+    if "groups" in wants and not getattr(objective, "linear", True):
+        return f"no conflict matrix: in the loss '{name}' a response's advantage is no factor of its own loss"
+    shaped = "groups" in wants or ("margins" in wants and config.rollouts is not None)
+    if shaped and any(each.transform for each in config.objectives.values()):
+        return "no conflict matrix: the run shapes its rewards with transforms"
+    return None
 
 
 def products(

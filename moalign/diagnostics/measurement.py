@@ -25,7 +25,7 @@ BASE = "base"
 class Sampled:
     """N responses of a policy at temperature 1: ``rewards`` by name [N], NaN where unknown; ``log_ratios`` [N],
     log pi - log pi_ref of the whole response, in nats; ``reference``: log-probabilities of each one's tokens under
-    pi_ref."""
+    pi_ref. That is the untouched base, whatever reference the run's loss compared with."""
 
     rollouts: tuple[Rollout, ...]
     rewards: Mapping[str, Array]

@@ -2,7 +2,7 @@
 
 The paper asks to look at how training rewards, KL and downstream scores go together over checkpoints; the rule here is
 ours: after the best point of the second figure, up to the last, the first has risen and the second fallen, both beyond
-chance.
+chance, given that the best of several points is looked for.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from moalign.pareto import Z
-
 BLOCKS = 8
+CHANCE = 0.025  # of an alarm where the second figure stands still, at most
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,20 @@ class Series:
 
 
 def alarm(rising: Series, falling: Series) -> Alarm | None:
-    """Between the best point of ``falling`` and the last one; None where either change is within Z standard errors of
-    it, the errors of two points taken as independent."""
+    """Between the best point of ``falling`` and the last one; None where either change is within z standard errors of
+    it, the errors of two points taken as independent.
+
+    The best point is chosen by looking at ``end`` of them, before the last one, so that z is the quantile of
+    1 - ``CHANCE`` / end (Bonferroni): 1.96 for two points, 2.69 for eight.
+    """
     if len(rising.values) != len(falling.values) or len(rising.values) < 2:
         return None
     start, end = int(np.argmax(falling.values)), len(falling.values) - 1
     if start == end:
         return None
     rise, fall = rising.values[end] - rising.values[start], falling.values[start] - falling.values[end]
-    doubt = [Z * math.hypot(each.errors[start], each.errors[end]) for each in (rising, falling)]
+    z = NormalDist().inv_cdf(1 - CHANCE / end)
+    doubt = [z * math.hypot(each.errors[start], each.errors[end]) for each in (rising, falling)]
     return Alarm(start, end, rise, fall) if rise > doubt[0] and fall > doubt[1] else None
 
 

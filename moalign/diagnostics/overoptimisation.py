@@ -33,7 +33,8 @@ class Curve:
 
     @property
     def peak(self) -> float | None:
-        """sqrt(KL) of the highest point; None where b <= 0 and reward still rises, or beyond any number."""
+        """sqrt(KL) of the highest point; None where b <= 0, and the curve has no highest point, or beyond any
+        number."""
         if self.b <= 0 or self.a / self.b > math.log(1e300):
             return None
         return math.exp(self.a / self.b - 1)
@@ -60,6 +61,8 @@ def fit(x: ArrayLike, gained: ArrayLike) -> tuple[Curve | None, str]:
 
 
 def _said(curve: Curve, x: NDArray[np.float64]) -> str:
+    if (curve(x) < 0).all():
+        return "reward is below the reference's at every point: all of it is over-optimised"
     if curve.b <= 0:
         return "b is not above 0, so the curve has no peak: within these points nothing is over-optimised"
     if curve.peak is None:

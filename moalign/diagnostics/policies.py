@@ -124,17 +124,18 @@ def _of_samples(sampled: Sampled, base: Sampled, rewards: Sequence[str], questio
         "kl_root": math.sqrt(kl) if kl >= 0 else None,
         "rewards": {name: _mean(sampled.rewards[name], sampled.prompts) for name in rewards},
         "lengths": asdict(length.lengths(sampled.tokens, sampled.ended)),
-        "slopes": {
-            name: None if found is None else asdict(found)
-            for name in rewards
-            for found in [length.slope(sampled.rewards[name], sampled.tokens, sampled.prompts)]
-        },
+        "slopes": {name: _slope(sampled, name) for name in rewards},
         "distances": _distances(sampled, rewards),
         "chi2": _chi2(proxies.chi_squared(sampled.log_ratios, sampled.prompts)),
     }
     found["bounds"] = {name: _bound(sampled, base, name, question) for name in question.proxies(rewards)}
     found["balance"] = _balance(sampled, question, rewards)
     return found
+
+
+def _slope(sampled: Sampled, name: str) -> dict[str, Any] | None:
+    found = length.slope(sampled.rewards[name], sampled.tokens, sampled.prompts)
+    return None if found is None else asdict(found)
 
 
 def _mean(values: Array, prompts: Sequence[int]) -> Figure | None:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moalign.diagnostics.prompts import within
+from moalign.diagnostics.starc import TRIVIAL
 from moalign.pareto import standard_error_clustered
 
 FEWEST = 10.0  # effective samples, below which an estimate of chi2 is a matter of few of them
@@ -87,15 +88,17 @@ def kinship(proxy: ArrayLike, gold: ArrayLike, prompts: Sequence[Hashable]) -> K
     """From rewards [N] of responses sampled from the reference. None where nothing varies within a prompt, or each
     prompt has but one response.
 
-    Variances divide by N less the number of prompts.
+    Variances divide by N less the number of prompts. What is left of rounding counts as nothing: deviations up to 1e-9
+    of the reward's largest size.
     """
-    table = within(np.stack([np.asarray(proxy), np.asarray(gold)], axis=1), prompts)
+    values = np.stack([np.asarray(proxy, dtype=np.float64), np.asarray(gold, dtype=np.float64)], axis=1)
+    table = within(values, prompts)
     freedom = len(table) - len(set(prompts))
     if freedom <= 0:
         return None
     products: NDArray[np.float64] = table.T @ table / freedom
     deviations = np.sqrt(np.diag(products))
-    if not (deviations > 0).all():
+    if (deviations <= TRIVIAL * np.abs(values).max(0)).any():
         return None
     rho = float(products[0, 1] / (deviations[0] * deviations[1]))
     return Kinship(min(1.0, max(-1.0, rho)), float(deviations[0]), float(deviations[1]))

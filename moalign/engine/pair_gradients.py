@@ -45,7 +45,8 @@ def gradient_products(
     """G[M,M] with G[j,k] = <g_j, g_k>, float64 on the CPU, g_k the gradient of the mean loss over the pairs of
     objective k, with respect to all that is trained of the slot. NaN in row and column of one without pairs.
 
-    The loss is the objective's own for k alone: scale and weight 1, margin 0, and of reward differences that of k.
+    The loss is the objective's own for k alone: scale and weight 1, margin 0, and of reward differences that of k. Its
+    reference is the untouched base.
     ``stack``: of which the slot is one; its gradients are zero before and after.
     """
     found: list[Tensor | None] = []

@@ -35,8 +35,8 @@ class Objective(Plugin):
     "rewards"    with "groups": each objective's reward of every response
     "mismatched" the mean log-ratio of responses behind prompts that they are not to (``Batch.mismatched``), which costs
                  two more forward passes of each step
-    "reference_responses"  with pairs of the data: a response of the untouched base to each prompt, sampled once with the
-                 run's seed before anything is trained, whose rows are ``Batch.views["reference"]``
+    "reference_responses"  with pairs of the data: a response of the untouched base to each prompt, sampled once with
+                 the run's seed before anything is trained, whose rows are ``Batch.views["reference"]``
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
@@ -45,6 +45,9 @@ class Objective(Plugin):
     field ``bonus`` is 0, none or false"""
     shiftable: ClassVar[bool] = True
     """whether the loss reads ``terms.scale`` and ``terms.margin``, so that every combiner can reach it"""
+    linear: ClassVar[bool] = True
+    """with "groups": whether a response's loss is its advantage times a function of that response alone, but for what
+    no advantage changes; else there are no gradients of single objectives to compare (``Combiner.needs_gram``)"""
     symmetric: ClassVar[bool] = False
     """with "pairs" in ``needs``: whether no label is read, so that a pair may come either way round"""
 

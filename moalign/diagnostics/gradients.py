@@ -42,7 +42,7 @@ def unsupplied(objective: Objective, config: Config, width: int) -> str | None:
         lacking.append("parameters of its own")
     if lacking:
         return f"no conflict matrix: the loss '{name}' needs {', '.join(lacking)}"
-    if "groups" in wants and not getattr(objective, "linear", True):
+    if "groups" in wants and not objective.linear:
         return f"no conflict matrix: in the loss '{name}' a response's advantage is no factor of its own loss"
     shaped = "groups" in wants or ("margins" in wants and config.rollouts is not None)
     if shaped and any(each.transform for each in config.objectives.values()):

@@ -20,7 +20,7 @@ TRAIN = {"steps": 2, "pairs_per_step": 4, "together": 2, "lr": 1e-3}
 def trained(folder: Path, loss, pairs: Path) -> list[float]:
     """The losses of a candidate's two steps."""
     search = {"name": "grid", "points": 2}
-    settings = small_config("tiny-assistant", pairs, loss=loss, train=TRAIN, search=search)
+    settings = small_config(Path("tiny-assistant"), pairs, loss=loss, train=TRAIN, search=search)
     front = run.start(settings, folder, registry.discover(), Observer())
     assert len(front["points"]) == 2
     lines = (folder / "candidates/w-1.00-0.00/metrics.jsonl").read_text().splitlines()

@@ -312,7 +312,7 @@ def test_a_dry_run_whose_budget_pays_only_what_is_not_trained_says_that_the_run_
     )
     monkeypatch.setattr(dry_run, "estimate", lambda plan, observer: cost)
     chosen = SimpleNamespace(name="some")
-    settings = dict.fromkeys(("loss", "combine", "search", "condition"), chosen)
+    settings = dict.fromkeys(("loss", "combine", "search", "condition", "reference"), chosen)
     model, data = SimpleNamespace(path="model"), ("pairs.jsonl",)
     plan: Any = SimpleNamespace(
         config=SimpleNamespace(model=model, data_paths=data, **settings), evaluation_kind="generate"

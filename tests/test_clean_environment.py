@@ -86,7 +86,7 @@ def sweep(home: Path, model: Path) -> subprocess.CompletedProcess[str]:
     settings = small_config(
         model,
         write_pairs(home / "pairs.jsonl", prompts=10),
-        loss={"name": "ln-dpo", "beta": 1.0},
+        loss={"name": "squared-hinge", "beta": 1.0},
         search={"name": "grid", "points": 2},
         train={"steps": 2, "pairs_per_step": 4, "lr": 1e-2, "together": 2},
     )
@@ -120,8 +120,8 @@ def test_a_sweep_with_the_example_runs_to_its_front(environment):
 
 def test_the_run_records_the_example(environment):
     plugins = json.loads((environment.run / "run.json").read_text())["plugins"]
-    digest = hashlib.sha256((SOURCES[1] / "moalign_example" / "ln_dpo.py").read_bytes()).hexdigest()
-    assert plugins["objective moalign-example:ln-dpo"] == {
+    digest = hashlib.sha256((SOURCES[1] / "moalign_example" / "squared_hinge.py").read_bytes()).hexdigest()
+    assert plugins["objective moalign-example:squared-hinge"] == {
         "distribution": "moalign-example",
         "version": "0.1.0",
         "sha256": digest,
@@ -149,7 +149,7 @@ def test_list_shows_the_example_and_reports_the_broken_one(environment):
     rows = json.loads(done.stdout)
     good = {(r["kind"], r["name"], r["version"], r["status"]) for r in rows if r["distribution"] == "moalign-example"}
     assert good == {
-        ("objective", "ln-dpo", "0.1.0", "ok"),
+        ("objective", "squared-hinge", "0.1.0", "ok"),
         ("combiner", "soft-minimum", "0.1.0", "ok"),
         ("reward", "compressibility", "0.1.0", "ok"),
     }
@@ -157,7 +157,7 @@ def test_list_shows_the_example_and_reports_the_broken_one(environment):
     assert {(row["version"], row["status"]) for row in bad.values()} == {("2.1", "broken")}
     assert bad["lexicon"]["reason"].startswith(MISSING) and bad["account"]["reason"].startswith(EXITED)
     plain = environment.moalign("plugins", "list")
-    assert plain.returncode == 0 and "ln-dpo" in plain.stdout and "2 broken" in plain.stderr
+    assert plain.returncode == 0 and "squared-hinge" in plain.stdout and "2 broken" in plain.stderr
 
 
 def test_a_configuration_that_names_a_plugin_of_the_broken_one_is_refused(environment):

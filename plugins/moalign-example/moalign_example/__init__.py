@@ -8,10 +8,10 @@ moalign_api_version = 1
 @hookimpl
 def register_objectives(register: Register) -> None:
     register(
-        "ln-dpo",
-        "moalign_example.ln_dpo:LNDPO",
-        summary="DPO on log-ratios averaged over tokens",
-        paper="arXiv:2407.15229",
+        "squared-hinge",
+        "moalign_example.squared_hinge:SquaredHinge",
+        summary="squared hinge loss on the pairwise logit",
+        paper="arXiv:2402.05749",
     )
 
 

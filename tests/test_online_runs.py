@@ -96,6 +96,7 @@ def test_interrupted_and_resumed_equals_unbroken_byte_for_byte(settings, unbroke
     assert contents(tmp_path / "run") == contents(unbroken)
 
 
+@pytest.mark.parametrize("settings", ["grpo"], indirect=True)
 def test_sigkill_in_the_middle_and_resume(settings, unbroken, tmp_path):
     assert contents(kill_and_resume(settings, tmp_path)) == contents(unbroken)
 

@@ -16,6 +16,7 @@ from moalign.commands import plugin_guard
 from moalign.commands.plugin_shadows import shadowed_distributions
 
 SERIOUS = ("broken", "faulty")
+OWN = "moalign"
 DO_WITHOUT = "tell its author; until then {}={} leaves it out"
 
 
@@ -37,10 +38,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """What ``doctor`` found: how many plugins each distribution brought, how many the kit passed, and the findings."""
+    """What ``doctor`` found: how many plugins each distribution brought, how many the kit passed, and the findings.
+
+    ``loaded``: distributions whose plugins were only loaded.
+    """
 
     plugins: Mapping[str, int] = field(default_factory=dict)
     passed: Mapping[str, int] = field(default_factory=dict)
+    loaded: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
 
     @property
@@ -48,20 +53,25 @@ class Report:
         return any(finding.what in SERIOUS for finding in self.findings)
 
 
-def examine(deadline: float) -> Report:
-    """Examine all that is installed and not disabled. Nothing of it is imported into this process."""
+def examine(deadline: float, everything: bool = False) -> Report:
+    """Examine all that is installed and not disabled. Nothing of it is imported into this process.
+
+    ``everything``: run the conformance kit on moalign's own plugins, too, which its tests do and which takes minutes.
+    """
     installed = {registry.origin(point) for point in metadata.entry_points(group=ENTRY_POINT_GROUP)}
     plugins: dict[str, int] = {}
     passed: dict[str, int] = {}
     findings: list[Finding] = []
+    loaded: list[str] = []
     claims: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for distribution, version in sorted(installed):
         reason = registry.reason_to_leave_out(distribution)
         if reason:
             findings.append(Finding("disabled", distribution, version, "", reason))
             continue
-        events = plugin_guard.examine(distribution, deadline)
-        who = f"{distribution} {version}"
+        thorough, who = everything or distribution != OWN, f"{distribution} {version}"
+        events = plugin_guard.examine(distribution, deadline, kit=thorough)
+        loaded += [] if thorough else [who]
         plugins[who] = sum(event["event"] == "entry" for event in events)
         passed[who] = sum(event["event"] == "passed" for event in events)
         findings += [found for event in events for found in _finding(event, distribution, version)]
@@ -71,7 +81,7 @@ def examine(deadline: float) -> Report:
     findings += _conflicts(claims)
     for shadow in shadowed_distributions():
         findings.append(Finding("shadowed", shadow.name, shadow.version, "", shadow.reason))
-    return Report(plugins, passed, tuple(findings))
+    return Report(plugins, passed, tuple(loaded), tuple(findings))
 
 
 def show(report: Report, as_json: bool) -> bool:
@@ -82,6 +92,8 @@ def show(report: Report, as_json: bool) -> bool:
     console = Console()
     for who, count in report.plugins.items():
         counts = f"{count} plugin{'' if count == 1 else 's'}, {report.passed[who]} passed the conformance kit"
+        if who in report.loaded:
+            counts = f"{count} plugins, loaded; --all runs the conformance kit on them, as moalign's own tests do"
         console.print(f"{who}: {counts}", markup=False, highlight=False)
     colours = {"broken": "red", "faulty": "red", "conflict": "yellow", "shadowed": "yellow"}
     for finding in sorted(_merged(report.findings), key=lambda finding: (finding.what not in SERIOUS, finding.what)):

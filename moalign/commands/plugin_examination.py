@@ -23,10 +23,10 @@ def main() -> None:
     """Write events to what was standard output; what the plugins print goes to standard error."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as channel:
         os.dup2(2, 1)
-        _examine(sys.argv[1], channel)
+        _examine(sys.argv[1], "kit" in sys.argv[2:], channel)
 
 
-def _examine(distribution: str, channel: IO[str]) -> None:
+def _examine(distribution: str, thorough: bool, channel: IO[str]) -> None:
     points = [p for p in metadata.entry_points(group=ENTRY_POINT_GROUP) if registry.origin(p)[0] == distribution]
     entries: list[tuple[Registry, Entry]] = []
     for point in points:
@@ -37,7 +37,7 @@ def _examine(distribution: str, channel: IO[str]) -> None:
         for entry in installed.entries:
             _tell(channel, "entry", **asdict(entry) | {"target": str(entry.target)})
             entries.append((installed, entry))
-    kit = _kit()
+    kit = _kit() if thorough else None
     for installed, entry in entries:
         who = f"{entry.kind} '{entry.name}'"
         subject = {"plugin": who, "name": entry.name}
@@ -46,6 +46,8 @@ def _examine(distribution: str, channel: IO[str]) -> None:
             plugin = installed.load(entry)
         except registry.PluginError as error:
             _tell(channel, "faulty", reason=str(error), **subject)
+            continue
+        if not thorough:
             continue
         _tell(channel, "doing", what=f"checking {who}")
         _tell(channel, **_check(kit, entry.kind, plugin), **subject)

@@ -24,14 +24,16 @@ CHILD = "from moalign.commands.plugin_examination import main; main()"
 SECONDS_TO_LEAVE = 2.0
 
 
-def examine(distribution: str, deadline: float) -> list[dict[str, Any]]:
+def examine(distribution: str, deadline: float, *, kit: bool = True) -> list[dict[str, Any]]:
     """The events of the examination of one distribution; the last is {"event": "end"} or {"event": "died"}.
+
+    ``kit``: run the conformance kit on the plugins; else they are only loaded.
 
     "died" comes with ``doing``, what was under way, ``how``, and ``where``, the place in the sources if known.
     """
     with tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(
-            [sys.executable, "-X", "faulthandler", "-c", CHILD, distribution],
+            [sys.executable, "-X", "faulthandler", "-c", CHILD, distribution, *(["kit"] if kit else [])],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,

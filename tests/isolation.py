@@ -29,43 +29,46 @@ NOTHING = "cannot occur: nobody uses what it returns"
 
 ORDER = (
     *("objective", "combiner", "reward", "transform", "search", "reader", "observer", "sampler", "decoder"),
-    *("conditioner", "reward-model"),
+    *("conditioner", "reward-model", "reference"),
 )
 TABLE: dict[str, tuple[str, ...]] = {
     # when it is loaded
-    "import error": (REPORTED,) * 11,
-    "exits at import": (REPORTED,) * 11,
-    "missing dependency": (REPORTED,) * 11,
-    "name clash": (REPORTED,) * 11,
-    "wrong signature": (REPORTED,) * 11,
-    "its constructor raises": (REPORTED,) * 11,
-    "dies at import": (REPORTED,) * 11,
-    "hangs at import": (REPORTED,) * 11,
+    "import error": (REPORTED,) * 12,
+    "exits at import": (REPORTED,) * 12,
+    "missing dependency": (REPORTED,) * 12,
+    "name clash": (REPORTED,) * 12,
+    "wrong signature": (REPORTED,) * 12,
+    "its constructor raises": (REPORTED,) * 12,
+    "dies at import": (REPORTED,) * 12,
+    "hangs at import": (REPORTED,) * 12,
     # in the middle
-    "raises": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS),
-    "exits": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS),
-    "raises no Exception": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS),
-    "raises what cannot be shown": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS),
-    "hangs": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS),
-    "dies by a signal": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS),
-    "ends the process": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS),
+    "raises": (*[FAILS] * 4, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS, FAILS),
+    "exits": (*[FAILS] * 4, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS, FAILS),
+    "raises no Exception": (*[FAILS] * 4, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS, FAILS),
+    "raises what cannot be shown": (*[FAILS] * 4, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS, FAILS),
+    "hangs": (*[FAILS] * 4, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS, FAILS),
+    "dies by a signal": (*[FAILS] * 4, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS, FAILS),
+    "ends the process": (*[FAILS] * 4, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS, FAILS),
     # what it returns
-    "NaN": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, NOTHING, FAILS, TOLD, STOPS, STOPS),
-    "wrong shape": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, NOTHING, FAILS, TOLD, STOPS, STOPS),
-    "wrong dtype": (FAILS, FAILS, FAILS, FAILS, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS),
-    "wrong device": (FAILS, FAILS, FAILS, FAILS, NO_TENSORS, NO_TENSORS, NO_TENSORS, FAILS, TOLD, STOPS, STOPS),
+    "NaN": (*[FAILS] * 4, ENDS, REFUSED, NOTHING, FAILS, TOLD, STOPS, STOPS, FAILS),
+    "wrong shape": (*[FAILS] * 4, ENDS, REFUSED, NOTHING, FAILS, TOLD, STOPS, STOPS, FAILS),
+    "wrong dtype": (*[FAILS] * 4, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS, FAILS),
+    "wrong device": (*[FAILS] * 4, *[NO_TENSORS] * 3, FAILS, TOLD, STOPS, STOPS, NO_TENSORS),
     "detached graph": (
         *(FAILS, CONSTANT, NO_TENSORS, CONSTANT, NO_TENSORS, NO_TENSORS, NO_TENSORS, NO_TENSORS, CONSTANT),
-        *(STOPS, STOPS),
+        *(STOPS, STOPS, NO_TENSORS),
     ),
     # what it does beside that
-    "mutates inputs": (FAILS, FAILS, HARMLESS, FAILS, HARMLESS, HARMLESS, HARMLESS, HARMLESS, TOLD, STOPS, STOPS),
-    "reseeds generators": (FAILS, FAILS, HARMLESS, FAILS, ENDS, HARMLESS, HARMLESS, HARMLESS, TOLD, STOPS, STOPS),
+    "mutates inputs": (FAILS, FAILS, HARMLESS, FAILS, *[HARMLESS] * 4, TOLD, STOPS, STOPS, HARMLESS),
+    "reseeds generators": (FAILS, FAILS, HARMLESS, FAILS, ENDS, *[HARMLESS] * 3, TOLD, STOPS, STOPS, FAILS),
 }
 HOOKS = dict(
     zip(
         ORDER,
-        ("loss", "pair_terms", "score", "apply", "propose", "read", "on_step", "sample", "scores", "gates", "loss"),
+        (
+            *("loss", "pair_terms", "score", "apply", "propose", "read", "on_step", "sample", "scores", "gates"),
+            *("loss", "moves"),
+        ),
         strict=True,
     )
 )

@@ -315,6 +315,30 @@ class Speech(api.Decoder):
         return at.logits[0].long() if self.how == "wrong dtype" else spoilt(at.logits[0], self.how)
 
 
+class Policy(api.Reference):
+    """A copy of the policy before each step. A candidate's training takes the next line of the file ``queue``, and
+    misbehaves so at its second step."""
+
+    queue: Path
+
+    def init(self):
+        how, _, rest = self.queue.read_text().partition("\n")
+        self.queue.write_text(rest)
+        return {"how": how}
+
+    def moves(self, at, state):
+        how = state["how"] if at.step == 1 else ""
+        do(how)
+        if how == "mutates inputs":
+            state.clear()
+            object.__setattr__(at, "step", 0)
+            return api.Move(), {"how": how}
+        if how == "wrong shape":
+            return api.Move()
+        share = {"NaN": float("nan"), "wrong dtype": "all"}.get(how, 1.0)
+        return api.Move(share), state
+
+
 @api.hookimpl
 def register_objectives(register):
     register("bad", Loss, summary="bad")
@@ -371,3 +395,8 @@ def register_conditioners(register):
 @api.hookimpl
 def register_reward_models(register):
     register("bad", "misbehaving_one_model:Judge", summary="bad")
+
+
+@api.hookimpl
+def register_references(register):
+    register("bad", Policy, summary="bad")

@@ -26,6 +26,7 @@ METHODS = {
     "decoder": "scores(self, request)",
     "conditioner": "gates(self, preference, parameters)",
     "reward-model": "loss(self, batch, terms)",
+    "reference": "moves(self, at)",
 }
 PLUGIN = """
 from moalign.api import {base}
@@ -62,6 +63,7 @@ RIGHT = {  # what moalign calls
     "decoder": "scores(self, request, at)",
     "conditioner": "gates(self, preference, parameters, shape)",
     "reward-model": "loss(self, batch)",
+    "reference": "moves(self, at, state)",
 }
 # "dies" and "hangs at import" take the process: see test_isolation_process
 HERE = [(kind, how) for how in LOADING for kind in ORDER if "at import" not in how or how == "exits at import"]

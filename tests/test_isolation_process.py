@@ -13,7 +13,7 @@ from distributions import install, moalign
 from documents import folders
 from isolation import HOOKS, IN_A_PROCESS_OF_ITS_OWN, content, rewarded
 from sweeps import write_pairs
-from test_isolation_running import sampling
+from test_isolation_running import comparing, sampling
 
 from moalign import calls, registry
 from moalign.calls import BACKWARD, IMPORT, Call, Death
@@ -122,6 +122,17 @@ def test_a_sampler_that_takes_the_process_is_done_without(begin, tmp_path):
     front = json.loads((tmp_path / "run" / "front.json").read_text())
     assert [point["id"] for point in front["points"]] == ["c0.50", "c1.00"]
     assert [each["id"] for each in front["failed"]] == ["c0.00"]
+
+
+def test_a_reference_that_takes_the_process_is_done_without(begin, tmp_path):
+    """Each time for the second of those that are left, which the next process trains anew."""
+    (tmp_path / "queue").write_text("\ndies by a signal\n\n\n\nends the process\n\n\n\nhangs\n")
+    done = begin(search={"name": "bad", "points": 5}, **comparing(tmp_path / "queue"))
+    assert done.returncode == 0, done.stderr
+    front = json.loads((tmp_path / "run" / "front.json").read_text())
+    assert [point["id"] for point in front["points"]] == ["c0.00", "c1.00"]
+    failed = {each["id"]: each["error"] for each in front["failed"]}
+    print(failed, done.stderr)
 
 
 @pytest.mark.parametrize("how", WAYS)

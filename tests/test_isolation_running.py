@@ -24,7 +24,8 @@ from moalign.sweeps.decoding import open_decoding
 from moalign.sweeps.observe import Observer
 
 IDS = ["c0.00", "c0.50", "c1.00"]
-ELSEWHERE = {"transform", "sampler", "decoder", "conditioner", "reward-model"}  # have tests of their own
+ELSEWHERE = {"transform", "sampler", "decoder", "conditioner", "reward-model", "reference"}  # have tests of their own
+ASKED_BY_QUEUE = ("sampler", "reference")  # where the healthy run is another one
 WHY = {
     "raises": "RuntimeError: no reason",
     "exits": "SystemExit: 3",
@@ -194,6 +195,29 @@ def test_a_sampler_that_fails_for_all_is_asked_for_each(sweep, tmp_path):
     assert list(scores(front)) == ["c0.00", "c1.00"]
 
 
+def comparing(queue):
+    """The bad loss compares with the bad reference, which each candidate asks from its first step on."""
+    return {"reference": {"name": "bad", "queue": str(queue)}}
+
+
+def test_a_reference_fails_one_candidate_and_the_others_finish(sweep, tmp_path):
+    """The others are as if they were alone."""
+    ways = [how for kind, how in here(FAILS) if kind == "reference"]
+    fronts = []
+    for name, hows in (("run", ways), ("healthy", [])):
+        (tmp_path / "queue").write_text("\n" + "\n".join(hows))  # good for the first candidate, and again for the last
+        changes = {"search": {"name": "bad", "points": len(hows) + 2}} | comparing(tmp_path / "queue")
+        fronts.append(sweep(tmp_path / name, **changes))
+    front, healthy = fronts
+    assert len(front["failed"]) == len(ways) == 8 and not healthy["failed"]
+    for how, each in zip(ways, front["failed"], strict=True):
+        assert names("reference") in each["error"] and WHY.get(how, "") in each["error"], how
+    others = scores(front)
+    assert list(others) == ["c0.00", "c1.00"]
+    for identity, found in others.items():
+        assert found == pytest.approx(scores(healthy)[identity], abs=1e-6)
+
+
 @pytest.mark.parametrize("how", ["fails in the backward pass", "blames the input"])
 def test_a_loss_fails_alone_whatever_else_it_does(how, sweep, tmp_path):
     """Nobody can tell whose backward pass failed in a pass of several, so they are trained one by one."""
@@ -255,17 +279,20 @@ def test_the_run_goes_on_without_it_or_unharmed(sweep, healthy, tmp_path):
     assert generators() == healthy[False].generators
 
 
-@pytest.mark.parametrize("how", [how for kind, how in here(HARMLESS) if kind == "sampler"])
-def test_what_a_sampler_does_beside_its_work_changes_nothing(how, sweep, tmp_path):
+@pytest.mark.parametrize(("kind", "how"), [case for case in here(HARMLESS) if case[0] in ASKED_BY_QUEUE])
+def test_what_is_done_beside_the_work_changes_nothing(kind, how, sweep, tmp_path):
     found = []
     for way in ("", how):
         (tmp_path / "queue").write_text(way)
-        sweep(tmp_path / f"run {way}", **sampling(tmp_path / "queue", rounds=2))
+        queue = tmp_path / "queue"
+        sweep(tmp_path / f"run {way}", **(comparing(queue) if kind == "reference" else sampling(queue, rounds=2)))
         found.append((contents(tmp_path / f"run {way}"), generators()))
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize(("kind", "how"), [case for case in here(HARMLESS) if case[0] not in ("observer", "sampler")])
+@pytest.mark.parametrize(
+    ("kind", "how"), [case for case in here(HARMLESS) if case[0] not in ("observer", *ASKED_BY_QUEUE)]
+)
 def test_nothing_is_changed(kind, how, sweep, healthy, pairs, tmp_path):
     changes = {
         "reward": {"objectives": rewarded(how=how, at=3)},
@@ -330,6 +357,19 @@ def test_a_transform_at_work_is_announced(sweep, tmp_path):
     finally:
         calls.watched_by(None)
     expected = Call("transform 'bad' of misbehaving 2.5", "misbehaving", "apply", "c0.50", 42, "transform")
+    assert seen == [expected] and expected.dispensable == ("candidate", "c0.50")
+
+
+def test_a_reference_at_work_is_announced(sweep, tmp_path):
+    record, seen = Record(), []
+    sys.modules[isolation.NAME].CALLS["seen"] = lambda: seen.append(record.read()[1])
+    (tmp_path / "queue").write_text("\nis seen")
+    calls.watched_by(record)
+    try:
+        sweep(tmp_path / "run", plugin_deadline=42, **comparing(tmp_path / "queue"))
+    finally:
+        calls.watched_by(None)
+    expected = Call("reference 'bad' of misbehaving 2.5", "misbehaving", "moves", "c0.50", 42, "reference")
     assert seen == [expected] and expected.dispensable == ("candidate", "c0.50")
 
 

@@ -248,18 +248,53 @@ class Scripted(Reference):
         return self.result
 
 
+class Forgetful(Reference):
+    def init(self):
+        return None
+
+
+SHARED = {"looks": []}
+
+
+class Writing(Reference):
+    """Hands out one state to all, and writes into it."""
+
+    def init(self):
+        return SHARED
+
+    def moves(self, at, state):
+        state["looks"].append(at.step)
+        return None, state
+
+
 @pytest.mark.parametrize(
     ("result", "message"),
     [
         (Move(), r"in moves: it must return a Move or None, and the state"),
         ((1.0, {}), r"in moves: float is no moalign\.api\.Move"),
         ((Move(policy=float("nan")), {}), r"in moves: Move\(policy=nan.* is not finite"),
+        ((Move(reference="all"), {}), r"in moves: Move\(policy=1\.0, reference='all'\) has what is no number"),
+        ((Move(policy=torch.ones(2)), {}), r"in moves: Move\(policy=tensor.* has what is no number"),
+        ((Move(policy=True), {}), r"in moves: Move\(policy=True, .* has what is no number"),
     ],
 )
 def test_what_is_no_move_is_refused(pairs, result, message):
     moving = MovingReference(Scripted(result=result), pairs.model, TRAINED)
     with pytest.raises(PluginError, match=message):
         moving.before(0, None, lambda adapter: (0.0, 0.0))
+
+
+def test_a_state_that_is_none_is_refused(pairs):
+    with pytest.raises(PluginError, match=r"in init: it must return a mapping, not None"):
+        MovingReference(Forgetful(), pairs.model, TRAINED)
+
+
+def test_what_it_does_to_its_state_stays_with_it(pairs):
+    """Else candidates whose states are one object would meet."""
+    first, second = (MovingReference(Writing(), pairs.model, TRAINED) for _ in range(2))
+    assert first.state is second.state
+    first.before(0, None, lambda adapter: (0.0, 0.0))
+    assert first.state == {"looks": [0]} and second.state == {"looks": []}
 
 
 def test_a_step_is_asked_about_once(pairs):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -57,7 +58,10 @@ class MovingReference:
     _lost: float = 0.0  # a bound on the norm of what compressing has left out so far
 
     def __post_init__(self) -> None:
-        self.state = self._call("init")
+        state = self._call("init")
+        if not isinstance(state, Mapping):
+            raise PluginError(f"{door.origin(self.plugin).who}, in init: it must return a mapping, not {state!r}")
+        self.state = state
         self.figures = self._figures()
 
     @property
@@ -74,11 +78,11 @@ class MovingReference:
         if self.plugin.fixed or step == self._asked_at:
             return
         at = Progress(step, number)
-        if self._call("measures", at, self.state):
+        if self._call("measures", at, deepcopy(self.state)):
             kl, log_ratio = distance(self.now.adapter)
             at = replace(at, kl=kl, log_ratio=log_ratio)
             self.figures |= {"reference/kl": kl, "reference/log_ratio": log_ratio}
-        move, state = self._checked(self._call("moves", at, self.state))
+        move, state = self._checked(self._call("moves", at, deepcopy(self.state)))
         if move is not None and (move.policy, move.reference) != (0.0, 1.0):
             self._move(move)
             self.figures["reference/moved_at"] = float(step)
@@ -130,8 +134,8 @@ class MovingReference:
         move, state = found
         if move is not None and not isinstance(move, Move):
             raise PluginError(f"{who}: {type(move).__name__} is no moalign.api.Move")
-        if move is not None and not (math.isfinite(move.policy) and math.isfinite(move.reference)):
-            raise PluginError(f"{who}: {move} is not finite")
+        if move is not None and not (_is_number(move.policy) and _is_number(move.reference)):
+            raise PluginError(f"{who}: {move!r} has what is no number, or is not finite; give two finite numbers")
         return move, state
 
     def _call(self, hook: str, *arguments: Any) -> Any:
@@ -139,6 +143,10 @@ class MovingReference:
 
     def _figures(self) -> dict[str, float]:
         return {f"reference/{name}": value for name, value in numbers_in(self.state)}
+
+
+def _is_number(share: Any) -> bool:
+    return isinstance(share, int | float) and not isinstance(share, bool) and math.isfinite(share)
 
 
 def distance_on(model: LanguageModel, policy: str, dataset: PairDataset, rows: NDArray[np.int64]) -> Distance:

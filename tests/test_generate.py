@@ -261,7 +261,7 @@ def terminal(small_run):
 
 
 def stop(terminal: Terminal, line: str) -> None:
-    """Ctrl-C in the middle of a reply. A busy machine may show its first letter only when it is over; then once more."""
+    """Ctrl-C in the middle of a reply. A busy machine may show its first letter when it is over; then once more."""
     for _ in range(10):
         terminal.type(f"{line}\n")
         terminal.read_until(rf"{line}\r?\n[^\r\n]")  # the first letter of the reply, long before the last

@@ -125,14 +125,16 @@ def test_a_sampler_that_takes_the_process_is_done_without(begin, tmp_path):
 
 
 def test_a_reference_that_takes_the_process_is_done_without(begin, tmp_path):
-    """Each time for the second of those that are left, which the next process trains anew."""
-    (tmp_path / "queue").write_text("\ndies by a signal\n\n\n\nends the process\n\n\n\nhangs\n")
-    done = begin(search={"name": "bad", "points": 5}, **comparing(tmp_path / "queue"))
+    """For the second of three candidates; the second process trains the other two."""
+    (tmp_path / "queue").write_text("\nhangs\n")
+    done = begin(**comparing(tmp_path / "queue"))
     assert done.returncode == 0, done.stderr
     front = json.loads((tmp_path / "run" / "front.json").read_text())
     assert [point["id"] for point in front["points"]] == ["c0.00", "c1.00"]
-    failed = {each["id"]: each["error"] for each in front["failed"]}
-    print(failed, done.stderr)
+    (failed,) = front["failed"]
+    who = "reference 'bad' of misbehaving 2.5, in moves for candidate c0.50, "
+    assert failed["id"] == "c0.50" and failed["error"].startswith(who + HOW["hangs"])
+    assert lines(done, "warning") == [f"warning: {failed['error']}; going on without this candidate"]
 
 
 @pytest.mark.parametrize("how", WAYS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -253,7 +254,7 @@ class Forgetful(Reference):
         return None
 
 
-SHARED = {"looks": []}
+SHARED: dict[str, list[int]] = {"looks": []}
 
 
 class Writing(Reference):
@@ -267,14 +268,18 @@ class Writing(Reference):
         return None, state
 
 
+WORD: Any = "all"
+TENSOR: Any = torch.ones(2)
+
+
 @pytest.mark.parametrize(
     ("result", "message"),
     [
         (Move(), r"in moves: it must return a Move or None, and the state"),
         ((1.0, {}), r"in moves: float is no moalign\.api\.Move"),
         ((Move(policy=float("nan")), {}), r"in moves: Move\(policy=nan.* is not finite"),
-        ((Move(reference="all"), {}), r"in moves: Move\(policy=1\.0, reference='all'\) has what is no number"),
-        ((Move(policy=torch.ones(2)), {}), r"in moves: Move\(policy=tensor.* has what is no number"),
+        ((Move(reference=WORD), {}), r"in moves: Move\(policy=1\.0, reference='all'\) has what is no number"),
+        ((Move(policy=TENSOR), {}), r"in moves: Move\(policy=tensor.* has what is no number"),
         ((Move(policy=True), {}), r"in moves: Move\(policy=True, .* has what is no number"),
     ],
 )

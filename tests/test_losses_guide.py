@@ -1,0 +1,26 @@
+"""docs/losses.md: what it tells to type works, and it names every loss that a file suffices for."""
+
+from __future__ import annotations
+
+import re
+
+from documents import ROOT
+from guide import Reader
+
+from moalign import registry
+
+PAGE = ROOT / "docs" / "losses.md"
+SAMPLES = {"reinforce", "rloo", "remax", "grpo", "gspo", "ppo"}  # of what the policy itself samples
+
+
+def test_the_page_does_what_it_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Reader(tmp_path).follow(PAGE)
+
+
+def test_it_names_every_loss_and_no_other():
+    table = PAGE.read_text().partition("## Which loss")[2].partition("\n\nLosses on")[0]
+    rows = [line.split("|")[2] for line in table.splitlines() if line.startswith("| ")][2:]
+    named = {name for row in rows for name in re.findall(r"`([a-z-]+)`", row)}
+    shipped = {entry.name for entry in registry.discover().of_kind("objective") if entry.distribution == "moalign"}
+    assert named - {"optimistic"} == shipped - SAMPLES

@@ -63,7 +63,7 @@ def test_what_does_not_go_together_is_not_crossed():
 
 
 def test_bounds_are_held_against_what_is_true():
-    found = {"front_share": 0.9, "exact_hypervolume": 0.36}
+    found = {"front_share_with_base": 0.9, "exact_hypervolume": 0.36}
     right = {"front_share_at_least": 0.9, "hypervolume_at_most": 0.37}
     assert bounds_hold(found | {"stated": right}) == {"front_share_at_least": True, "hypervolume_at_most": True}
     wrong = {"front_share_at_least": 0.91, "hypervolume_at_most": 0.35}
@@ -85,6 +85,7 @@ def test_a_sweep_says_what_its_front_reaches_costs_and_states(one_prompt, tmp_pa
     assert [point["kind"] for point in found["points"]] == ["trained"] * 3 + ["mixed"] * 3
     assert found["tokens"] == sum(point["tokens"] for point in found["points"] if point["kind"] == "trained") > 0
     assert found["front_share_worst"] <= found["front_share"] < 0.3 and found["failed"] == {}  # two steps go nowhere
+    assert found["front_share_with_base"] >= max(found["front_share"], 0.0)
     assert 0 < found["proposing_seconds"] < found["seconds"] and found["proposals"] >= 3
     front = storage.read_json(tmp_path / "run" / "front.json")
     assert front["ceiling"]["front_share"] == pytest.approx(front_quality_tables.ceiling_of("three").share)

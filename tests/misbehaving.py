@@ -333,10 +333,8 @@ class Policy(api.Reference):
             state.clear()
             object.__setattr__(at, "step", 0)
             return api.Move(), {"how": how}
-        if how == "wrong shape":
-            return api.Move()
-        share = {"NaN": float("nan"), "wrong dtype": "all"}.get(how, 1.0)
-        return api.Move(share), state
+        move = api.Move({"NaN": float("nan"), "wrong dtype": "all"}.get(how, 1.0))
+        return move if how == "wrong shape" else (move, state)
 
 
 @api.hookimpl

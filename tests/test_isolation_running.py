@@ -347,29 +347,18 @@ def test_a_sampler_at_work_is_announced(sweep, tmp_path):
     assert [each.dispensable for each in seen] == [("candidate", "c0.00"), (calls.TOGETHER, "")]
 
 
-def test_a_transform_at_work_is_announced(sweep, tmp_path):
+@pytest.mark.parametrize(("kind", "hook"), [("transform", "apply"), ("reference", "moves")])
+def test_what_is_asked_with_each_candidate_is_announced_at_work(kind, hook, sweep, tmp_path):
     record, seen = Record(), []
     sys.modules[isolation.NAME].CALLS["seen"] = lambda: seen.append(record.read()[1])
     (tmp_path / "queue").write_text("\nis seen")
+    changes = (shaping if kind == "transform" else comparing)(tmp_path / "queue")
     calls.watched_by(record)
     try:
-        sweep(tmp_path / "run", plugin_deadline=42, **shaping(tmp_path / "queue"))
+        sweep(tmp_path / "run", plugin_deadline=42, **changes)
     finally:
         calls.watched_by(None)
-    expected = Call("transform 'bad' of misbehaving 2.5", "misbehaving", "apply", "c0.50", 42, "transform")
-    assert seen == [expected] and expected.dispensable == ("candidate", "c0.50")
-
-
-def test_a_reference_at_work_is_announced(sweep, tmp_path):
-    record, seen = Record(), []
-    sys.modules[isolation.NAME].CALLS["seen"] = lambda: seen.append(record.read()[1])
-    (tmp_path / "queue").write_text("\nis seen")
-    calls.watched_by(record)
-    try:
-        sweep(tmp_path / "run", plugin_deadline=42, **comparing(tmp_path / "queue"))
-    finally:
-        calls.watched_by(None)
-    expected = Call("reference 'bad' of misbehaving 2.5", "misbehaving", "moves", "c0.50", 42, "reference")
+    expected = Call(f"{kind} 'bad' of misbehaving 2.5", "misbehaving", hook, "c0.50", 42, kind)
     assert seen == [expected] and expected.dispensable == ("candidate", "c0.50")
 
 

@@ -97,6 +97,7 @@ LEGITIMATE = {
         "preference": SCORE_KINDS,
         "tiny-assistant": "the model that comes with moalign",
     },
+    "commands/plugin_show.py": {"linear": "what a class says of a loss"},
     "commands/select.py": {"preference": "a key of front.json, and the head of a column"},
     "cli.py": dict.fromkeys(("dpo", "modpo", "rebel"), "a recipe: a configuration, which says what it runs"),
     "demo/job.py": {"rebel": "the recipe that the demo runs"},

@@ -6,7 +6,8 @@ import functools
 import itertools
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,17 +19,18 @@ import yaml
 from rich.console import Console
 
 from benchmarks import measure, offline_data, tables
-from benchmarks.front_quality_run import run_sweep
-from benchmarks.processes import ChildError, run_apart
+from benchmarks.processes import Child, ChildError
 from benchmarks.train_setup import Assignment, make_quiet
 from benchmarks.train_task import Task
 from moalign import config, recipes
 from moalign.config import Config
+from moalign.sweeps.observe import Observer
 from moalign.validation import nearest
 
 WAYS = Path(__file__).with_name("offline_methods.yaml")
 SEEDS = (0, 1, 2)
 NOISES = (0.0, 0.25)
+POINTS = 3  # of the grid
 LONGER = 4  # times the steps, to see what goes on to learn and what goes wrong
 
 
@@ -63,11 +65,6 @@ class Request:
         once = config.from_mapping(content, (*self.changes, *more))
         steps = f"train.steps={once.train.steps * self.longer}"
         return config.from_mapping(content, (*self.changes, steps, *more))
-
-    def judges(self) -> Config:
-        """Of judges for whom ``beta`` 1 of the logistic loss on pairs has the world's own optimum."""
-        content = yaml.safe_load(recipes.read("dpo"))
-        return config.from_mapping(content, (*ways()["common"], "loss.beta=1.0", f"seed={self.seed}"))
 
 
 @functools.cache
@@ -104,16 +101,15 @@ def main(
         if name not in ways()["methods"]:
             raise typer.BadParameter(f"there is no {name!r}{nearest(name, ways()['methods'])}", param_hint="--method")
     wanted = requests(method, noise, longer, seed, further or (), threads)
-    for request in tables.missing(wanted, report)[:at_most]:
-        with console.status(request.name):
-            try:
-                found: dict[str, Any] = run_apart(work, request, request.threads)
+    with console.status("") as status:
+        for request, found in each(tables.missing(wanted, report)[:at_most], status.update):
+            report["not_run"].pop(request.name, None)
+            if isinstance(found, ChildError):
+                report["not_run"][request.name] = str(found).strip().splitlines()[-1]
+            else:
                 report["results"].append(request.identity | found)
-                report["not_run"].pop(request.name, None)
-            except ChildError as error:  # one that fails must not take the others with it
-                report["not_run"][request.name] = str(error).strip().splitlines()[-1]
-        if output is not None and report["results"]:
-            tables.write(output, report, text_of(report))
+            if output is not None and report["results"]:
+                tables.write(output, report, text_of(report))
     tables.show(tables_of(report), console)
     if report["results"]:
         console.print(measure.hardware_line(report["results"][-1]["hardware"]), highlight=False)
@@ -134,21 +130,71 @@ def requests(
     return [Request(method, noise, times, seed, tuple(further), threads) for seed, times, noise, method in every]
 
 
-def work(request: Request, connection: Connection) -> None:
-    """The child process."""
-    with tempfile.TemporaryDirectory(prefix="moalign-offline-methods-") as directory:
-        make_quiet(Assignment("", Task("", 0), directory, "cpu", request.threads, profile=False))
-        found = reached(request, Path(directory))
-    connection.send(("result", found | {"hardware": measure.hardware(torch.device("cpu"))}))
+def each(
+    wanted: Sequence[Request], before: Callable[[str], None]
+) -> Iterator[tuple[Request, dict[str, Any] | ChildError]]:
+    """Every request with what it reached, or why it reached nothing. One process serves them all, as opening the
+    libraries takes a tenth of a sweep; another follows where one fails, which must not take the others with it."""
+    left = list(wanted)
+    while left:
+        threads = left[0].threads
+        child = Child(work, tuple(left), "default", **({"OMP_NUM_THREADS": str(threads)} if threads else {}))
+        try:
+            while left:
+                before(left[0].name)
+                _, found = child.receive()
+                yield left.pop(0), found
+        except ChildError as error:
+            yield left.pop(0), error
+        finally:
+            child.close()
 
 
-def reached(request: Request, directory: Path) -> dict[str, Any]:
+def work(wanted: Sequence[Request], connection: Connection) -> None:
+    """The child process. The same file serves all methods that learn from it."""
+    with tempfile.TemporaryDirectory(prefix="moalign-offline-methods-") as folder:
+        make_quiet(Assignment("", Task("", 0), folder, "cpu", wanted[0].threads, profile=False))
+
+        @functools.cache
+        def data(kind: offline_data.Kind, noise: float, seed: int) -> tuple[str, ...]:
+            files = Path(folder) / f"{kind}-{noise}-{seed}"
+            files.mkdir()
+            return offline_data.write(judges(seed), files, kind, noise)
+
+        for request in wanted:
+            kind = ways()["methods"][request.method]["data"]
+            found = reached(request.settings(*data(kind, request.noise, request.seed)))
+            connection.send(("result", found | {"hardware": measure.hardware(torch.device("cpu"))}))
+
+
+def judges(seed: int) -> Config:
+    """Of judges for whom ``beta`` 1 of the logistic loss on pairs has the world's own optimum."""
+    content = yaml.safe_load(recipes.read("dpo"))
+    return config.from_mapping(content, (*ways()["common"], "loss.beta=1.0", f"seed={seed}"))
+
+
+def reached(settings: Config) -> dict[str, Any]:
     """The front of one loss, measured exactly."""
-    kind = ways()["methods"][request.method]["data"]
-    more = offline_data.write(request.judges(), directory, kind, request.noise)
-    found = run_sweep(request.settings(*more), directory / "run")
-    kept = ("front_share", "front_share_worst", "hypervolume_share", "tokens", "points", "failed", "seconds")
-    return {name: found[name] for name in kept}
+    from moalign import registry
+    from moalign.demo import job
+    from moalign.sweeps import run
+    from moalign.sweeps.archive import Archive
+
+    with tempfile.TemporaryDirectory(prefix="moalign-offline-methods-") as folder:
+        directory, start = Path(folder) / "run", time.perf_counter()
+        run.start(settings, directory, registry.discover(), Observer())
+        seconds = time.perf_counter() - start
+        exact, history = job.measure(directory, Observer()), Archive.open(directory).history
+    kept = ("id", "kind", "tokens", "scores", "kl", "preference")
+    return {name: exact[name] for name in ("front_share", "front_share_worst", "hypervolume_share")} | {
+        "tokens": sum(outcome.tokens for outcome in history),
+        "points": [
+            {name: point[name] for name in kept} | {"well_formed": point["details"]["well-formed"]}
+            for point in exact["points"]
+        ],
+        "failed": {outcome.id: outcome.error for outcome in history if outcome.status == "failed"},
+        "seconds": seconds,
+    }
 
 
 def tables_of(report: Mapping[str, Any]) -> list[tables.Table]:
@@ -209,9 +255,9 @@ def text_of(report: Mapping[str, Any]) -> str:
         "Front share: of what the best policy gains over the base, KL paid for, how much the best point of the front "
         "gains; mean over even preferences, and the least (worst preference), by enumeration of every reply to the "
         "held-out prompts. Well-formed: the probability of a reply of the grammar, and KL from the base, means over "
-        f"the 5 trained points. Front share after {LONGER} times the steps, on the same data: where it is smaller, the "
-        "loss went on to fit its labels while the true rewards fell (over-optimisation). ±: standard deviation over "
-        "the seeds.",
+        f"the {POINTS} trained points. Front share after {LONGER} times the steps, on the same data: where it is less, "
+        "the loss went on to fit its labels while the true rewards fell (over-optimisation). ±: standard deviation "
+        "over the seeds.",
     ]
     return tables.markdown("Offline losses beside the best front", report, about, tables_of(report))
 

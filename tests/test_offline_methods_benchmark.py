@@ -39,11 +39,11 @@ def test_what_it_compares_is_a_configuration(method, tmp_path):
     request = Request(method, 0.25, 4, seed=1)
     settings = request.settings(f"data.path={file}", f"data.reader={offline_data.READERS[kind]}")
     assert settings.train.steps == 600 and settings.seed == 1
-    assert len(prepare(settings, registry.discover()).propose(())) == 5
+    assert len(prepare(settings, registry.discover()).propose(())) == offline_methods.POINTS
 
 
 def test_pairs_are_labelled_by_judges_and_so_many_are_turned():
-    judges = Request("dpo", 0.0, 1, 0).judges()
+    judges = offline_methods.judges(seed=0)
     right, wrong = (list(offline_data.labelled(judges, PROMPTS, 8, 3, noise)) for noise in (0.0, 0.25))
     turned = [
         (row["chosen"], row["rejected"]) != (other["chosen"], other["rejected"])
@@ -58,7 +58,7 @@ def test_pairs_are_labelled_by_judges_and_so_many_are_turned():
 
 
 def test_scores_are_true_but_for_those_of_another_response():
-    judges = Request("dpo", 0.0, 1, 0).judges()
+    judges = offline_methods.judges(seed=0)
     right, wrong = (list(offline_data.scored(judges, PROMPTS, 8, 3, noise)) for noise in (0.0, 0.25))
     for row, other in zip(right, wrong, strict=True):
         assert len(set(row["responses"])) == len(row["responses"]) and row["responses"] == other["responses"]

@@ -51,7 +51,7 @@ class Batch:
                           ``mask.nonzero()``, [S,V] each: "policy", with the graph, "reference" where it is needed, and
                           the guides by their names. None of them unless the objective needs "distributions"
     ``views``             by name, int64 [P] each: the row of each pair's further sequence that ``Objective.views``, or
-                          a need, has asked for; among the N rows, with rewards of NaN
+                          a need, has asked for; among the N rows, with rewards of NaN where it is no response of a pair
 
     Where the objective needs "groups", each row is a unit of its own, and every pair names one row twice; the loss does
     not read ``pairs``.

@@ -221,11 +221,11 @@ def test_an_early_stop_looks_at_held_out_pairs_with_responses_of_their_own(tiny_
     [
         ({"condition": "soup"}, r"condition: loss 'selm' reads further sequences"),
         (
-            {"rollouts": {}, "objectives": {"helpful": {"reward": "length"}, "harmless": {"reward": "length"}}},
-            r"rollouts: loss 'selm' reads further sequences beside each pair, which only pairs of the data have",
+            {"reference": {"name": "previous-iterate", "every": 2}},
+            r"'previous-iterate' does not go with loss 'selm', whose .* of the untouched base, .* add rollouts",
         ),
     ],
-    ids=["condition", "rollouts"],
+    ids=["condition", "reference"],
 )
 def test_where_it_has_no_place_it_is_refused(changes, message, tiny_model_path, tmp_path):
     with pytest.raises(ConfigError, match=message):

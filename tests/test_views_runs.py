@@ -69,6 +69,24 @@ def test_the_pair_s_own_prompt_stays_as_it_was_cut_and_another_is_cut_as_a_pair_
     assert found.counts["views that lost the beginning of their prompt, or their end"] == 1
 
 
+def test_what_a_side_of_the_pair_says_keeps_its_tokens(tokeniser):
+    """As a policy sampled them: cut before its end, spelt in another way, or nothing but the end."""
+    dataset = labelled(records("abc", "b"), tokeniser, ["helpful"], max_length=100)
+    plain, prompt = dataset.sequences[0].response, dataset.sequences[0].prompt
+    for text, ids in (("abc", plain[:-1]), ("abc", (*plain[1::-1], *plain[2:])), ("", plain[-1:])):
+        sampled = dataclasses.replace(dataset.sequences[0], ids=prompt + ids)
+        changed = dataclasses.replace(
+            dataset,
+            sequences=(sampled, dataset.sequences[1]),
+            samples=(dataclasses.replace(dataset.samples[0], response=text), dataset.samples[1]),
+        )
+        asked = {"own": Sample("what? ", text), "other": Sample("who? ", text), "new": Sample("who? ", "c")}
+        (found,) = encoded(changed, [asked], tokeniser, 100)
+        assert found["own"].sequence.ids == sampled.ids
+        assert found["other"].sequence.response == ids and found["other"].sequence.prompt == tokeniser.prompt("who? ")
+        assert found["new"].sequence.response == tokeniser.response("c")
+
+
 def test_pairs_without_a_view_are_left_out_and_counted(tokeniser):
     data = records("abc", "b", "c", "d" * 40)
 

@@ -35,8 +35,10 @@ class Objective(Plugin):
     "rewards"    with "groups": each objective's reward of every response
     "mismatched" the mean log-ratio of responses behind prompts that they are not to (``Batch.mismatched``), which costs
                  two more forward passes of each step
-    "reference_responses"  with pairs of the data: a response of the untouched base to each prompt, sampled once with
-                 the run's seed before anything is trained, whose rows are ``Batch.views["reference"]``
+    "reference_responses"  beside "pairs" or "margins": a response of the reference to each prompt, whose rows are
+                 ``Batch.views["reference"]``. With pairs of the data it is one of the untouched base, sampled once with
+                 the run's seed before anything is trained; with rollouts one of the reference as it is in the round,
+                 and where the policy that sampled the round is the reference, the first that it gave
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
@@ -104,10 +106,11 @@ class Objective(Plugin):
     def views(self, chosen: Sample, rejected: Sample) -> Mapping[str, Sample]:
         """Further sequences that the loss reads of a pair: prompts and responses by name, a pure function of the pair.
 
-        Asked once for each pair of the data. They are tokenised as the pair is, run in the same pass, and their rows
-        stand in ``Batch.views``; they are no units of their own. A view with the pair's own prompt stands behind that
-        prompt as it was cut for the pair. Pairs that lack a view which others have, or whose view cannot be tokenised
-        within data.max_length, are left out and counted. The name "reference" is the engine's.
+        Asked once for each pair, of the data or of a round of sampled responses. They are tokenised as the pair is, run
+        in the same pass, and their rows stand in ``Batch.views``; they are no units of their own. A view with the
+        pair's own prompt stands behind that prompt as it was cut for the pair, and one that says what a side of the
+        pair says has its tokens, as they were sampled. Pairs that lack a view which others have, or whose view cannot
+        be tokenised within data.max_length, are left out and counted. The name "reference" is the engine's.
         """
         return {}
 

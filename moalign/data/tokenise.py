@@ -142,15 +142,26 @@ def encode_record(
     responses from the right; "drop" cuts nothing. What still does not fit is dropped. A response that lost its end is
     trained without an end token.
     """
+    responses = [tokeniser.response(text) for text in record.responses]
+    return encode_behind(tokeniser, record.prompt, responses, max_length, truncation)
+
+
+def encode_behind(
+    tokeniser: Tokeniser,
+    text: str | tuple[Message, ...],
+    responses: list[Ids | str],
+    max_length: int | None = None,
+    truncation: Truncation = "prompt",
+) -> Encoded:
+    """``encode_record`` of responses that are ids already, or else the reason why they cannot be trained on."""
     from jinja2 import TemplateError
 
     try:
-        prompt = tokeniser.prompt(record.prompt)
+        prompt = tokeniser.prompt(text)
     except TemplateError as error:
-        return _all_dropped(record, f"the chat template refuses the conversation: {error}")
+        return _all_dropped(responses, f"the chat template refuses the conversation: {error}")
     if not prompt:
-        return _all_dropped(record, "empty prompt")
-    responses = [tokeniser.response(text) for text in record.responses]
+        return _all_dropped(responses, "empty prompt")
     if max_length is None:
         return _joined(prompt, responses)
     if truncation == "prompt":
@@ -192,8 +203,8 @@ def _joined(prompt: Ids, responses: list[Ids | str], truncated: bool = False) ->
     )
 
 
-def _all_dropped(record: Record, reason: str) -> Encoded:
-    return Encoded((None,) * len(record.responses), (reason,) * len(record.responses))
+def _all_dropped(responses: list[Ids | str], reason: str) -> Encoded:
+    return Encoded((None,) * len(responses), (reason,) * len(responses))
 
 
 def _end_of_turn(tokenizer: Any, eos: int) -> int:

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from moalign.data.dataset import PairDataset, of_pairs
+from moalign.data.tokenise import Ids, Tokeniser, encode_behind
 from moalign.data.tokenise import Sequence as TokenSequence
-from moalign.data.tokenise import Tokeniser, encode_record
 from moalign.errors import DataError
-from moalign.types import Record, Sample
+from moalign.types import Sample
+
+CUT = "views that lost the beginning of their prompt, or their end"
 
 
 @dataclass(frozen=True)
@@ -35,24 +37,22 @@ def encoded(
     """The views of each pair by name, tokenised. ``max_length`` counts prompt and response.
 
     One with the pair's own prompt stands behind that prompt as it was cut for the pair. Other prompts are cut from the
-    left where they have to be.
+    left where they have to be. A view that says what a side of the pair says has its ids, as a policy sampled them.
     """
     found = []
-    for (chosen, _), views in zip(dataset.pairs.tolist(), asked, strict=True):
-        own, prompt = dataset.samples[chosen].prompt, dataset.sequences[chosen].prompt
-        found.append(
-            {
-                name: _behind(prompt, view, tokeniser, max_length)
-                if view.prompt == own
-                else _alone(view, tokeniser, max_length)
-                for name, view in views.items()
-            }
-        )
+    for pair, views in zip(dataset.pairs.tolist(), asked, strict=True):
+        own, prompt = dataset.samples[pair[0]].prompt, dataset.sequences[pair[0]].prompt
+        said = {dataset.samples[row].response: dataset.sequences[row].response for row in reversed(pair)}
+        of_pair = {}
+        for name, view in views.items():
+            response = said.get(view.response) or tokeniser.response(view.response)
+            behind = _behind(prompt, response, view, max_length) if view.prompt == own else None
+            of_pair[name] = behind or _alone(response, view, tokeniser, max_length)
+        found.append(of_pair)
     return found
 
 
-def _behind(prompt: tuple[int, ...], view: Sample, tokeniser: Tokeniser, max_length: int) -> View:
-    response = tokeniser.response(view.response)
+def _behind(prompt: Ids, response: Ids | str, view: Sample, max_length: int) -> View:
     if isinstance(response, str):
         return View(None, view, response)
     if len(prompt) + len(response) > max_length:
@@ -60,16 +60,16 @@ def _behind(prompt: tuple[int, ...], view: Sample, tokeniser: Tokeniser, max_len
     return View(TokenSequence((*prompt, *response), len(prompt)), view)
 
 
-def _alone(view: Sample, tokeniser: Tokeniser, max_length: int) -> View:
-    result = encode_record(tokeniser, Record(view.prompt, (view.response,)), max_length)
+def _alone(response: Ids | str, view: Sample, tokeniser: Tokeniser, max_length: int) -> View:
+    result = encode_behind(tokeniser, view.prompt, [response], max_length)
     return View(result.sequences[0], view, result.reasons[0] or "")
 
 
 def with_views(dataset: PairDataset, found: Sequence[Mapping[str, View]]) -> PairDataset:
     """The pairs with these views beside those that they have; those that lack one are left out and counted.
 
-    Rows of views have the group of their pair, rewards of NaN, and are shared by pairs with the same sequence. Raises
-    DataError where no pair is left.
+    Rows of views have the group of their pair, rewards of NaN, and are shared by pairs with the same sequence; a view
+    that is a sequence of the group already has no row of its own. Raises DataError where no pair is left.
     """
     names = list(dict.fromkeys(name for views in found for name in views))
     if not names:
@@ -133,5 +133,5 @@ def _complete(views: Mapping[str, View], names: Sequence[str], counts: Counter[s
             counts[f"dropped pair: view '{name}': {views[name].reason}"] += 1
             return False
     cut = sum(view.sequence is not None and view.sequence.truncated for view in views.values())
-    counts["views that lost the beginning of their prompt, or their end"] += cut
+    counts[CUT] += cut
     return True

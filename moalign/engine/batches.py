@@ -27,6 +27,7 @@ from moalign.engine.owned import first_values
 from moalign.engine.references import BASE, FrozenPolicy, MovingReference, distance_on
 from moalign.engine.rewards import Scored
 from moalign.engine.rollouts import Draw, Rollout, Score, prompts_of_round, sample, sequence_of
+from moalign.engine.round_views import RoundViews
 from moalign.engine.scoring import logps_under
 from moalign.engine.shaping import Shaping
 from moalign.engine.tokens import Measuring
@@ -94,7 +95,8 @@ class RolloutSource:
     pair is the better one; None: nothing does. ``shaping``: what transforms make
     of the rewards; None: nothing. ``owned``: the parameters of the candidate's loss, as they are trained. ``draw``: who
     samples; None: ``rollouts.sample``. ``figures``: of the last round, for the metrics. ``compared_with``: what the
-    reference begins with, ``moving``: what it becomes, where it does not stay.
+    reference begins with, ``moving``: what it becomes, where it does not stay. ``views``: what the loss reads beside
+    each pair; None: nothing.
     """
 
     model: LanguageModel
@@ -116,6 +118,7 @@ class RolloutSource:
     figures: dict[str, float] = field(default_factory=dict)
     compared_with: FrozenPolicy = BASE
     moving: MovingReference | None = None
+    views: RoundViews | None = None
     _round: int = -1
     _dataset: PairDataset | None = field(default=None, repr=False)
     _rewards: np.ndarray | None = field(default=None, repr=False)
@@ -181,10 +184,14 @@ class RolloutSource:
         self, dataset: PairDataset, measuring: Measuring | None
     ) -> tuple[Sequence[NDArray[np.float32]], Sequence[NDArray[np.float32]]]:
         """Log-probabilities of each response's tokens under the reference, and under the policy that sampled it."""
-        compared_with = self.compared_with if self.moving is None else self.moving.now
-        units, adapters = dataset.groups.tolist(), (compared_with.adapter, self.slot)
+        units, adapters = dataset.groups.tolist(), (self._reference.adapter, self.slot)
         reference, own = logps_under(self.model, dataset.sequences, units, adapters, measuring)
         return reference, own
+
+    @property
+    def _reference(self) -> FrozenPolicy:
+        """As it is now."""
+        return self.compared_with if self.moving is None else self.moving.now
 
     def take(self, number: int, rollouts: Sequence[Rollout]) -> None:
         """Score a round's responses and train on them from now on."""
@@ -212,6 +219,10 @@ class RolloutSource:
             figures |= more
         if labels is not None:
             dataset, more = self._labelled(dataset, raw, number, labels)
+            figures |= more
+        if self.views is not None:
+            sampled = self.moving is not None and self.moving.is_policy
+            dataset, more = self.views.added(dataset, number, self._reference, sampled=sampled)
             figures |= more
         self.shaping, self.advantages, self.labels = shaping, rule, labels
         self._dataset, self._round, self._rewards, self.figures = dataset, number, raw, figures

@@ -44,7 +44,8 @@ BASE = FrozenPolicy()
 @dataclass
 class MovingReference:
     """One candidate's reference, whose adapter, where it has one of its own, lies in ``slot``; ``policy``: the slot of
-    the one that is trained. ``now`` is what it begins with, and then what it has moved to."""
+    the one that is trained. ``now`` is what it begins with, and then what it has moved to. ``is_policy``: whether it is
+    the policy as that was when the reference was last asked."""
 
     plugin: Reference
     model: LanguageModel
@@ -53,6 +54,7 @@ class MovingReference:
     candidate: str = ""
     state: Mapping[str, Any] = field(init=False)
     figures: dict[str, float] = field(default_factory=dict)
+    is_policy: bool = False
     _moves: int = 0
     _asked_at: int = -1
     _lost: float = 0.0  # a bound on the norm of what compressing has left out so far
@@ -83,6 +85,7 @@ class MovingReference:
             at = replace(at, kl=kl, log_ratio=log_ratio)
             self.figures |= {"reference/kl": kl, "reference/log_ratio": log_ratio}
         move, state = self._checked(self._call("moves", at, deepcopy(self.state)))
+        self.is_policy = move is not None and (move.policy, move.reference) == (1.0, 0.0)
         if move is not None and (move.policy, move.reference) != (0.0, 1.0):
             self._move(move)
             self.figures["reference/moved_at"] = float(step)

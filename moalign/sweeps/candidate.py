@@ -23,11 +23,13 @@ from moalign.engine.conditioned import ConditionedPairs, ConditionedRollouts
 from moalign.engine.evaluate import Evaluation
 from moalign.engine.model import TRAINED
 from moalign.engine.rollouts import Rollout
+from moalign.engine.round_views import RoundViews
 from moalign.engine.row_conditions import RowConditions
 from moalign.engine.scored_responses import ScoredResponses
 from moalign.engine.shaping import Shaping
 from moalign.engine.train import train_together
 from moalign.engine.trainee import FrozenReward, Job, Trained, Trainee
+from moalign.engine.views import reads
 from moalign.errors import ConfigError, MoalignError, TrainingError, UserError
 from moalign.lora import posterior_file
 from moalign.sweeps import conditioned, outcomes, starts, views
@@ -324,6 +326,7 @@ def batch_source(candidate: Candidate, workshop: Workshop, slot: str = TRAINED) 
         labels=_rule(candidate, workshop) if workshop.plan.labels_rounds else None,
         shaping=_shaping(candidate, workshop),
         compared_with=workshop.compared_with,
+        views=_views(candidate, workshop),
         draw=None if workshop.outside is None else workshop.outside.sample,
     )
 
@@ -342,6 +345,16 @@ def _rule(candidate: Candidate, workshop: Workshop) -> Advantages:
     plan = workshop.plan
     objective = plan.variant(candidate.changes).objective
     return Advantages(objective, plan.combiner, candidate.preference, plan.objectives, candidate.id)
+
+
+def _views(candidate: Candidate, workshop: Workshop) -> RoundViews | None:
+    """What the candidate's loss reads beside the pairs of a round."""
+    config, material = workshop.plan.config, workshop.material
+    variant = workshop.plan.variant(candidate.changes)
+    if config.rollouts is None or not reads(variant.objective):
+        return None
+    about = (variant.objective, workshop.model, material.texts, config.rollouts, variant.seed)
+    return RoundViews(*about, config.data.max_length, workshop.said.setdefault(variant.seed, {}))
 
 
 def _shaping(candidate: Candidate, workshop: Workshop) -> Shaping | None:

@@ -51,10 +51,10 @@ def check(plan: Plan) -> None:
             f"{key} would be read by nobody: loss '{loss}' compares with no reference; leave it out, or use a loss "
             "that does: `moalign plugins list --kind objective`"
         )
-    if "reference_responses" in plan.objective.wants:
+    if "reference_responses" in plan.objective.wants and plan.config.rollouts is None:
         raise ConfigError(
-            f"{key} does not go with loss '{loss}', whose responses of the reference are those of the untouched base; "
-            "leave reference out, or use another loss"
+            f"{key} does not go with loss '{loss}', whose responses of the reference are those of the untouched base, "
+            "sampled before training; add rollouts, which ask the reference in each round, or leave reference out"
         )
     if plan.config.condition is not None:
         raise ConfigError(

@@ -22,6 +22,7 @@ from moalign.engine.model import LanguageModel
 from moalign.engine.outside import Outside
 from moalign.engine.references import BASE, FrozenPolicy
 from moalign.engine.rollouts import Rollout
+from moalign.engine.round_views import Known
 from moalign.engine.row_conditions import RowConditions, embeddings_of
 from moalign.engine.scoring import LogpCache
 from moalign.engine.shaping import References
@@ -35,9 +36,9 @@ from moalign.types import Candidate, Preference
 
 @dataclass
 class Workshop:
-    """What all candidates of a run share. ``slots`` names the frozen adapters that are loaded, by candidate id;
-    ``first_round`` holds the base's own samples, by seed. ``compared_with``: what every candidate's reference begins
-    with.
+    """What all candidates of a run share. ``slots`` names the frozen adapters that are loaded, by candidate id.
+    ``first_round`` holds the base's own samples, and ``said`` what references that stay say in rounds, where a loss
+    reads it; both by seed. ``compared_with``: what every candidate's reference begins with.
 
     A candidate's own seed decides its first weights, order, dropout and samples. The split of the data, the prompts and
     samples of the evaluation and the search's draws are those of the run's seed, so that candidates of several seeds
@@ -51,6 +52,7 @@ class Workshop:
     cache: LogpCache
     accelerator: Accelerator
     first_round: dict[int, dict[str, PairDataset]] = field(default_factory=dict)
+    said: dict[int, Known] = field(default_factory=dict)
     slots: dict[str, str] = field(default_factory=dict)
     compared_with: FrozenPolicy = BASE
     _pairs: dict[tuple[int, ...], PairDataset] = field(default_factory=dict)

@@ -47,7 +47,7 @@ def views_are_texts(t: Trial) -> None:
     names = set(_views(t, *PAIRS[0]))
     change = "leave that name to the engine, which gives it to responses of the reference"
     t.review.require(REFERENCE not in names, "views of a pair", f"a view called '{REFERENCE}'", change)
-    change = 'declare "pairs" or "margins": responses that a policy samples have no views'
+    change = 'declare "pairs" or "margins": single responses have no views'
     alone = "groups" in t.plugin.wants and bool(names_of_views(t))
     t.review.require(not alone, "views of a pair", 'views, though `needs` has "groups"', change)
     for chosen, rejected in PAIRS:

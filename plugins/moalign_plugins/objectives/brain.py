@@ -32,8 +32,9 @@ class BRAIn(Objective):
     the target alpha.
 
     ``proposal: reference`` takes the responses for the reference's own, as those of a file and of the first round are:
-    alpha is softmax(R / beta). ``sampler`` is the policy that sampled the round, which needs rollouts. The default beta
-    is ours.
+    alpha is softmax(R / beta). ``sampler`` is the policy that sampled the round, which needs rollouts, and which the
+    rounds of the paper ask for: the base is the reference, and the previous iterate the proposal. Where the reference
+    is the previous iterate as well, the two are one. The default beta is ours.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"groups", "reference"})

@@ -31,7 +31,8 @@ class RejectionSampling(Objective):
     In both nothing but the policy's own responses holds it back, and round after round it goes on to leave the
     reference. With ``beta`` the best is that of signal - beta (log pi - log pi_ref): a response that the policy already
     gives far more often than the reference has to be better by as much. Without rollouts the responses are the data's,
-    which count as the reference's own: their log-ratios are 0, and beta changes nothing.
+    which count as the reference's own: their log-ratios are 0, and beta changes nothing; nor does it where the
+    reference is the previous iterate, whose own they are.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"groups"})

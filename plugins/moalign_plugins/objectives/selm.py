@@ -25,11 +25,17 @@ REGISTRATION = {
 class SELM(Objective):
     """-log sigmoid(z) + alpha * beta * a(y0), with z = scale * beta * d - margin and a the log-ratio to the reference.
 
-    d = a(yw) - a(yl), all summed over tokens; y0 is a response of the reference to the pair's prompt, sampled once
-    before training. arXiv 2405.19332. The sign is plus: the reference's own response becomes less likely, which leaves
-    room for others. Nothing bounds that term from below, so alpha is small; beta 0.01 and alpha 0.001 are of the
-    authors' code for Zephyr and Phi-3 (0.0001 for Llama-3). There the reference is the previous iterate, and pairs are
-    new in each round; here y0 is the untouched base's, whatever the run's reference is, and pairs are the data's.
+    d = a(yw) - a(yl), all summed over tokens; y0 is a response of the reference to the pair's prompt. arXiv 2405.19332.
+    The sign is plus: the reference's own response becomes less likely, which leaves room for others. Nothing bounds
+    that term from below, so alpha is small; beta 0.01 and alpha 0.001 are of the authors' code for Zephyr and Phi-3
+    (0.0001 for Llama-3). There the reference is the previous iterate, and pairs are new in each round:
+
+        rollouts: {...}
+        reference: previous-iterate
+
+    y0 is then the first of the responses that this policy gave in the round, whatever its rewards are; it may be one of
+    the pair. From another reference one response to each prompt is sampled in each round, and with pairs of the data
+    one from the untouched base before training.
 
     A combiner's scale and margin act on z alone, its weight on the whole loss.
     """

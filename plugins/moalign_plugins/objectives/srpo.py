@@ -36,8 +36,8 @@ class SRPO(Objective):
     itself. The losses are derived from that min-max problem. How the paper weighs the two, and its beta, is not stated
     in a source that we could read: 0.5 and 0.1 are a guess.
 
-    Each pair brings four sequences more, whose prompts hold the pair's prompt and a response. A combiner's scale and
-    margin ask for a logit, which is not here: they are refused.
+    Each pair, of the data or of a round, brings four sequences more, whose prompts hold the pair's prompt and a
+    response. A combiner's scale and margin ask for a logit, which is not here: they are refused.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"pairs", "reference"})
@@ -76,7 +76,7 @@ class SRPO(Objective):
     def loss(self, batch: Batch, terms: PairTerms) -> Tensor:
         refuse_terms("srpo", terms)
         if not batch.views:
-            raise PluginError("objective 'srpo': the batch has no revisions; the engine adds them to pairs of the data")
+            raise PluginError("objective 'srpo': the batch has no revisions; the engine adds them to pairs")
         ratios = log_ratios(batch)
         chosen, rejected = of_pairs(batch, ratios)
         revised = {name: ratios[rows] for name, rows in batch.views.items()}

@@ -29,10 +29,9 @@ class VPO(Objective):
     the learned reward is kept low (pessimism) by raising the likelihood of a calibration policy's responses, here the
     chosen ones. The gradient is that of ``rpo`` with the sum and eta = alpha.
 
-    With ``optimistic`` it is the online form, + alpha * beta * a(y0), y0 a response of the untouched base to the pair's
-    prompt, sampled once before training: the value is kept high by lowering the likelihood of what the reference says,
-    which is the loss of ``selm``. The paper samples new pairs from the policy in each iteration; here they are the
-    data's.
+    With ``optimistic`` it is the online form, + alpha * beta * a(y0), y0 a response of the reference to the pair's
+    prompt: the value is kept high by lowering the likelihood of what the reference says, which is the loss of ``selm``,
+    where more is said of y0. The paper samples new pairs from the policy in each iteration, as rollouts do.
 
     From memory of the paper, whose values of alpha we could not read; 0.005 is that of ``rpo``. A combiner's scale and
     margin act on z alone, its weight on the whole loss.

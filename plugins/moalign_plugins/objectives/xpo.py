@@ -26,9 +26,10 @@ class XPO(Objective):
     """-log sigmoid(z) + alpha * log pi(y0|x), with z = scale * beta * d - margin.
 
     d is the log-ratio to the reference, summed over tokens, of the chosen minus that of the rejected response; y0 is a
-    response of the untouched base to the pair's prompt, sampled once before training. arXiv 2405.21046, whose algorithm
-    samples new pairs in each iteration, one response from the policy and one from the reference; here pairs are those
-    of the data. It is ``selm`` with alpha / beta in place of alpha, but for a constant.
+    response of the reference to the pair's prompt. arXiv 2405.21046, whose algorithm samples new pairs in each
+    iteration, one response from the policy and one, y0, from the base. With rollouts both of a pair are the policy's
+    here, and y0 a response of the reference, the base where the configuration names none; with pairs of the data y0
+    is sampled once before training. It is ``selm`` with alpha / beta in place of alpha, but for a constant.
 
     Nothing bounds the second term from below, so alpha is small. 1e-5 is of TRL's implementation, from memory; the
     paper's theory has it fall with the number of pairs. A combiner's scale and margin act on z alone, its weight on the

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 GOOD = '''
@@ -38,15 +35,3 @@ def register(folder: Path, name: str, module: str, version: str = "1.0", group: 
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     (info / "entry_points.txt").write_text(f"[{group}]\n{name} = {module}\n")
-
-
-def moalign(*arguments: object, path: tuple[Path, ...] = (), **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command line with folders in front of the path."""
-    search = os.pathsep.join(filter(None, [*map(str, path), os.environ.get("PYTHONPATH", "")]))
-    return subprocess.run(
-        [sys.executable, "-m", "moalign", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | {"PYTHONPATH": search} | environment,
-    )

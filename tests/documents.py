@@ -9,6 +9,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import command_line
+
 ROOT = Path(__file__).parents[1]
 FENCED = re.compile(r"^```([^\n]*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 
@@ -28,8 +30,8 @@ def blocks_of(file: Path) -> list[Block]:
 
 
 def shell(command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """With the scripts of the Python that runs the tests in front of the path."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    """With the scripts of the Python that runs the tests in front of the path, and ``moalign`` without its imports."""
+    path = f"{command_line.folder()}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     return subprocess.run(
         command, shell=True, capture_output=True, text=True, cwd=cwd, env=os.environ | {"PATH": path} | environment
     )

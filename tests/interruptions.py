@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import command_line
+
 from moalign.config import Config
 from moalign.sweeps.observe import Observer
 
@@ -50,6 +52,6 @@ def kill_and_resume(settings: Config, folder: Path) -> Path:
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (directory / "front.json").exists()
-    done = subprocess.run([sys.executable, "-m", "moalign", "resume", str(directory)], capture_output=True, text=True)
+    done = command_line.moalign("resume", directory)
     assert done.returncode == 0, done.stderr
     return directory

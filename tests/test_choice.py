@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import subprocess
-import sys
 
 import numpy as np
 import pytest
+from command_line import moalign
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -204,9 +204,7 @@ def test_an_empty_front_says_why():
 
 
 def select(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "moalign", "select", *map(str, arguments)], capture_output=True, text=True
-    )
+    return moalign("select", *arguments)
 
 
 @pytest.fixture

@@ -10,12 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+from command_line import moalign
 from sweeps import write_pairs
-
-
-def moalign(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "moalign", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
 
 
 @pytest.fixture(scope="module")

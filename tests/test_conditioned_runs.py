@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import command_line
 import numpy as np
 import pytest
 import torch
@@ -189,8 +188,8 @@ def test_rewards_in_context_train_a_response_behind_the_rewards_that_it_got(tiny
 
 def test_generate_says_what_stands_in_front_of_the_prompt(finished):
     directory = finished("text, from pairs")
-    command = [sys.executable, "-m", "moalign", "generate", str(directory), "--prefer", "helpful=0.8,harmless=0.2"]
-    done = subprocess.run([*command, "--prompt", "q1: ", "--json"], capture_output=True, text=True)
+    asked = ("generate", directory, "--prefer", "helpful=0.8,harmless=0.2")
+    done = command_line.moalign(*asked, "--prompt", "q1: ", "--json")
     assert done.returncode == 0, done.stderr
     assert "in front of every prompt: 'harmless*24 + helpful*97;'" in done.stderr
     model, tokenizer = moalign.open_run(directory).load(prefer="helpful")
@@ -242,8 +241,7 @@ def test_the_text_is_said_where_somebody_takes_the_adapter(finished, tmp_path):
     assert run_.text("w-1.00-0.00") == "harmless*100 + helpful*0;"
     assert moalign.open_run(finished("soup, from pairs")).text(prefer="helpful") == ""
     for further in (["--prefer", "helpful"], ["--bundle", "--all"]):
-        command = [sys.executable, "-m", "moalign", "export", str(run_.directory), "--to", str(tmp_path / further[0])]
-        done = subprocess.run([*command, *further], capture_output=True, text=True)
+        done = command_line.moalign("export", run_.directory, "--to", tmp_path / further[0], *further)
         assert done.returncode == 0, done.stderr
         assert "told its preference in text" in done.stderr
 

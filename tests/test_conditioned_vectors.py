@@ -4,12 +4,11 @@ of plain transformers on ``inputs_embeds``."""
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import command_line
 import numpy as np
 import pytest
 import torch
@@ -168,12 +167,8 @@ def test_what_a_round_recalls_of_its_policy_is_with_its_vectors(tiny_model_path,
 
 def test_generate_speaks_with_virtual_tokens_as_transformers_does(finished):
     directory = finished("embedding, from pairs")
-    command = [sys.executable, "-m", "moalign", "generate", str(directory), "--prefer", "helpful=0.8,harmless=0.2"]
-    done = subprocess.run(
-        [*command, "--prompt", "q1: ", "--json", "--temperature", "0", "--max-new-tokens", "6"],
-        capture_output=True,
-        text=True,
-    )
+    how = ("--prompt", "q1: ", "--json", "--temperature", "0", "--max-new-tokens", "6")
+    done = command_line.moalign("generate", directory, "--prefer", "helpful=0.8,harmless=0.2", *how)
     assert done.returncode == 0, done.stderr
     assert "in front of every prompt: 2 virtual tokens" in done.stderr
     exported = moalign.open_run(directory).export(directory.parent / "spoken", helpful=0.8, harmless=0.2)

@@ -11,6 +11,7 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
+import command_line
 import pytest
 import torch
 from peft import PeftModel
@@ -47,10 +48,6 @@ def test_refusals_do_not_wait_for_torch(small_run):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def run_moalign(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "moalign", *map(str, arguments)], capture_output=True, text=True)
 
 
 # --- adapters and merged models -------------------------------------------------------------------------------------
@@ -134,7 +131,7 @@ def test_generation_settings_are_kept_also_where_transformers_would_not_write_th
 
 def test_the_command_says_what_it_mixes_and_what_a_rank_loses(small_run, tmp_path):
     wanted = "helpful=0.7,harmless=0.3"
-    done = run_moalign("export", small_run, "--prefer", wanted, "--to", tmp_path / "a", "--rank", "3")
+    done = command_line.moalign("export", small_run, "--prefer", wanted, "--to", tmp_path / "a", "--rank", "3")
     assert done.returncode == 0, done.stderr
     assert f"0.4 of w-0.00-1.00 + 0.6 of {MIDDLE}" in done.stderr
     archive = Archive.open(small_run)
@@ -143,7 +140,7 @@ def test_the_command_says_what_it_mixes_and_what_a_rank_loses(small_run, tmp_pat
     note = storage.read_json(tmp_path / "a" / "moalign.json")
     assert note["shares"] == pytest.approx({"w-0.00-1.00": 0.4, MIDDLE: 0.6}) and note["r"] == 3
     assert note["lost_to_rank"] == pytest.approx(lost.total)
-    done = run_moalign("export", small_run, "--prefer", wanted, "--to", tmp_path / "b", "--merge")
+    done = command_line.moalign("export", small_run, "--prefer", wanted, "--to", tmp_path / "b", "--merge")
     assert done.returncode == 0 and "AutoModelForCausalLM.from_pretrained" in done.stdout, done.stderr
 
 
@@ -208,7 +205,7 @@ def test_nothing_damaged_is_exported(small_run, tmp_path):
     ],
 )
 def test_contradictions_are_refused_with_2(small_run, tmp_path, arguments, message):
-    done = run_moalign("export", small_run, "--to", tmp_path / "o", *arguments)
+    done = command_line.moalign("export", small_run, "--to", tmp_path / "o", *arguments)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "o").exists()
 
@@ -230,7 +227,7 @@ def test_a_precision_that_cannot_be_written_is_refused_from_python_too(small_run
 
 
 def test_a_bundle_names_everything_there_is_to_know(small_run, tiny_model_path, tmp_path):
-    done = run_moalign("export", small_run, "--bundle", "--all", "--to", tmp_path / "bundle")
+    done = command_line.moalign("export", small_run, "--bundle", "--all", "--to", tmp_path / "bundle")
     assert done.returncode == 0, done.stderr
     content = storage.read_json(tmp_path / "bundle" / "bundle.json")
     front = moalign.open_run(small_run).front

@@ -16,6 +16,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import command_line
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -130,8 +131,7 @@ def test_a_manner_that_means_nothing_is_refused(manner):
 
 
 def generate(run: Path, *arguments: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "moalign", "generate", str(run), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, input=stdin)
+    return command_line.moalign("generate", run, *arguments, stdin=stdin)
 
 
 def test_between_two_points_from_the_run_directory_alone(small_run, loaded):

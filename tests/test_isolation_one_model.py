@@ -12,7 +12,7 @@ from typing import Any
 import isolation
 import pytest
 import torch
-from distributions import moalign
+from command_line import moalign
 from isolation import HOOKS, IN_A_PROCESS_OF_ITS_OWN, STOPS, cases
 from sweeps import write_pairs
 from test_isolation_process import HOW, lines

@@ -9,7 +9,8 @@ import sys
 
 import isolation
 import pytest
-from distributions import install, moalign
+from command_line import moalign
+from distributions import install
 from documents import folders
 from isolation import HOOKS, IN_A_PROCESS_OF_ITS_OWN, content, rewarded
 from sweeps import write_pairs

@@ -8,7 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from distributions import GOOD, install, moalign
+from command_line import moalign
+from distributions import GOOD, install
 
 from moalign.api import Objective, Reader
 from moalign.commands import plugin_examination

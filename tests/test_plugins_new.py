@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 import yaml
-from distributions import moalign, register
+from command_line import moalign
+from distributions import register
 
 from moalign import registry
 from moalign.api import Pair, Preference, Sample, Space

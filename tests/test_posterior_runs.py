@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import command_line
 import pytest
 import torch
 from peft import PeftModel
@@ -133,18 +132,14 @@ def test_what_is_exported_loads_with_plain_peft_and_says_what_it_is(directory, t
     assert storage.read_json(tmp_path / "mixed" / "moalign.json")["draw"] is None
 
 
-def moalign_says(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "moalign", *map(str, arguments)], capture_output=True, text=True)
-
-
 def test_the_commands_draw_as_python_does(directory, tmp_path):
     how = ["--prefer", "helpful=0.7,harmless=0.3", "--posterior", "0.5", "--draw", "2"]
-    done = moalign_says("export", directory, *how, "--to", tmp_path / "adapter")
+    done = command_line.moalign("export", directory, *how, "--to", tmp_path / "adapter")
     assert done.returncode == 0, done.stderr
     assert f"draw 2 within mass 0.5 of the posterior 0.4 of {HELPFUL} + 0.6 of {MIDDLE}" in done.stderr
     written = storage.read_tensors(tmp_path / "adapter" / lora.WEIGHTS_FILE)
     assert largest(written, loaded_tensors(directory, posterior=0.5, draw=2, **BETWEEN)) == 0.0
-    done = moalign_says("generate", directory, *how, "--prompt", "q1: ", "--max-new-tokens", 4, "--json")
+    done = command_line.moalign("generate", directory, *how, "--prompt", "q1: ", "--max-new-tokens", 4, "--json")
     assert done.returncode == 0, done.stderr
     row = json.loads(done.stdout)
     assert (row["posterior"], row["draw"]) == (0.5, 2) and row["adapters"] == pytest.approx({HELPFUL: 0.4, MIDDLE: 0.6})
@@ -152,7 +147,7 @@ def test_the_commands_draw_as_python_does(directory, tmp_path):
         (["generate", directory, *how, "--decoder", "multi-objective"], "--posterior: a decoder hears"),
         (["export", directory, "--bundle", "--to", tmp_path / "b", "--posterior", "0"], "--bundle writes the adapters"),
     ):
-        done = moalign_says(*command)
+        done = command_line.moalign(*command)
         assert done.returncode == 2 and said in done.stderr, done.stderr
 
 

@@ -147,6 +147,7 @@ OTHERWISE = [
     ("objective", "ppo", {"kl": "k3", "lam": 0.5, "value_trains_adapter": True, "value_epsilon": None}),
     ("objective", "ppo", {"kl": "k2", "gamma": 0.9, "lam": 1.0, "length": 20, "missing_end": -10}),
     ("objective", "p3o", {"clip": "separate", "epsilon": None}),
+    ("objective", "drpo", {"longest": 4, "lam": 1.0, "tau": 0.5}),
     ("objective", "rejection-sampling", {"keep": 2, "average": False}),
     ("objective", "kto", {"reference_point": False, "desirable": 4 / 3, "threshold": 0.0}),
     ("objective", "filtered", {"average": False}),

@@ -10,7 +10,8 @@ from guide import Reader
 from moalign import registry
 
 PAGE = ROOT / "docs" / "losses.md"
-SAMPLES = {"reinforce", "rloo", "remax", "grpo", "gspo", "ppo", "p3o", "drpo"}  # of what the policy itself samples
+# Of what the policy itself samples.
+SAMPLES = {"reinforce", "rloo", "remax", "grpo", "gspo", "ppo", "p3o", "drpo", "asymmetric-apo"}
 
 
 def test_the_page_does_what_it_says(tmp_path, monkeypatch):

@@ -94,7 +94,7 @@ def plain_terms(count: int) -> PairTerms:
 
 @dataclass(frozen=True)
 class Situation:
-    """A policy, the one that samples, and the reference; ``rewards`` of the responses. ``guides``: of frozen policies."""
+    """A policy, the one that samples, and the reference; ``rewards`` of the responses; further frozen policies."""
 
     language: Language
     policy: Tensor

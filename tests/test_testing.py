@@ -149,6 +149,7 @@ OTHERWISE = [
     ("objective", "p3o", {"clip": "separate", "epsilon": None}),
     ("objective", "drpo", {"longest": 4, "lam": 1.0, "tau": 0.5}),
     ("objective", "asymmetric-apo", {"beta": 0.1, "kl": "k3", "base": 1.1}),
+    ("objective", "rapo", {"flattest": 0.0, "worst": -1.0, "entropy": 0.1}),
     ("objective", "rejection-sampling", {"keep": 2, "average": False}),
     ("objective", "kto", {"reference_point": False, "desirable": 4 / 3, "threshold": 0.0}),
     ("objective", "filtered", {"average": False}),

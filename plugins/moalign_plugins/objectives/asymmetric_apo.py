@@ -27,9 +27,9 @@ REGISTRATION = {
 class AsymmetricAPO(GroupRelativeTokens):
     """GRPO in which good responses pay less KL where the prompt is hard, and wrong ones pay for length.
 
-    arXiv 2506.21655. A response is right if its signal is above ``threshold``; p is the share of right ones to a prompt.
-    Divergence shaping by difficulty (DADS): where the advantage is positive and p neither 0 nor 1 the KL of the
-    response's tokens counts 1 - exp(-sharpness p), which is the less the harder the prompt; elsewhere it counts 1.
+    arXiv 2506.21655. A response is right if its signal is above ``threshold``; p is the share of right ones among those
+    to a prompt. Divergence shaping by difficulty (DADS): where the advantage is positive and p neither 0 nor 1 the KL
+    of the response's tokens counts 1 - exp(-sharpness p), less where the prompt is harder; elsewhere it counts 1.
     Trajectory regularisation (STCR): the negative advantage of a wrong response that is longer than the right ones to
     the prompt are on average, by n tokens, is multiplied by 2 - base^-n, from 1 towards 2. Without a right response
     there is nothing to be longer than. Either is switched off by ``sharpness`` or ``base``.

@@ -151,6 +151,7 @@ OTHERWISE = [
     ("objective", "asymmetric-apo", {"beta": 0.1, "kl": "k3", "base": 1.1}),
     ("objective", "rapo", {"flattest": 0.0, "worst": -1.0, "entropy": 0.1}),
     ("objective", "rejection-sampling", {"keep": 2, "average": False}),
+    ("objective", "superhf", {"beta": 0.0}),
     ("objective", "kto", {"reference_point": False, "desirable": 4 / 3, "threshold": 0.0}),
     ("objective", "filtered", {"average": False}),
     ("objective", "unlikelihood", {"alpha": 0.3, "average": False}),

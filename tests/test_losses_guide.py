@@ -11,7 +11,19 @@ from moalign import registry
 
 PAGE = ROOT / "docs" / "losses.md"
 # Of what the policy itself samples.
-SAMPLES = {"reinforce", "rloo", "remax", "grpo", "gspo", "ppo", "p3o", "drpo", "asymmetric-apo", "rapo"}
+SAMPLES = {
+    "reinforce",
+    "rloo",
+    "remax",
+    "grpo",
+    "gspo",
+    "ppo",
+    "p3o",
+    "drpo",
+    "asymmetric-apo",
+    "rapo",
+    "distribution-matching",
+}
 
 
 def test_the_page_does_what_it_says(tmp_path, monkeypatch):

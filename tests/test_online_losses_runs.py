@@ -15,7 +15,7 @@ from moalign.config import Config
 from moalign.sweeps import front, run
 from moalign.sweeps.observe import Observer
 
-LOSSES: list[Any] = ["p3o", "drpo", "asymmetric-apo", "rapo", "superhf"]
+LOSSES: list[Any] = ["p3o", "drpo", "asymmetric-apo", "rapo", "superhf", "distribution-matching"]
 
 
 def settings_of(loss: Any) -> Config:

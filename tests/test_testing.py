@@ -152,6 +152,8 @@ OTHERWISE = [
     ("objective", "rapo", {"flattest": 0.0, "worst": -1.0, "entropy": 0.1}),
     ("objective", "rejection-sampling", {"keep": 2, "average": False}),
     ("objective", "superhf", {"beta": 0.0}),
+    ("objective", "distribution-matching", {"divergence": "forward-kl"}),
+    ("objective", "distribution-matching", {"divergence": "chi2", "baseline": False, "beta": 1.0}),
     ("objective", "kto", {"reference_point": False, "desirable": 4 / 3, "threshold": 0.0}),
     ("objective", "filtered", {"average": False}),
     ("objective", "unlikelihood", {"alpha": 0.3, "average": False}),

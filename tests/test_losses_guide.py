@@ -11,19 +11,8 @@ from moalign import registry
 
 PAGE = ROOT / "docs" / "losses.md"
 # Of what the policy itself samples.
-SAMPLES = {
-    "reinforce",
-    "rloo",
-    "remax",
-    "grpo",
-    "gspo",
-    "ppo",
-    "p3o",
-    "drpo",
-    "asymmetric-apo",
-    "rapo",
-    "distribution-matching",
-}
+POLICY_GRADIENTS = {"reinforce", "rloo", "remax", "grpo", "gspo", "ppo", "asymmetric-apo", "rapo", "kdrl"}
+SAMPLES = POLICY_GRADIENTS | {"p3o", "drpo", "distribution-matching"}
 
 
 def test_the_page_does_what_it_says(tmp_path, monkeypatch):

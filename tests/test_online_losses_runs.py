@@ -4,6 +4,7 @@ and resumed."""
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from moalign.config import Config
 from moalign.sweeps import front, run
 from moalign.sweeps.observe import Observer
 
-LOSSES: list[Any] = ["p3o", "drpo", "asymmetric-apo", "rapo", "superhf", "distribution-matching"]
+LOSSES: list[Any] = ["p3o", "drpo", "asymmetric-apo", "rapo", "superhf", "distribution-matching", "kdrl"]
 
 
 def settings_of(loss: Any) -> Config:
@@ -34,12 +35,22 @@ def settings_of(loss: Any) -> Config:
     )
 
 
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> Path:
+    """The folder of an adapter that has been trained before."""
+    directory = tmp_path_factory.mktemp("runs") / "teacher"
+    run.start(settings_of("rloo"), directory, registry.discover(), Observer())
+    return sorted((directory / "candidates").iterdir())[0]
+
+
 def name_of(loss: Any) -> str:
     return loss if isinstance(loss, str) else loss["name"]
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=name_of)
-def test_one_line_trains_and_what_was_broken_off_goes_on_bit_for_bit(loss, tmp_path):
+def test_one_line_trains_and_what_was_broken_off_goes_on_bit_for_bit(loss, teacher, tmp_path):
+    if loss == "kdrl":
+        loss = {"name": loss, "teacher": str(teacher), "masking": "response"}
     settings, registered = settings_of(loss), registry.discover()
     run.start(settings, tmp_path / "whole", registered, Observer())
     found = front.read(tmp_path / "whole")

@@ -110,6 +110,7 @@ OPTIONS = {
     "hyper-parameters": {"space": {"loss.beta": [0.1, 0.3]}, "configurations": 2, "seeds": 1, "points": 4},
     "features": {"features": ["helpful", "honest"]},
     "tgdpo": {"guide": "a/folder"},
+    "kdrl": {"teacher": "a/folder"},
     "align-distil": {"teacher": "a/folder", "contrary": "another/folder"},
     "align-distil-simple": {"teacher": "a/folder"},
 }
@@ -154,6 +155,7 @@ OTHERWISE = [
     ("objective", "superhf", {"beta": 0.0}),
     ("objective", "distribution-matching", {"divergence": "forward-kl"}),
     ("objective", "distribution-matching", {"divergence": "chi2", "baseline": False, "beta": 1.0}),
+    ("objective", "kdrl", {"teacher": "a/folder", "beta": 0.1, "masking": "response"}),
     ("objective", "kto", {"reference_point": False, "desirable": 4 / 3, "threshold": 0.0}),
     ("objective", "filtered", {"average": False}),
     ("objective", "unlikelihood", {"alpha": 0.3, "average": False}),

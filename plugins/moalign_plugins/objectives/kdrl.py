@@ -41,8 +41,9 @@ class KDRL(GroupRelativeTokens):
     """
 
     needs: ClassVar[frozenset[str]] = GroupRelativeTokens.needs - {"reference"}
-    needs_with: ClassVar[Mapping[str, frozenset[str]]] = GroupRelativeTokens.needs_with | {
-        "beta": frozenset({"reference"})
+    needs_with: ClassVar[Mapping[str, frozenset[str]]] = {
+        **GroupRelativeTokens.needs_with,
+        "beta": frozenset({"reference"}),
     }
 
     teacher: str

@@ -138,6 +138,7 @@ class Tokens:
     ``old_logps[N,T]``  log-probabilities under the policy that sampled; None unless the objective needs "old_logps"
     ``ref_logps[N,T]``  the same under the reference; None unless it needs "reference"
     ``measured``        what ``Objective.measure`` found, by name, [N,T] each
+    ``number``          of the round, from 0
 
     All are 0 where ``mask`` is 0.
     """
@@ -147,6 +148,7 @@ class Tokens:
     old_logps: Tensor | None = None
     ref_logps: Tensor | None = None
     measured: Mapping[str, Tensor] = field(default_factory=dict)
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)

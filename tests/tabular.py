@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from moalign.api import Batch, Objective, PairTerms
+from moalign.api import Batch, Objective, PairTerms, Tokens
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,24 @@ class Language:
         rows = [[own[state] for state, _ in response] for response in self.responses]
         return torch.stack([torch.stack(row + [end] * (self.width - len(row))) for row in rows])
 
+    def distributions(self, parameters: Tensor) -> Tensor:
+        """[R,T,V], of the choice at each step, 0 where a response has ended; of languages whose states have V each."""
+        tables = torch.stack([logits.log_softmax(-1) for logits in parameters.split(self.choices)])
+        end = torch.zeros_like(tables[0])
+        rows = [[tables[state] for state, _ in response] for response in self.responses]
+        return torch.stack([torch.stack(row + [end] * (self.width - len(row))) for row in rows])
+
 
 # "c" ends at once; "a" and "b" go on with three and two tokens.
 SPEECH = Language(
     (3, 3, 2),
     (((0, 2),), *(((0, 0), (1, token)) for token in range(3)), *(((0, 1), (2, token)) for token in range(2))),
 )
+# The same with three tokens after each.
+EVEN = Language((3, 3, 3), (((0, 2),), *(((0, first), (1 + first, token)) for first in range(2) for token in range(3))))
 DIE = Language((5,), tuple(((0, face),) for face in range(5)))
 REWARDS = torch.tensor([0.3, -0.5, 1.7, 0.9, 0.0, 0.4], dtype=torch.float64)
+MORE_REWARDS = torch.cat([REWARDS, torch.tensor([0.7], dtype=torch.float64)])
 
 
 def plain_terms(count: int) -> PairTerms:
@@ -83,13 +94,14 @@ def plain_terms(count: int) -> PairTerms:
 
 @dataclass(frozen=True)
 class Situation:
-    """A policy, the one that samples, and the reference; ``rewards`` of the responses."""
+    """A policy, the one that samples, and the reference; ``rewards`` of the responses; further frozen policies."""
 
     language: Language
     policy: Tensor
     sampler: Tensor
     reference: Tensor
     rewards: Tensor
+    guides: Mapping[str, Tensor] = field(default_factory=dict)
 
     def losses(self, objective: Objective, drawn: Tensor) -> Tensor:
         """The losses [K,G] of groups of responses, ``drawn`` [K,G], with advantages as the engine makes them."""
@@ -97,8 +109,6 @@ class Situation:
         count = len(rows)
         groups = torch.arange(count) // drawn.shape[1]
         old, reference = (language.logps(p.detach()) for p in (self.sampler, self.reference))
-        ratios = (old - reference).sum(-1)
-        greedy = [self.rewards[language.greedy(self.sampler)].expand(count)] if "greedy" in objective.needs else []
         batch = Batch(
             logps=language.logps(self.policy)[rows],
             mask=language.mask[rows],
@@ -108,11 +118,35 @@ class Situation:
             strength=torch.ones(count, dtype=torch.float64),
             groups=groups,
             ref_logps=reference[rows],
-            advantages=objective.advantages(self.rewards[rows], groups, ratios[rows], *greedy),
             old_logps=old[rows],
             entropy=language.entropies(self.policy)[rows] if "entropy" in objective.wants else None,
+            guides={name: language.logps(each.detach())[rows] for name, each in self.guides.items()},
+            distributions=self.distributions(rows) if "distributions" in objective.wants else {},
         )
+        batch = replace(batch, **self.weighed(objective, batch, rows))
         return objective.loss(batch, plain_terms(count)).view_as(drawn)
+
+    def weighed(self, objective: Objective, batch: Batch, rows: Tensor) -> dict[str, Any]:
+        """The advantages of the responses, or of their tokens."""
+        signal = self.rewards[rows]
+        assert batch.old_logps is not None and batch.ref_logps is not None
+        if "token_advantages" in objective.wants:
+            tokens = Tokens(batch.mask, torch.ones(len(rows), dtype=torch.bool), batch.old_logps, batch.ref_logps)
+            given = objective.token_advantages(signal, batch.groups, tokens)
+            return {"token_advantages": given.advantages, "known": given.known}
+        ratios = (batch.old_logps - batch.ref_logps).sum(-1)
+        likeliest = self.rewards[self.language.greedy(self.sampler)].expand(len(rows))
+        greedy = [likeliest] if "greedy" in objective.needs else []
+        return {"advantages": objective.advantages(signal, batch.groups, ratios, *greedy)}
+
+    def distributions(self, rows: Tensor) -> dict[str, Tensor]:
+        """[S,V] each, of policy, reference and guides at the tokens of these responses."""
+        frozen = {"reference": self.reference.detach()} | {name: each.detach() for name, each in self.guides.items()}
+        tokens = self.language.mask[rows] > 0
+        return {
+            name: self.language.distributions(each)[rows][tokens]
+            for name, each in ({"policy": self.policy} | frozen).items()
+        }
 
     def expected_gradient(self, objective: Objective, size: int) -> Tensor:
         """Of the mean loss of a group, over all groups of ``size`` responses that the sampler can draw."""

@@ -10,7 +10,9 @@ from guide import Reader
 from moalign import registry
 
 PAGE = ROOT / "docs" / "losses.md"
-SAMPLES = {"reinforce", "rloo", "remax", "grpo", "gspo", "ppo"}  # of what the policy itself samples
+# Of what the policy itself samples.
+POLICY_GRADIENTS = {"reinforce", "rloo", "remax", "grpo", "gspo", "ppo", "asymmetric-apo", "rapo", "kdrl"}
+SAMPLES = POLICY_GRADIENTS | {"p3o", "drpo", "distribution-matching"}
 
 
 def test_the_page_does_what_it_says(tmp_path, monkeypatch):

@@ -52,6 +52,7 @@ LOSSES: list[Any] = [
     {"name": "order-preserving", "relative": True},
     "trajectory-balance",
     "rejection-sampling",
+    "superhf",
 ]
 
 

@@ -52,6 +52,8 @@ class Objective(Plugin):
     no advantage changes; else there are no gradients of single objectives to compare (``Combiner.needs_gram``)"""
     symmetric: ClassVar[bool] = False
     """with "pairs" in ``needs``: whether no label is read, so that a pair may come either way round"""
+    detaches: ClassVar[bool] = False
+    """whether a part is detached on purpose, so that the gradient is not the derivative of the value"""
 
     @property
     def wants(self) -> frozenset[str]:

@@ -64,7 +64,7 @@ def _print(console: Console, facts: Mapping[str, Any], keys: list[Option]) -> No
     console.print(facts["version"], highlight=False, markup=False)
     _print_plain(console, facts["summary"])
     lines = {"paper": facts["paper"]}
-    silent = {"later_kinds": [], "symmetric": False, "linear": True}  # what is so of nearly all is not said
+    silent = {"later_kinds": [], "symmetric": False, "linear": True, "detaches": False}  # so of nearly all: not said
     lines |= {name: _value(value) for name, value in facts["declares"].items() if silent.get(name) != value}
     lines |= {"class": facts["class"], "file": facts["file"] or "unknown"}
     for name, value in lines.items():

@@ -266,7 +266,7 @@ class RolloutSource:
         )
         shaped, groups, gram = dataset.rewards[rows], dataset.groups[rows], None
         if measuring is not None and old is not None and reference is not None:
-            tokens = measuring.tokens(rows, old, reference)
+            tokens = measuring.tokens(rows, old, reference, number)
             given, figures = advantages.of_tokens(number, raw[rows], groups, ratios, tokens, shaped)
             weighed, known = measuring.known(rows, given)
             return replace(dataset, token_advantages=weighed, known=known), figures

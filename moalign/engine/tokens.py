@@ -67,8 +67,10 @@ class Measuring:
             for index, part in zip(chosen, parts, strict=True):
                 arrays[index] = part.numpy()
 
-    def tokens(self, rows: NDArray[np.int64], old: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> Tokens:
-        """Of these sequences, each an example of its own."""
+    def tokens(
+        self, rows: NDArray[np.int64], old: Sequence[np.ndarray], reference: Sequence[np.ndarray], number: int = 0
+    ) -> Tokens:
+        """Of these sequences, each an example of its own; ``number``: of the round."""
         needs = self.objective.wants
         return Tokens(
             mask=_padded([np.ones(len(old[row])) for row in rows]),
@@ -76,6 +78,7 @@ class Measuring:
             old_logps=_padded([old[row] for row in rows]) if "old_logps" in needs else None,
             ref_logps=_padded([reference[row] for row in rows]) if "reference" in needs else None,
             measured={name: _padded([values[row] for row in rows]) for name, values in self.found.items()},
+            number=number,
         )
 
     def known(self, rows: NDArray[np.int64], given: TokenAdvantages) -> tuple[PerToken, dict[str, PerToken]]:

@@ -97,7 +97,7 @@ def a_better_response_becomes_likelier(t: Trial) -> None:
         if batch.rewards is not None:  # all objectives agree
             given = replace(given, rewards=rewards[:, None].expand_as(batch.rewards).to(batch.rewards))
         leaf = batch.logps.clone().requires_grad_()
-        losses = t.plugin.loss(replace(copied(given), logps=leaf), plain_terms(batch))
+        losses = t.plugin.loss(t.told(replace(copied(given), logps=leaf)), plain_terms(batch))
         (gradient,) = torch.autograd.grad(losses.sum(), leaf)
         return gradient[0].sum().item()
 

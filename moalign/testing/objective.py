@@ -290,7 +290,7 @@ def gradient_reaches_the_tokens(t: Trial) -> None:
 
 
 def gradient_is_the_derivative(t: Trial) -> None:
-    """autograd against central differences, in float64."""
+    """autograd against central differences, in float64; they disagree where ``detaches`` says so."""
     import torch
 
     batch = t.batch()
@@ -301,12 +301,16 @@ def gradient_is_the_derivative(t: Trial) -> None:
     leaves += [value.clone().requires_grad_() for value in batch.parameters.values()]
     change = (
         "let the backward pass be that of the value: no detach, no `.data`, no rounding in between. Where a part is "
-        'detached on purpose, exempt "gradient_is_the_derivative"'
+        'detached on purpose, declare detaches = True, or exempt "gradient_is_the_derivative"'
     )
     try:
         torch.autograd.gradcheck(losses_of(t, batch, names), tuple(leaves))
     except Exception as error:
-        t.review.fail(tried, described(error).partition(" numerical:")[0], change, error)
+        if not t.plugin.detaches:
+            t.review.fail(tried, described(error).partition(" numerical:")[0], change, error)
+        return
+    change = "declare detaches = False, or detach what is to be held fixed"
+    t.review.require(not t.plugin.detaches, tried, "the derivative of the value, though detaches is True", change)
 
 
 def no_need_is_unused(t: Trial) -> None:

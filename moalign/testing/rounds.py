@@ -187,7 +187,7 @@ def _mapped(tokens: Tokens | None, change: Any) -> Any:
         return None
     old, reference = (None if each is None else change(each) for each in (tokens.old_logps, tokens.ref_logps))
     measured = {name: change(values) for name, values in tokens.measured.items()}
-    return Tokens(change(tokens.mask), change(tokens.ended), old, reference, measured)
+    return Tokens(change(tokens.mask), change(tokens.ended), old, reference, measured, tokens.number)
 
 
 def _copy(value: Any) -> Any:

@@ -75,6 +75,12 @@ class WrongSlope(Logistic):
         return losses * losses.detach()
 
 
+class DetachesNothing(Logistic):
+    """Says that it detaches a part, and detaches none."""
+
+    detaches: ClassVar[bool] = True
+
+
 class ForgetsTheMask(Logistic):
     """Sums over padding too, where logps are 0, but not their gradients."""
 
@@ -259,6 +265,7 @@ WRONG = {
     DoublePrecision: "losses of torch.float64",
     Detached: "without a graph",
     WrongSlope: "gradcheck",
+    DetachesNothing: "though detaches is True",
     ForgetsTheMask: "gradient outside the mask",
     MeanOverTheWidth: "three more columns of padding",
     DividesByNoTokens: "that row has no response tokens",
@@ -312,4 +319,13 @@ class StrengthAsOffset(Objective):
         return softplus(batch.strength.log1p() + terms.margin - terms.scale * difference)
 
 
-UNUSUAL = (Logistic, BestOfThePrompt, StrengthAsOffset)
+class HeldWeight(Logistic):
+    """Unusual and right: a weight is detached, and it says so."""
+
+    detaches: ClassVar[bool] = True
+
+    def loss(self, batch: Batch, terms: PairTerms) -> Tensor:
+        return super().loss(batch, terms) * (-pair_logits(batch, terms, self.beta)).sigmoid().detach()
+
+
+UNUSUAL = (Logistic, BestOfThePrompt, StrengthAsOffset, HeldWeight)

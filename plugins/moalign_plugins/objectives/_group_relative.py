@@ -1,11 +1,12 @@
-"""What GRPO and GSPO share: advantages within the group, and the defaults of their papers."""
+"""What GRPO and its kin share: advantages within the group, and the defaults of their papers."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from moalign.api import Tokens
 from moalign_plugins._groups import group_deviation, group_mean
 from moalign_plugins.objectives._policy_gradient import PolicyGradient, Positive
 
@@ -37,3 +38,21 @@ class GroupRelative(PolicyGradient):
         rewards = self.shaped(signal, log_ratios)
         centred = rewards - group_mean(rewards, groups)
         return centred / (group_deviation(rewards, groups) + TINIEST_DEVIATION) if self.standardise else centred
+
+
+class GroupRelativeTokens(GroupRelative):
+    """The same for losses that are to know more of a response than its advantage: each token has that, and the rest."""
+
+    needs: ClassVar[frozenset[str]] = GroupRelative.needs | {"token_advantages"}
+
+    def of_responses(self, signal: Tensor, groups: Tensor, tokens: Tokens) -> Tensor:
+        """The advantage of each response; [N]."""
+        ratios = None
+        if tokens.old_logps is not None and tokens.ref_logps is not None:
+            ratios = (tokens.old_logps - tokens.ref_logps).sum(-1)
+        return self.advantages(signal, groups, ratios)
+
+
+def at_each_token(values: Tensor, tokens: Tokens) -> Tensor:
+    """What is so of a response, for each of its tokens; [N] -> [N,T]."""
+    return values[:, None] * tokens.mask

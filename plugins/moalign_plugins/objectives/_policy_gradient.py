@@ -66,7 +66,7 @@ class PolicyGradient(Objective):
 
     def shaped(self, signal: Tensor, log_ratios: Tensor | None) -> Tensor:
         """The signal less the price of the KL, where that is part of the reward; [N]."""
-        if self.kl != "reward":
+        if self.kl != "reward" or not self.beta:
             return signal
         if log_ratios is None:
             raise PluginError('the loss reads log-ratios but does not declare "reference" in `needs`')
@@ -74,7 +74,7 @@ class PolicyGradient(Objective):
 
     def loss(self, batch: Batch, terms: PairTerms) -> Tensor:
         per_token = -self.surrogate(self.log_ratio(batch), advantages_of(batch))
-        if self.kl in ("k3", "forward"):
+        if self.kl in ("k3", "forward") and self.beta:
             per_token = per_token + self.beta * self.token_kl(batch)
         if self.entropy:
             per_token = per_token - self.entropy * entropy_of(batch)
@@ -103,7 +103,7 @@ class PolicyGradient(Objective):
 
     def response_kl(self, batch: Batch) -> Tensor:
         """beta times the k2 estimate of whole responses, where ``kl`` asks for it; [N]."""
-        if self.kl != "k2":
+        if self.kl != "k2" or not self.beta:
             return batch.logps.new_zeros(len(batch.logps))
         return self.beta * log_ratios(batch) ** 2 / 2
 

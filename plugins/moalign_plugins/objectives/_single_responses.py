@@ -17,6 +17,16 @@ def good(signal: Tensor, threshold: Threshold) -> Tensor:
     return signal > (signal.mean() if threshold == "mean" else threshold)
 
 
+def shares_of_best(signal: Tensor, groups: Tensor, keep: int) -> Tensor:
+    """G / keep for the ``keep`` best of the G responses to a prompt, else 0; of equals the earlier is kept; [N]."""
+    shares = signal.new_zeros(len(signal))
+    for group in groups.unique():
+        rows = (groups == group).nonzero().squeeze(1)
+        best = signal[rows].argsort(descending=True, stable=True)[:keep]
+        shares[rows[best]] = len(rows) / len(best)
+    return shares
+
+
 def advantages_of(batch: Batch) -> Tensor:
     """What each response counts; [N]."""
     if batch.advantages is None:

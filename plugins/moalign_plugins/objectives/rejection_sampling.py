@@ -9,7 +9,7 @@ from pydantic import Field
 
 from moalign.api import Batch, Objective, PairTerms, PluginError
 from moalign_plugins.objectives._pairs import log_probabilities
-from moalign_plugins.objectives._single_responses import advantages_of
+from moalign_plugins.objectives._single_responses import advantages_of, shares_of_best
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,12 +52,7 @@ class RejectionSampling(Objective):
             if log_ratios is None:
                 raise PluginError('the loss reads log-ratios but does not declare "reference" in `needs`')
             signal = signal - self.beta * log_ratios
-        counts = signal.new_zeros(len(signal))
-        for group in groups.unique():
-            rows = (groups == group).nonzero().squeeze(1)
-            best = signal[rows].argsort(descending=True, stable=True)[: self.keep]
-            counts[rows[best]] = len(rows) / len(best)
-        return counts
+        return shares_of_best(signal, groups, self.keep)
 
     def loss(self, batch: Batch, terms: PairTerms) -> Tensor:
         return -advantages_of(batch) * log_probabilities(batch, average=self.average)

@@ -314,7 +314,10 @@ def test_a_loss_on_pairs_needs_two_to_a_prompt():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "margin", "gap": 1}, r"rollouts\.filter: 'margin' chooses among labelled pairs of responses, and loss"),
+        (
+            {"name": "margin", "gap": 1},
+            r"rollouts\.filter: 'margin' chooses among labelled pairs of responses, and loss",
+        ),
         ({"name": "accuracy-band", "objective": "x"}, r"rollouts\.filter\.objective: there is no objective 'x'; there"),
         ({"name": "accuracy-band", "low": 0.9, "high": 0.5}, "low 0.9 is above high 0.5"),
         ("reward-threshold", "give either threshold, or right_by"),
@@ -332,8 +335,12 @@ def test_what_does_not_work_is_refused_before_a_model_is_loaded(changes, message
 
 
 def test_a_rule_without_a_combined_reward_is_refused():
-    content = online_content(rollouts={"filter": "best"}, combine={"name": "par-margins", "reference": {"helpful": 0, "harmless": 0}})
-    with pytest.raises(ConfigError, match=r"rollouts\.filter: combine 'par-margins' has no combined reward of a single"):
+    content = online_content(
+        rollouts={"filter": "best"}, combine={"name": "par-margins", "reference": {"helpful": 0, "harmless": 0}}
+    )
+    with pytest.raises(
+        ConfigError, match=r"rollouts\.filter: combine 'par-margins' has no combined reward of a single"
+    ):
         plan.prepare(config.from_mapping(content), registry.discover())
 
 

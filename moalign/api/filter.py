@@ -38,5 +38,6 @@ class Filter(Plugin):
 
     def keep_pairs(self, about: Sampled, pairs: Tensor, generator: Generator) -> Kept:
         """The same for labelled pairs, int64 [P,2]: rows of the chosen response, which has the larger signal, and of
-        the rejected one, among those that ``keep_responses`` has kept. Asked only where the loss learns from such pairs."""
+        the rejected one, among those that ``keep_responses`` has kept. Asked only where the loss learns from such.
+        """
         raise NotImplementedError

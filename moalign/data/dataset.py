@@ -35,8 +35,8 @@ class PairDataset:
     ``preference[N,M]``    for which each response counts, where one model is trained for many; None: the candidate's
     ``preferred[P,M]``     share of an objective's judgements of the pair that prefer its first response, NaN where it
                            has none; of pairs that stand there once for all their judges
-    ``weights[P]``         how much each counts beside the others of its step, all above 0; None: alike. What a filter of
-                           sampled responses has found, and not part of the hash
+    ``weights[P]``         how much each counts beside the others of its step, all above 0; None: alike. A filter of
+                           sampled responses has found them; not part of the hash
     ``views``              by name, the number of a further sequence that belongs to each pair, [P] each
     """
 

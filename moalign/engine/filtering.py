@@ -115,7 +115,7 @@ class Filtering:
     def _with(self, dataset: PairDataset, weights: NDArray[np.float64]) -> PairDataset:
         """The pairs that have a weight, and these where they are not all 1."""
         if not np.isfinite(weights).all():
-            raise PluginError(f"{self._who}: its weights are so large that the product of two is infinite")
+            raise PluginError(f"{self._who}: its weights are so large that those of pairs are infinite")
         kept = weights > 0
         found = of_pairs(dataset, kept, dataset.counts)
         return found if (weights[kept] == 1).all() else replace(found, weights=weights[kept])

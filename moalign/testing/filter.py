@@ -168,7 +168,9 @@ def order_changes_nothing(t: Trial) -> None:
         before = t.ask(method, tried, about)
         if any(not torch.equal(before.weights, t.ask(method, tried, about, seed).weights) for seed in range(1, 6)):
             continue  # it draws, and who is met first gets another draw
-        renumbered = t.ask(method, f"{method}: the same groups with other numbers", replace(about, groups=about.groups * 3))
+        renumbered = t.ask(
+            method, f"{method}: the same groups with other numbers", replace(about, groups=about.groups * 3)
+        )
         change = "use the groups' numbers only to see which responses belong together"
         same = torch.equal(before.weights, renumbered.weights)
         t.review.require(same, f"{method}: the same groups with other numbers", "another choice", change)

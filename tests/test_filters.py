@@ -89,7 +89,7 @@ def test_of_equal_responses_the_first_is_the_best_and_the_last_the_worst():
 
 
 def test_one_of_the_others_is_as_likely_as_another():
-    about, counts = sampled(SIGNAL[:3] + [0.0], [1] * 4), torch.zeros(4, dtype=torch.float64)
+    about, counts = sampled([*SIGNAL[:3], 0.0], [1] * 4), torch.zeros(4, dtype=torch.float64)
     for seed in range(900):
         kept = BestRandom().keep_responses(about, noise(seed)).weights
         assert kept[0] == 1 and kept.sum() == 2
@@ -335,12 +335,9 @@ def test_what_does_not_work_is_refused_before_a_model_is_loaded(changes, message
 
 
 def test_a_rule_without_a_combined_reward_is_refused():
-    content = online_content(
-        rollouts={"filter": "best"}, combine={"name": "par-margins", "reference": {"helpful": 0, "harmless": 0}}
-    )
-    with pytest.raises(
-        ConfigError, match=r"rollouts\.filter: combine 'par-margins' has no combined reward of a single"
-    ):
+    rule = {"name": "par-margins", "reference": 0}
+    content = online_content(rollouts={"filter": "best"}, combine=rule)
+    with pytest.raises(ConfigError, match=r"rollouts\.filter: combine 'par-margins' has no combined reward of a"):
         plan.prepare(config.from_mapping(content), registry.discover())
 
 

@@ -126,7 +126,7 @@ class Remembers(Short):
 
     def keep_responses(self, about: Sampled, generator: Any) -> Kept:
         self._calls.append(1)
-        return Kept.where(about.lengths <= 100 * len(self._calls), "too long")
+        return Kept.where(about.lengths <= 100 * (len(self._calls) % 4 + 1), "too long")
 
 
 class TakesTheFirst(Short):

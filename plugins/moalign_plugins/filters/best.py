@@ -24,9 +24,9 @@ class Best(Filter):
     """Of each prompt's responses the ``keep`` with the largest combined reward.
 
     The rule BoN of PF-PPO (Shen and Zhang, arXiv 2409.06957), and beside a loss that imitates what is kept the filter
-    of SuperHF (arXiv 2310.16763), which keeps 1 of 16. By prompt: the best of a whole round would be responses to the easiest
-    prompts. A reward that is wrong for what it likes best is followed where it is wrong; keeping the worst beside the
-    best is the paper's remedy. Of equal responses those sampled first are kept.
+    of SuperHF (arXiv 2310.16763), which keeps 1 of 16. By prompt: the best of a whole round would be responses to the
+    easiest prompts. A reward that is wrong for what it likes best is followed where it is wrong; keeping the worst
+    beside the best is PF-PPO's remedy. Of equal responses those sampled first are kept.
     """
 
     keep: int = Field(default=1, ge=1)

@@ -26,9 +26,9 @@ class RewardThreshold(Filter):
 
     Without ``threshold`` each round has its own: the one of the ``grid`` with the largest balance score (B-STaR,
     arXiv 2412.17256), min(c/n*, 1) c/n, a mean over the round's prompts, with n the different responses to a prompt
-    that would be kept, c those of them that are right, and 0 where none would be. Of equal scores the lowest threshold is
-    taken, which keeps most. The paper moves the temperature by the score as well, and samples more where too little is
-    left; this filter does neither. What is right must be known from elsewhere than from the reward itself, or any
+    that would be kept, c those of them that are right, and 0 where none would be. Of equal scores the lowest threshold
+    is taken, which keeps most. The paper moves the temperature by the score as well, and samples more where too little
+    is left; this filter does neither. What is right must be known from elsewhere than from the reward itself, or any
     threshold above ``right`` is perfect.
     """
 

@@ -188,6 +188,49 @@ class Responses:
 
 
 @dataclass(frozen=True, slots=True)
+class Sampled:
+    """What there is to know of a round's sampled responses, for filters of these.
+
+    ``number``        of the round, from 0
+    ``signal[N]``     the combined reward, float64: what the combiner makes of the rewards as transforms left them
+    ``rewards[N,M]``  by objective, float64, larger is better, before any transform
+    ``groups[N]``     responses to one prompt share a number
+    ``lengths[N]``    response tokens, the end-of-sequence token among them
+    ``ended[N]``      bool; False where the response was cut at rollouts.max_new_tokens
+    ``texts``         the N responses
+    ``objectives``    names of the M objectives, in the order of the rewards' columns
+    """
+
+    number: int
+    signal: Tensor
+    rewards: Tensor
+    groups: Tensor
+    lengths: Tensor
+    ended: Tensor
+    texts: tuple[str, ...]
+    objectives: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a filter says of responses, or of pairs of them, one by one.
+
+    ``weights``  float64, finite, not below 0: how often each counts; 0: it is left out
+    ``reasons``  for each that is left out why, in a few words that are the same for all left out for it; "" for others
+    ``figures``  for the metrics, as ``filter/NAME``, such as a threshold that was found
+    """
+
+    weights: Tensor
+    reasons: tuple[str, ...]
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def where(cls, kept: Tensor, reason: str) -> Kept:
+        """Those for which ``kept`` (bool) is true, once each; the others are left out for one reason."""
+        return cls(kept.double(), tuple("" if each else reason for each in kept.tolist()))
+
+
+@dataclass(frozen=True, slots=True)
 class Round:
     """What was seen of one round of sampled responses, for rules that adapt.
 

@@ -17,16 +17,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from moalign.api import Combiner, Conditioner, Decoder, Objective, Plugin, Reference, RewardModel, Search, Transform
+from moalign.api import (
+    Combiner,
+    Conditioner,
+    Decoder,
+    Filter,
+    Objective,
+    Plugin,
+    Reference,
+    RewardModel,
+    Search,
+    Transform,
+)
 from moalign.calls import Call, under_way
 from moalign.errors import MoalignError, PluginError
 
 # their methods are functions of their arguments, by contract
-PURE = (Objective, Combiner, Search, Transform, Decoder, Conditioner, RewardModel, Reference)
+PURE = (Objective, Combiner, Search, Transform, Decoder, Conditioner, RewardModel, Reference, Filter)
 # asked when the input has been found good: no error is the user's
 ON_GOOD_INPUT = (
     *("pair_terms", "loss", "parameters", "measure", "token_advantages"),
-    *("score", "apply", "sample", "scores", "draw", "gates", "moves"),
+    *("score", "apply", "sample", "scores", "draw", "gates", "moves", "keep_responses", "keep_pairs"),
 )
 
 

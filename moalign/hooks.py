@@ -72,6 +72,10 @@ class HookSpecifications:
     def register_references(self, register: Register) -> None:
         """Register which policy a loss compares with."""
 
+    @hookspec
+    def register_filters(self, register: Register) -> None:
+        """Register which of the sampled responses are trained on."""
+
 
 def specifications() -> dict[str, tuple[str, ...]]:
     """Every hook with the names of its arguments."""

@@ -25,6 +25,7 @@ from moalign.api import (
     Combiner,
     Conditioner,
     Decoder,
+    Filter,
     Objective,
     Observer,
     Plugin,
@@ -55,6 +56,7 @@ KINDS: Mapping[str, type[Plugin]] = {
     "conditioner": Conditioner,
     "reward-model": RewardModel,
     "reference": Reference,
+    "filter": Filter,
 }
 LOAD_VARIABLE = "MOALIGN_LOAD_PLUGINS"
 DISABLE_VARIABLE = "MOALIGN_DISABLE_PLUGINS"
@@ -74,6 +76,7 @@ HOOKS: Mapping[str, str] = {
     "conditioner": "register_conditioners",
     "reward-model": "register_reward_models",
     "reference": "register_references",
+    "filter": "register_filters",
 }
 
 

@@ -29,45 +29,45 @@ NOTHING = "cannot occur: nobody uses what it returns"
 
 ORDER = (
     *("objective", "combiner", "reward", "transform", "search", "reader", "observer", "sampler", "decoder"),
-    *("conditioner", "reward-model", "reference"),
+    *("conditioner", "reward-model", "reference", "filter"),
 )
 TABLE: dict[str, tuple[str, ...]] = {
     # when it is loaded
-    "import error": (REPORTED,) * 12,
-    "exits at import": (REPORTED,) * 12,
-    "missing dependency": (REPORTED,) * 12,
-    "name clash": (REPORTED,) * 12,
-    "wrong signature": (REPORTED,) * 12,
-    "its constructor raises": (REPORTED,) * 12,
-    "dies at import": (REPORTED,) * 12,
-    "hangs at import": (REPORTED,) * 12,
+    "import error": (REPORTED,) * 13,
+    "exits at import": (REPORTED,) * 13,
+    "missing dependency": (REPORTED,) * 13,
+    "name clash": (REPORTED,) * 13,
+    "wrong signature": (REPORTED,) * 13,
+    "its constructor raises": (REPORTED,) * 13,
+    "dies at import": (REPORTED,) * 13,
+    "hangs at import": (REPORTED,) * 13,
     # in the middle
-    "raises": (*[FAILS] * 4, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS, FAILS),
-    "exits": (*[FAILS] * 4, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS, FAILS),
-    "raises no Exception": (*[FAILS] * 4, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS, FAILS),
-    "raises what cannot be shown": (*[FAILS] * 4, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS, FAILS),
-    "hangs": (*[FAILS] * 4, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS, FAILS),
-    "dies by a signal": (*[FAILS] * 4, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS, FAILS),
-    "ends the process": (*[FAILS] * 4, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS, FAILS),
+    "raises": (*[FAILS] * 4, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS, FAILS, FAILS),
+    "exits": (*[FAILS] * 4, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS, FAILS, FAILS),
+    "raises no Exception": (*[FAILS] * 4, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS, FAILS, FAILS),
+    "raises what cannot be shown": (*[FAILS] * 4, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS, FAILS, FAILS),
+    "hangs": (*[FAILS] * 4, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS, FAILS, FAILS),
+    "dies by a signal": (*[FAILS] * 4, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS, FAILS, FAILS),
+    "ends the process": (*[FAILS] * 4, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS, FAILS, FAILS),
     # what it returns
-    "NaN": (*[FAILS] * 4, ENDS, REFUSED, NOTHING, FAILS, TOLD, STOPS, STOPS, FAILS),
-    "wrong shape": (*[FAILS] * 4, ENDS, REFUSED, NOTHING, FAILS, TOLD, STOPS, STOPS, FAILS),
-    "wrong dtype": (*[FAILS] * 4, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS, FAILS),
-    "wrong device": (*[FAILS] * 4, *[NO_TENSORS] * 3, FAILS, TOLD, STOPS, STOPS, NO_TENSORS),
+    "NaN": (*[FAILS] * 4, ENDS, REFUSED, NOTHING, FAILS, TOLD, STOPS, STOPS, FAILS, FAILS),
+    "wrong shape": (*[FAILS] * 4, ENDS, REFUSED, NOTHING, FAILS, TOLD, STOPS, STOPS, FAILS, FAILS),
+    "wrong dtype": (*[FAILS] * 4, ENDS, REFUSED, WITHOUT, FAILS, TOLD, STOPS, STOPS, FAILS, FAILS),
+    "wrong device": (*[FAILS] * 4, *[NO_TENSORS] * 3, FAILS, TOLD, STOPS, STOPS, NO_TENSORS, FAILS),
     "detached graph": (
         *(FAILS, CONSTANT, NO_TENSORS, CONSTANT, NO_TENSORS, NO_TENSORS, NO_TENSORS, NO_TENSORS, CONSTANT),
-        *(STOPS, STOPS, NO_TENSORS),
+        *(STOPS, STOPS, NO_TENSORS, CONSTANT),
     ),
     # what it does beside that
-    "mutates inputs": (FAILS, FAILS, HARMLESS, FAILS, *[HARMLESS] * 4, TOLD, STOPS, STOPS, HARMLESS),
-    "reseeds generators": (FAILS, FAILS, HARMLESS, FAILS, ENDS, *[HARMLESS] * 3, TOLD, STOPS, STOPS, FAILS),
+    "mutates inputs": (FAILS, FAILS, HARMLESS, FAILS, *[HARMLESS] * 4, TOLD, STOPS, STOPS, HARMLESS, FAILS),
+    "reseeds generators": (FAILS, FAILS, HARMLESS, FAILS, ENDS, *[HARMLESS] * 3, TOLD, STOPS, STOPS, FAILS, FAILS),
 }
 HOOKS = dict(
     zip(
         ORDER,
         (
             *("loss", "pair_terms", "score", "apply", "propose", "read", "on_step", "sample", "scores", "gates"),
-            *("loss", "moves"),
+            *("loss", "moves", "keep_responses"),
         ),
         strict=True,
     )

@@ -337,6 +337,21 @@ class Policy(api.Reference):
         return move if how == "wrong shape" else (move, state)
 
 
+class Choice(api.Filter):
+    """Keeps all responses; misbehaves as the lines of the file ``queue`` say, call by call."""
+
+    queue: Path
+
+    def keep_responses(self, about, generator):
+        how, _, rest = self.queue.read_text().partition("\n")
+        self.queue.write_text(rest)
+        do(how)
+        if how == "mutates inputs":
+            about.rewards.zero_()
+        ones = about.signal * 0 + 1
+        return api.Kept(ones.float() if how == "wrong dtype" else spoilt(ones, how), ("",) * len(ones))
+
+
 @api.hookimpl
 def register_objectives(register):
     register("bad", Loss, summary="bad")
@@ -398,3 +413,8 @@ def register_reward_models(register):
 @api.hookimpl
 def register_references(register):
     register("bad", Policy, summary="bad")
+
+
+@api.hookimpl
+def register_filters(register):
+    register("bad", Choice, summary="bad")

@@ -340,7 +340,7 @@ PROVOKED: dict[str, list[Callable[[Place], str]]] = {
         asked("reward-model", "thurstone", Thurstone, "scores", some_judgements),
     ],
     "publishing.md": [
-        reason("moalign_api_version = 5\n"),
+        reason("moalign_api_version = 6\n"),
         reason(HINGE.replace("register_objectives", "register_objektives")),
         reason(HINGE.replace("(register)", "(registry)")),
         reason(HINGE.replace("@hookimpl", "")),

@@ -27,6 +27,7 @@ METHODS = {
     "conditioner": "gates(self, preference, parameters)",
     "reward-model": "loss(self, batch, terms)",
     "reference": "moves(self, at)",
+    "filter": "keep_responses(self, about)",
 }
 PLUGIN = """
 from moalign.api import {base}
@@ -64,6 +65,7 @@ RIGHT = {  # what moalign calls
     "conditioner": "gates(self, preference, parameters, shape)",
     "reward-model": "loss(self, batch)",
     "reference": "moves(self, at, state)",
+    "filter": "keep_responses(self, about, generator)",
 }
 # "dies" and "hangs at import" take the process: see test_isolation_process
 HERE = [(kind, how) for how in LOADING for kind in ORDER if "at import" not in how or how == "exits at import"]

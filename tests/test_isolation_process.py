@@ -14,7 +14,7 @@ from distributions import install
 from documents import folders
 from isolation import HOOKS, IN_A_PROCESS_OF_ITS_OWN, content, rewarded
 from sweeps import write_pairs
-from test_isolation_running import comparing, sampling
+from test_isolation_running import choosing, comparing, sampling
 
 from moalign import calls, registry
 from moalign.calls import BACKWARD, IMPORT, Call, Death
@@ -125,15 +125,16 @@ def test_a_sampler_that_takes_the_process_is_done_without(begin, tmp_path):
     assert [each["id"] for each in front["failed"]] == ["c0.00"]
 
 
-def test_a_reference_that_takes_the_process_is_done_without(begin, tmp_path):
+@pytest.mark.parametrize(("kind", "changes"), [("reference", comparing), ("filter", choosing)])
+def test_what_is_asked_with_a_candidate_and_takes_the_process_is_done_without(kind, changes, begin, tmp_path):
     """For the second of three candidates; the second process trains the other two."""
     (tmp_path / "queue").write_text("\nhangs\n")
-    done = begin(**comparing(tmp_path / "queue"))
+    done = begin(**changes(tmp_path / "queue"))
     assert done.returncode == 0, done.stderr
     front = json.loads((tmp_path / "run" / "front.json").read_text())
     assert [point["id"] for point in front["points"]] == ["c0.00", "c1.00"]
     (failed,) = front["failed"]
-    who = "reference 'bad' of misbehaving 2.5, in moves for candidate c0.50, "
+    who = f"{kind} 'bad' of misbehaving 2.5, in {HOOKS[kind]} for candidate c0.50, "
     assert failed["id"] == "c0.50" and failed["error"].startswith(who + HOW["hangs"])
     assert lines(done, "warning") == [f"warning: {failed['error']}; going on without this candidate"]
 

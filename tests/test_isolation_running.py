@@ -24,7 +24,8 @@ from moalign.sweeps.decoding import open_decoding
 from moalign.sweeps.observe import Observer
 
 IDS = ["c0.00", "c0.50", "c1.00"]
-ELSEWHERE = {"transform", "sampler", "decoder", "conditioner", "reward-model", "reference"}  # have tests of their own
+# have tests of their own
+ELSEWHERE = {"transform", "sampler", "decoder", "conditioner", "reward-model", "reference", "filter"}
 ASKED_BY_QUEUE = ("sampler", "reference")  # where the healthy run is another one
 WHY = {
     "raises": "RuntimeError: no reason",
@@ -153,13 +154,27 @@ def shaping(queue):
     }
 
 
-def test_a_transform_fails_one_candidate_and_the_others_finish(sweep, tmp_path):
-    ways = [how for kind, how in here(FAILS) if kind == "transform"]
+def choosing(queue):
+    """The same with the bad filter, asked once for each candidate likewise."""
+    changes = shaping(queue)
+    plain = changes["objectives"]["harmless"]
+    return changes | {
+        "objectives": {"helpful": {"reward": "length"}, "harmless": plain},
+        "rollouts": changes["rollouts"] | {"filter": {"name": "bad", "queue": str(queue)}},
+    }
+
+
+BY_ROUND = {"transform": shaping, "filter": choosing}
+
+
+@pytest.mark.parametrize("asked", BY_ROUND)
+def test_what_is_asked_about_rounds_fails_one_candidate_and_the_others_finish(asked, sweep, tmp_path):
+    ways = [how for kind, how in here(FAILS) if kind == asked]
     queue = tmp_path / "queue"
     queue.write_text("\n" + "\n".join(ways))  # good for the first candidate, and again for the last
-    front = sweep(tmp_path / "run", search={"name": "bad", "points": len(ways) + 2}, **shaping(queue))
+    front = sweep(tmp_path / "run", search={"name": "bad", "points": len(ways) + 2}, **BY_ROUND[asked](queue))
     for how, each in zip(ways, front["failed"], strict=True):
-        assert names("transform") in each["error"] and WHY.get(how, "") in each["error"], how
+        assert names(asked) in each["error"] and WHY.get(how, "") in each["error"], how
     assert list(scores(front)) == ["c0.00", "c1.00"]
 
 
@@ -347,12 +362,14 @@ def test_a_sampler_at_work_is_announced(sweep, tmp_path):
     assert [each.dispensable for each in seen] == [("candidate", "c0.00"), (calls.TOGETHER, "")]
 
 
-@pytest.mark.parametrize(("kind", "hook"), [("transform", "apply"), ("reference", "moves")])
+@pytest.mark.parametrize(
+    ("kind", "hook"), [("transform", "apply"), ("reference", "moves"), ("filter", "keep_responses")]
+)
 def test_what_is_asked_with_each_candidate_is_announced_at_work(kind, hook, sweep, tmp_path):
     record, seen = Record(), []
     sys.modules[isolation.NAME].CALLS["seen"] = lambda: seen.append(record.read()[1])
     (tmp_path / "queue").write_text("\nis seen")
-    changes = (shaping if kind == "transform" else comparing)(tmp_path / "queue")
+    changes = (BY_ROUND | {"reference": comparing})[kind](tmp_path / "queue")
     calls.watched_by(record)
     try:
         sweep(tmp_path / "run", plugin_deadline=42, **changes)

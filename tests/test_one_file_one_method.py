@@ -62,12 +62,19 @@ DELETED = [
         {"reference": "snapshot"},
         {"reference": {"name": "previous-iterate", "every": 5}},
     ),
+    (
+        "filters/best_worst.py",
+        "filter best-worst",
+        {"objectives": {"helpful": {"reward": "length"}}, "rollouts": {"filter": "best-worst"}, "loss": "rebel"},
+        {"objectives": {"helpful": {"reward": "length"}}, "rollouts": {"filter": "best-random"}, "loss": "rebel"},
+    ),
     ("observers/jsonl.py", "observer jsonl", {"observers": ["jsonl"]}, {"observers": []}),
 ]
 
 # Strings in moalign's code that are the name of a method, and why. A name inside a longer string counts as well, unless
 # it is an ordinary word.
 ORDINARY_WORDS = {
+    "best",
     "columns",
     "embedding",
     "features",
@@ -79,6 +86,7 @@ ORDINARY_WORDS = {
     "length",
     "linear",
     "listed",
+    "margin",
     "mixture",
     "preference",
     "prompts",
@@ -89,9 +97,11 @@ ORDINARY_WORDS = {
 TERMS = "a field of PairTerms"
 SCORE_KINDS = "a kind of evaluation, scores of pairs against those of samples"
 MARGINS = "where margins come from, a value of data.margins"
+BANDS = "the surface that the best of several runs attains"
 LEGITIMATE = {
     "config/sections.py": {
         "implicit": MARGINS,
+        "best-worst": "which pairs of a round are trained on, a value of rollouts.pairs",
         "dpo": "what a configuration that is silent gets; without it, it has to say",
         "linear": "so is this; and a schedule of the learning rate",
         "preference": SCORE_KINDS,
@@ -103,22 +113,26 @@ LEGITIMATE = {
     "demo/job.py": {"rebel": "the recipe that the demo runs"},
     "demo/reward.py": {"tiny-assistant": "the demo's own entry point, which registers it"},
     "demo/ceiling.py": {"tiny-assistant": "the folder of the model"},
+    "data/labelling.py": {"best-worst": "a value of rollouts.pairs"},
     "data/batching.py": {"preference": "what is known of rows"},
     "door.py": {"random": "Python's module"},
     "demo/grammar.py": {"whiten": "what an assistant is asked about"},
     "engine/conditioning.py": {"preference": "a purpose of randomness"},
     "engine/frozen.py": {"preference": "what is known of rows"},
-    "engine/losses.py": {"scale": TERMS},
+    "engine/losses.py": {"margin": TERMS, "scale": TERMS},
+    "engine/metrics.py": {"margin": "the implicit reward of the better minus that of the worse response"},
     "engine/rollouts.py": {"prompts": "a purpose of randomness"},
     "engine/tokens.py": {"preference": "a field of Batch"},
     "engine/trainee.py": {"linear": "a schedule of the learning rate"},
     "lora/adapters.py": {"mixture": "an attribute of layers that carry several adapters"},
+    "pareto/attainment.py": {"best": BANDS},
     "pareto/__init__.py": {"grid": "a grid of weights"},
     "report/analysis.py": {"preference": "a key of front.json"},
     "sweeps/analysis.py": {"preference": "a key of front.json"},
     "sweeps/comparison.py": {"preference": "a key of front.json"},
     "ops/triton_rows.py": {"product": "what a kernel calls a matrix product"},
     "preference.py": {"preference": "what a message calls it"},
+    "report/attained.py": {"best": BANDS},
     "report/page.py": {"preference": "a key of front.json"},
     "report/picture.py": {"preference": "a key of front.json"},
     "report/table.py": {"preference": "a key of front.json"},
@@ -139,8 +153,8 @@ LEGITIMATE = {
     "sweeps/workshop.py": {"implicit": MARGINS},
     "testing/batch.py": {"preference": "a field of Batch"},
     "testing/combiner.py": {"scale": TERMS},
-    "testing/combiner_trial.py": {"preference": "an argument's name", "scale": TERMS},
-    "testing/terms.py": {"scale": TERMS},
+    "testing/combiner_trial.py": {"preference": "an argument's name", "margin": TERMS, "scale": TERMS},
+    "testing/terms.py": {"margin": TERMS, "scale": TERMS},
     "testing/review.py": {"random": "Python's module"},
 }
 

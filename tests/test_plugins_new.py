@@ -37,6 +37,7 @@ CONFIGURATION_KEYS = {
     "conditioner": ("condition",),
     "reward-model": ("reward_model",),
     "reference": ("reference",),
+    "filter": ("rollouts", "filter"),
 }
 
 
@@ -238,6 +239,19 @@ def test_the_reference_walks_behind_the_policy(built):
 
     assert built.moves(Progress(49), built.init()) == (None, {"moved_at": 0})
     assert built.moves(Progress(50), built.init()) == (Move(policy=0.5, reference=0.0), {"moved_at": 50})
+
+
+@of("filter")
+def test_the_filter_keeps_what_is_above_the_mean(built):
+    import torch
+
+    from moalign.testing.filter import Trial
+    from moalign.testing.review import Review
+
+    about = Trial(Review("filter", built), built, 1, 6, 0).case()
+    kept = built.keep_responses(about, torch.Generator())
+    assert built.margin == 0.1
+    assert (kept.weights > 0).tolist() == (about.signal > about.signal.mean() + 0.1).tolist()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("moalign.testing") is None, reason="the conformance kit is not there")

@@ -16,6 +16,7 @@ from wrong_plugins import (
     combiners,
     conditioners,
     decoders,
+    filters,
     gating_conditioners,
     objectives,
     observers,
@@ -40,6 +41,7 @@ from moalign.testing import (
     check_combiner,
     check_conditioner,
     check_decoder,
+    check_filter,
     check_objective,
     check_observer,
     check_reader,
@@ -52,6 +54,7 @@ from moalign.testing import (
     combiner,
     conditioner,
     decoder,
+    filter,
     objective,
     observer,
     reader,
@@ -108,6 +111,8 @@ OPTIONS = {
     "auto": {"points": 5},  # all of its points: test_searches_auto.py
     "optimistic-linear-support": {"points": 5},
     "hyper-parameters": {"space": {"loss.beta": [0.1, 0.3]}, "configurations": 2, "seeds": 1, "points": 4},
+    "margin": {"gap": 0.5},
+    "reward-threshold": {"threshold": 0.0},
     "features": {"features": ["helpful", "honest"]},
     "tgdpo": {"guide": "a/folder"},
     "kdrl": {"teacher": "a/folder"},
@@ -189,6 +194,12 @@ OTHERWISE = [
     ("conditioner", "hypernetwork", {"width": 3, "spread": 0.1, "concentration": 0.2}),
     ("reward-model", "bradley-terry", {"label_smoothing": 0.2}),
     ("reference", "previous-iterate", {"every": 4}),
+    ("filter", "best", {"keep": 3}),
+    ("filter", "best-random", {"resampled": True}),
+    ("filter", "best-worst", {"resampled": True}),
+    ("filter", "accuracy-band", {"objective": "objective_0", "right": 0.0}),
+    ("filter", "reward-threshold", {"right_by": "objective_1", "right": 0.0, "grid": (-1, 1, 0.1)}),
+    ("filter", "margin", {"gap": 0.5, "least": 0.1}),
     ("reference", "kl-triggered", {"measure": "log-ratio", "threshold": 0.2, "every": 3}),
     ("objective", "inpo", {"eta": 0.5, "base_share": 0.7}),
     ("reward-model", "regression", {"scale": 20, "shift": 10}),
@@ -257,6 +268,7 @@ CHECKS = {
     reward_models: check_reward_model,
     other_reward_models: check_reward_model,
     references: check_reference,
+    filters: check_filter,
 }
 PARTS = {
     objectives: objective,
@@ -276,6 +288,7 @@ PARTS = {
     reward_models: reward_model,
     other_reward_models: reward_model,
     references: reference,
+    filters: filter,
 }
 WRONG = [(check, plugin, words) for folder, check in CHECKS.items() for plugin, words in folder.WRONG.items()]
 UNUSUAL = [(check, plugin) for folder, check in CHECKS.items() for plugin in folder.UNUSUAL]

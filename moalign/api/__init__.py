@@ -16,6 +16,7 @@ The hooks, by the version that brought them:
 2  ``register_transforms(register)``
 3  ``register_samplers(register)``, ``register_decoders(register)``
 4  ``register_conditioners(register)``, ``register_reward_models(register)``, ``register_references(register)``
+5  ``register_filters(register)``
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from moalign.api.combiner import Combiner
 from moalign.api.combining import Combine, Combining
 from moalign.api.conditioner import Conditioner
 from moalign.api.decoding import NextToken, Request
+from moalign.api.filter import Filter
 from moalign.api.front import hypervolume, hypervolumes, non_dominated, values
 from moalign.api.kinds import Decoder, Observer, Reader, Reward, Row, Sampler, Search, Transform
 from moalign.api.objective import Objective
@@ -42,7 +44,18 @@ from moalign.api.quantities import (
 from moalign.api.reference import Move, Progress, Reference
 from moalign.api.reward_model import RewardModel
 from moalign.api.sessions import SamplingSession, Watcher
-from moalign.batch import AdapterShape, Batch, PairTerms, Responses, Round, StepLosses, TokenAdvantages, Tokens
+from moalign.batch import (
+    AdapterShape,
+    Batch,
+    Kept,
+    PairTerms,
+    Responses,
+    Round,
+    Sampled,
+    StepLosses,
+    TokenAdvantages,
+    Tokens,
+)
 from moalign.errors import (
     ConfigError,
     DataError,
@@ -69,7 +82,7 @@ from moalign.types import (
     Space,
 )
 
-API_VERSION = 4
+API_VERSION = 5
 ENTRY_POINT_GROUP = "moalign"
 
 hookspec = pluggy.HookspecMarker("moalign")
@@ -88,6 +101,8 @@ __all__ = [
     "ConfigError",
     "DataError",
     "Decoder",
+    "Filter",
+    "Kept",
     "Message",
     "MoalignError",
     "ModelError",
@@ -117,6 +132,7 @@ __all__ = [
     "RunError",
     "RunInfo",
     "Sample",
+    "Sampled",
     "Sampler",
     "SamplerInfo",
     "Sampling",

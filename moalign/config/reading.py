@@ -75,7 +75,7 @@ def validated(kind: type[Kind], content: Mapping[str, Any], overrides: Sequence[
 
 CHOICES = (
     *("loss", "combine", "condition", "reference", "search"),
-    *("reader", "reward", "transform", "sampler", "reward_model"),
+    *("reader", "reward", "transform", "sampler", "filter", "reward_model"),
 )
 
 

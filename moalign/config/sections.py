@@ -155,6 +155,9 @@ class RolloutSettings(Section):
     combined reward as the chosen one. best-worst: the two that differ most. Ties are dropped and counted"""
     gap: float = Field(default=0.0, ge=0)
     """of such pairs, drop and count those whose combined rewards differ by less"""
+    filter: Choice | None = None
+    """a plugin that chooses which of the scored responses, or pairs of them, are trained on; none: all. Advantages are
+    computed before it"""
     sampler: Choice | None = None
     """a plugin that samples the responses; none: moalign itself. Evaluation is always moalign's own"""
 

@@ -35,6 +35,8 @@ class PairDataset:
     ``preference[N,M]``    for which each response counts, where one model is trained for many; None: the candidate's
     ``preferred[P,M]``     share of an objective's judgements of the pair that prefer its first response, NaN where it
                            has none; of pairs that stand there once for all their judges
+    ``weights[P]``         how much each counts beside the others of its step, all above 0; None: alike. A filter of
+                           sampled responses has found them; not part of the hash
     ``views``              by name, the number of a further sequence that belongs to each pair, [P] each
     """
 
@@ -57,6 +59,7 @@ class PairDataset:
     known: Mapping[str, tuple[NDArray[np.float32], ...]] = field(default_factory=dict)
     preference: NDArray[np.float64] | None = None
     preferred: NDArray[np.float64] | None = None
+    weights: NDArray[np.float64] | None = None
     views: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -182,6 +185,7 @@ def of_pairs(dataset: PairDataset, kept: NDArray[np.bool_], counts: Mapping[str,
         pair_objective=dataset.pair_objective[kept],
         strength=dataset.strength[kept],
         preferred=None if dataset.preferred is None else dataset.preferred[kept],
+        weights=None if dataset.weights is None else dataset.weights[kept],
         views={name: numbers[kept] for name, numbers in dataset.views.items()},
         counts=counts,
     )

@@ -52,5 +52,6 @@ def label(
         pairs=np.ascontiguousarray(turned),
         pair_objective=dataset.pair_objective[kept],
         strength=strength,
+        weights=None if dataset.weights is None else dataset.weights[kept],
     )
     return Labelled(made, int(ties.sum()), int(close.sum()), float(strength.mean()) if len(kept) else float("nan"))

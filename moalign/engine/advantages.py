@@ -71,6 +71,10 @@ class Advantages:
         figures |= self._sizes_alone(values, rows, ratios, likeliest) | self._sizes_weighted(values, rows, signal)
         return advantages.numpy(), figures
 
+    def combined(self, shaped: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The signal [N] by the rule as it is, for what looks at a round beside it: nothing is observed."""
+        return self._combined(torch.from_numpy(shaped), torch.from_numpy(groups)).numpy()
+
     def of_others(
         self, shaped: NDArray[np.float64], groups: NDArray[np.int64], log_ratios: NDArray[np.float64] | None
     ) -> NDArray[np.float64]:

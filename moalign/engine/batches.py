@@ -21,6 +21,7 @@ from moalign.data.dataset import PairDataset
 from moalign.data.labelling import label
 from moalign.data.tokenise import Sequence as TokenSequence
 from moalign.engine.advantages import Advantages
+from moalign.engine.filtering import Filtering
 from moalign.engine.gram import gradient_products
 from moalign.engine.model import LanguageModel
 from moalign.engine.owned import first_values
@@ -96,7 +97,7 @@ class RolloutSource:
     of the rewards; None: nothing. ``owned``: the parameters of the candidate's loss, as they are trained. ``draw``: who
     samples; None: ``rollouts.sample``. ``figures``: of the last round, for the metrics. ``compared_with``: what the
     reference begins with, ``moving``: what it becomes, where it does not stay. ``views``: what the loss reads beside
-    each pair; None: nothing.
+    each pair; None: nothing. ``filtering``: what chooses among the scored responses; None: all are trained on.
     """
 
     model: LanguageModel
@@ -119,6 +120,7 @@ class RolloutSource:
     compared_with: FrozenPolicy = BASE
     moving: MovingReference | None = None
     views: RoundViews | None = None
+    filtering: Filtering | None = None
     _round: int = -1
     _dataset: PairDataset | None = field(default=None, repr=False)
     _rewards: np.ndarray | None = field(default=None, repr=False)
@@ -220,6 +222,9 @@ class RolloutSource:
         if labels is not None:
             dataset, more = self._labelled(dataset, raw, number, labels)
             figures |= more
+        if self.filtering is not None and labels is None:
+            dataset, more = self.filtering.responses(number, dataset, raw, self._signal(dataset, raw, rule))
+            figures |= more
         if self.views is not None:
             sampled = self.moving is not None and self.moving.is_policy
             dataset, more = self.views.added(dataset, number, self._reference, sampled=sampled)
@@ -235,6 +240,9 @@ class RolloutSource:
         rule.asked = None if dataset.preference is None else dataset.preference[rows]
         signal = np.full(len(raw), np.nan)
         signal[rows], figures = rule.of_pairs(number, raw[rows], dataset.groups[rows], dataset.rewards[rows])
+        if self.filtering is not None:
+            dataset, more = self.filtering.responses(number, dataset, raw, signal)
+            figures |= more
         found = label(dataset, signal, self.settings.pairs, self.settings.gap)
         if not len(found.dataset.pairs):
             raise TrainingError(
@@ -242,7 +250,21 @@ class RolloutSource:
                 f"have the same combined reward and {found.close} differ by less than rollouts.gap, "
                 f"{self.settings.gap:g}; a smaller gap, or more rollouts.samples, usually helps"
             )
-        return found.dataset, figures | found.figures
+        figures |= found.figures
+        if self.filtering is None:
+            return found.dataset, figures
+        dataset, more = self.filtering.pairs(number, found.dataset, raw, signal)
+        return dataset, figures | more
+
+    def _signal(self, dataset: PairDataset, raw: np.ndarray, rule: Advantages | None) -> NDArray[np.float64]:
+        """The combined rewards [N] as the rule has them, that of the filter where the loss has none; NaN if unknown."""
+        assert self.filtering is not None
+        known, rule = np.flatnonzero(np.isfinite(raw).all(axis=1)), rule or copy(self.filtering.rule)
+        assert rule is not None
+        rule.asked = None if dataset.preference is None else dataset.preference[known]
+        signal = np.full(len(raw), np.nan)
+        signal[known] = rule.combined(dataset.rewards[known], dataset.groups[known])
+        return signal
 
     def _weighed(
         self, dataset: PairDataset, raw: np.ndarray, number: int, advantages: Advantages

@@ -24,7 +24,8 @@ from moalign.ops import TokenLogps
 
 @dataclass(frozen=True)
 class Share:
-    """One candidate's pairs in a pass; its gradient is the mean over the ``pairs_in_step`` of the whole step.
+    """One candidate's pairs in a pass; its gradient is the mean over the ``pairs_in_step`` of the whole step, weighted
+    where the dataset has ``weights``: these times ``scale``, which makes their mean over the step 1.
 
     ``mismatched``: see Batch; None where nobody asks. ``judge``: the objective that judged all of them, where the
     gradient of each is found by itself; the ``pairs_in_step`` are then those that it judged.
@@ -36,6 +37,14 @@ class Share:
     pairs_in_step: int
     mismatched: float | None = None
     judge: int | None = None
+    scale: float = 1.0
+
+    def weights(self, like: Tensor) -> Tensor | None:
+        """Of the pairs of the pass, [P], as this tensor is; None where all count alike."""
+        known = self.dataset.weights
+        if known is None:
+            return None
+        return torch.from_numpy(known[self.part.pairs] * self.scale).to(like)
 
     @property
     def sequences(self) -> list[TokenSequence]:

@@ -16,8 +16,12 @@ from moalign.engine.trainee import Job
 from moalign.errors import PluginError
 
 
-def loss_of(batch: Batch, job: Job, metrics: StepMetrics | None, thorough: bool = True) -> Tensor:
+def loss_of(
+    batch: Batch, job: Job, metrics: StepMetrics | None, thorough: bool = True, weights: Tensor | None = None
+) -> Tensor:
     """The weighted sum over the pairs of the batch, with its graph; ``thorough`` as for ``door.call``.
+
+    ``weights`` [P]: what the weight of each pair is multiplied by, which its loss does not see; None: nothing.
 
     Raises PluginError naming the plugin.
     """
@@ -33,6 +37,8 @@ def loss_of(batch: Batch, job: Job, metrics: StepMetrics | None, thorough: bool 
     if unit == "response":  # one that a step meets twice, in two epochs, is one row and counts twice
         each = batch.pairs[:, 0]
         losses, seen = losses[each], replace(seen, weight=seen.weight[each])
+    if weights is not None:  # of each way round, where there are both
+        seen = replace(seen, weight=seen.weight * weights.repeat(len(seen.weight) // len(weights)))
     if metrics is not None:
         metrics.add(batch, losses.detach(), seen.weight, getattr(job.objective, "beta", 1.0))
     counts = seen.weight != 0  # a pair without weight must not bring a NaN into the sum

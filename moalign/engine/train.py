@@ -157,7 +157,7 @@ class _Arrangements:
         if trainee.weighing is not None:
             judges = trainee.weighing.by_judge(dataset, pairs)
         return [
-            Share(trainee, dataset, part, len(own), mismatched, judge)
+            Share(trainee, dataset, part, len(own), mismatched, judge, _scale(dataset, own))
             for judge, own in judges.items()
             for part in self._of(trainee.job, dataset, own)
         ]
@@ -181,6 +181,11 @@ class _Arrangements:
             packing = packing if limit is None else replace(packing, limit=limit)
             self._known[key] = pair_passes(dataset, pairs, packing)
         return self._known[key]
+
+
+def _scale(dataset: PairDataset, pairs: np.ndarray) -> float:
+    """What makes the mean weight of a step's pairs 1."""
+    return 1.0 if dataset.weights is None else float(1 / dataset.weights[pairs].mean())
 
 
 def _pass(
@@ -338,7 +343,7 @@ def _loss(
     with _own_errors(trainee):
         batch = replace(frozen.batch(share, scored, hidden), distributions=spread, **ends)
         metrics = trainee.metrics if training else None
-        loss = loss_of(batch, trainee.job, metrics, trainee.looks_closely)
+        loss = loss_of(batch, trainee.job, metrics, trainee.looks_closely, share.weights(batch.logps))
         if training and not torch.isfinite(loss):
             given = {"log-probabilities": batch.logps} if trainee.job.reads_logps else {}
             sound = all(bool(torch.isfinite(each).all()) for each in [*given.values(), *ends.values()])

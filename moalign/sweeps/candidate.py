@@ -21,6 +21,7 @@ from moalign.engine.advantages import Advantages
 from moalign.engine.batches import BatchSource, OfflineSource, RolloutSource
 from moalign.engine.conditioned import ConditionedPairs, ConditionedRollouts
 from moalign.engine.evaluate import Evaluation
+from moalign.engine.filtering import Filtering
 from moalign.engine.model import TRAINED
 from moalign.engine.rollouts import Rollout
 from moalign.engine.round_views import RoundViews
@@ -327,6 +328,7 @@ def batch_source(candidate: Candidate, workshop: Workshop, slot: str = TRAINED) 
         shaping=_shaping(candidate, workshop),
         compared_with=workshop.compared_with,
         views=_views(candidate, workshop),
+        filtering=_filtering(candidate, workshop),
         draw=None if workshop.outside is None else workshop.outside.sample,
     )
 
@@ -355,6 +357,15 @@ def _views(candidate: Candidate, workshop: Workshop) -> RoundViews | None:
         return None
     about = (variant.objective, workshop.model, material.texts, config.rollouts, variant.seed)
     return RoundViews(*about, config.data.max_length, workshop.said.setdefault(variant.seed, {}))
+
+
+def _filtering(candidate: Candidate, workshop: Workshop) -> Filtering | None:
+    plan = workshop.plan
+    if plan.filter is None:
+        return None
+    rule = _rule(candidate, workshop) if plan.scored else None
+    seed = plan.variant(candidate.changes).seed
+    return Filtering(plan.filter, plan.objectives, candidate.id, seed, rule)
 
 
 def _shaping(candidate: Candidate, workshop: Workshop) -> Shaping | None:

@@ -12,6 +12,7 @@ from moalign import door, preference
 from moalign.api import (
     Combiner,
     Conditioner,
+    Filter,
     Objective,
     Observer,
     Reader,
@@ -26,7 +27,7 @@ from moalign.errors import ConfigError, PluginError, PreferenceError
 from moalign.registry import Entry, Registry
 from moalign.seeds import derive
 from moalign.storage import safe_name
-from moalign.sweeps import checks, comparing, conditions, directions, guides
+from moalign.sweeps import checks, comparing, conditions, directions, filters, guides
 from moalign.sweeps.changes import Variant, variant
 from moalign.sweeps.checks import references_of, transform_key
 from moalign.types import Candidate, Outcome, Preference, Space
@@ -49,6 +50,7 @@ class Plan:
     sampler: Sampler | None = None
     conditioner: Conditioner | None = None
     reference: Reference | None = None
+    filter: Filter | None = None
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -234,6 +236,7 @@ def prepare(config: Config, registry: Registry) -> Plan:
         sampler=_sampler(config, registry),
         conditioner=conditions.conditioner_of(config, registry),
         reference=comparing.reference_of(config, registry),
+        filter=filters.filter_of(config, registry),
         space=_space(config),
         plugins=_entries(config, registry),
         observers=_observers(config, registry),
@@ -243,6 +246,7 @@ def prepare(config: Config, registry: Registry) -> Plan:
     directions.check(config, plan.rewards)
     conditions.check(plan)
     comparing.check(plan)
+    filters.check(plan)
     if not plan.propose(()):
         raise ConfigError(f"search: '{config.search.name}' proposes no candidate at all")
     plan.check_later()
@@ -335,6 +339,8 @@ def _entries(config: Config, registry: Registry) -> tuple[Entry, ...]:
     choices += [("observer", choice) for choice in config.observers]
     if config.rollouts is not None and config.rollouts.sampler is not None:
         choices.append(("sampler", config.rollouts.sampler))
+    if config.rollouts is not None and config.rollouts.filter is not None:
+        choices.append(("filter", config.rollouts.filter))
     if config.condition is not None:
         choices.append(("conditioner", config.condition))
     if config.reference is not None:

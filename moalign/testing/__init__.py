@@ -12,6 +12,7 @@ change. ``exempt`` leaves out a check by the name that stands in the error, for 
 from moalign.testing.combiner import check_combiner
 from moalign.testing.conditioner import check_conditioner
 from moalign.testing.decoder import check_decoder
+from moalign.testing.filter import check_filter
 from moalign.testing.objective import check_objective
 from moalign.testing.observer import check_observer
 from moalign.testing.reader import check_reader
@@ -28,6 +29,7 @@ __all__ = [
     "check_combiner",
     "check_conditioner",
     "check_decoder",
+    "check_filter",
     "check_objective",
     "check_observer",
     "check_reader",

@@ -72,6 +72,11 @@ def register_references(register: Register) -> None:
     _register_files("references", register)
 
 
+@hookimpl
+def register_filters(register: Register) -> None:
+    _register_files("filters", register)
+
+
 def _register_files(folder: str, register: Register) -> None:
     """A file whose name begins with an underscore holds what several methods share."""
     for file in sorted((HERE / folder).glob("[!_]*.py")):

@@ -1,0 +1,1 @@
+"""Which of the sampled responses are trained on."""

@@ -1,0 +1,397 @@
+"""Filters of sampled responses: what each keeps, what becomes of weights in the loss, and whole runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from interruptions import StopAfterSteps
+from references import HALF, online, online_content, opened, same, trained
+from sweeps import contents
+
+from moalign import config, registry
+from moalign.api import ConfigError, Filter, Kept, PluginError, Sampled, TrainingError
+from moalign.diagnostics.filters import agreement, r_squared
+from moalign.engine import filtering
+from moalign.engine.filtering import Filtering
+from moalign.sweeps import plan, run
+from moalign.sweeps.candidate import batch_source
+from moalign.sweeps.observe import Observer
+from moalign.testing import check_filter
+from moalign_plugins.filters import reward_threshold
+from moalign_plugins.filters.accuracy_band import AccuracyBand
+from moalign_plugins.filters.best import Best
+from moalign_plugins.filters.best_random import BestRandom
+from moalign_plugins.filters.best_worst import BestWorst
+from moalign_plugins.filters.margin import Margin
+from moalign_plugins.filters.reward_threshold import RewardThreshold
+
+EVERY = [
+    *(Best(), Best(keep=3), BestRandom(), BestRandom(resampled=True), BestWorst(), BestWorst(resampled=True)),
+    *(AccuracyBand(right=0.0), AccuracyBand(objective="objective_0", right=0.5, low=0, high=1)),
+    *(RewardThreshold(threshold=-0.5), RewardThreshold(right_by="objective_1", right=0.0, wanted=2)),
+    *(RewardThreshold(right_by="objective_1", right=0.0, grid=(-1, 1, 0.1)), Margin(gap=0.5, least=0.1)),
+]
+
+
+def sampled(signal, groups=None, texts=None, **rewards) -> Sampled:
+    count = len(signal)
+    columns = {name: torch.tensor(values, dtype=torch.float64) for name, values in rewards.items()}
+    values = torch.tensor(signal, dtype=torch.float64)
+    return Sampled(
+        number=0,
+        signal=values,
+        rewards=torch.stack([*columns.values()], 1) if columns else values[:, None],
+        groups=torch.tensor([0] * count if groups is None else groups),
+        lengths=torch.full((count,), 4),
+        ended=torch.ones(count, dtype=torch.bool),
+        texts=tuple(map(str, range(count))) if texts is None else tuple(texts),
+        objectives=tuple(columns) or ("r",),
+    )
+
+
+def noise(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def rows(kept: Kept) -> list[int]:
+    return kept.weights.nonzero().squeeze(1).tolist()
+
+
+# two prompts, of which one has better responses throughout
+SIGNAL, GROUPS = [3.0, 1.0, 2.0, 13.0, 14.0, 11.0, 12.0, 0.0], [5, 5, 5, 2, 2, 2, 2, 5]
+
+
+@pytest.mark.parametrize("plugin", EVERY, ids=repr)
+def test_it_conforms(plugin):
+    check_filter(plugin)
+
+
+@pytest.mark.parametrize(
+    ("plugin", "kept"),
+    [(Best(), [0, 4]), (Best(keep=2), [0, 2, 3, 4]), (Best(keep=9), list(range(8))), (BestWorst(), [0, 4, 5, 7])],
+    ids=repr,
+)
+def test_both_ends_are_those_of_each_prompt(plugin, kept):
+    found = plugin.keep_responses(sampled(SIGNAL, GROUPS), noise())
+    assert rows(found) == kept and set(found.weights.tolist()) <= {0.0, 1.0}
+    assert all(bool(reason) == (row not in kept) for row, reason in enumerate(found.reasons))
+
+
+def test_of_equal_responses_the_first_is_the_best_and_the_last_the_worst():
+    assert rows(Best().keep_responses(sampled([1.0, 1.0, 0.0]), noise())) == [0]
+    assert rows(BestWorst().keep_responses(sampled([1.0, 1.0, 1.0]), noise())) == [0, 2]
+    assert rows(BestWorst().keep_responses(sampled([1.0]), noise())) == [0]
+
+
+def test_one_of_the_others_is_as_likely_as_another():
+    about, counts = sampled([*SIGNAL[:3], 0.0], [1] * 4), torch.zeros(4, dtype=torch.float64)
+    for seed in range(900):
+        kept = BestRandom().keep_responses(about, noise(seed)).weights
+        assert kept[0] == 1 and kept.sum() == 2
+        counts += kept
+    # 900 draws from three: a standard deviation of sqrt(900 * 2 / 9) = 14
+    assert (counts[1:] - 300).abs().max() < 4.5 * math.sqrt(200)
+
+
+@pytest.mark.parametrize(
+    ("plugin", "shares"),
+    [
+        (BestWorst(resampled=True), [1, 0, 0, 0, 0, 0, 1]),
+        (BestRandom(resampled=True), [0.4, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]),
+        (BestRandom(resampled=True, best=0.7, others=0.2), [0.7, 0.2, 0.2, 0.2, 0.2, 0.2, 0.2]),
+    ],
+    ids=repr,
+)
+def test_draws_have_the_frequencies_of_the_paper(plugin, shares):
+    about, counts = sampled([6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0]), torch.zeros(7, dtype=torch.float64)
+    for seed in range(300):
+        kept = plugin.keep_responses(about, noise(seed))
+        assert kept.weights.sum() == 7  # as many as there are
+        counts += kept.weights
+    expected = 2100 * torch.tensor(shares, dtype=torch.float64) / sum(shares)
+    deviation = (expected * (1 - expected / 2100)).sqrt()
+    assert ((counts - expected).abs() <= 4.5 * deviation).all()
+
+
+def test_prompts_within_the_band_are_kept_whole_with_both_bounds():
+    groups = [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
+    about = sampled([0.0] * 12, groups, right=[1.0, 0, 0, 0, 1, 1, 1, 0, 1, 1, 1, 1], other=[0.0] * 12)
+    kept = AccuracyBand(objective="right", low=0.25, high=0.75).keep_responses(about, noise())
+    assert rows(kept) == list(range(8)) and set(kept.reasons[8:]) == {"too easy"}
+    kept = AccuracyBand(objective="right", low=0.3, high=0.9).keep_responses(about, noise())
+    assert rows(kept) == [4, 5, 6, 7]
+    assert kept.reasons == ("too hard",) * 4 + ("",) * 4 + ("too easy",) * 4
+    none = AccuracyBand(objective="other")
+    assert rows(none.keep_responses(about, noise())) == []
+
+
+def test_balance_is_one_where_all_are_right_and_enough():
+    def score(right, groups, wanted=8):
+        kept = torch.ones(len(right), dtype=torch.bool)
+        return reward_threshold.balance(kept, torch.tensor(right), torch.tensor(groups), wanted)
+
+    assert score([True] * 8, [3] * 8) == 1.0
+    assert score([True] * 24, [3] * 8 + [1] * 16) == 1.0
+    assert score([True] * 4, [0] * 4) == 0.5  # pure, and too few
+    assert score([True] * 8 + [False] * 8, [0] * 16) == 0.5  # enough, and half of them wrong
+    assert score([True] * 8 + [False], [0] * 8 + [1]) == 0.5  # a prompt with none right counts
+
+
+def test_the_sweep_finds_the_planted_threshold():
+    """Right responses have 0.2 and more but for two, wrong ones less but for one; the score knows the trade."""
+    rng = np.random.default_rng(1)
+    judged = np.concatenate([rng.uniform(0.2, 0.9, 40), rng.uniform(-0.9, 0.19, 60)])
+    right = np.concatenate([np.ones(40), np.zeros(60)])
+    about = sampled([0.0] * 100, [row % 5 for row in range(100)], judge=judged.tolist(), exact=right.tolist())
+    for grid, close in [((-1, 1, 0.01), 0.011), (None, 1e-12)]:
+        plugin = RewardThreshold(objective="judge", right_by="exact", grid=grid)
+        kept = plugin.keep_responses(about, noise())
+        assert kept.figures["balance"] == 1.0  # 8 right ones to each of 5 prompts, and nothing else
+        assert judged[40:].max() < kept.figures["threshold"] <= judged[:40].min() + 1e-12
+        assert rows(kept) == list(range(40)) and set(kept.reasons[40:]) == {"below the threshold"}
+        lowest = judged[:40].min() if grid is None else judged[40:].max()
+        assert kept.figures["threshold"] == pytest.approx(lowest, abs=close)
+
+
+def test_the_exact_sweep_is_as_good_as_any_threshold():
+    rng = np.random.default_rng(2)
+    judged, right = rng.normal(size=30).round(1), rng.random(30) < 0.5
+    about = sampled(judged.tolist(), [row % 3 for row in range(30)], judge=judged.tolist(), exact=right.astype(float))
+    found = RewardThreshold(right_by="exact", wanted=4).keep_responses(about, noise()).figures["balance"]
+    scores = [
+        reward_threshold.balance(about.signal >= each, torch.tensor(right), about.groups, 4)
+        for each in np.linspace(-4, 4, 801)
+    ]
+    assert found == pytest.approx(max(scores), abs=1e-12)
+
+
+def test_a_repeated_response_is_kept_once():
+    about = sampled([1.0, 1.0, 1.0, 0.0], [0, 0, 1, 1], texts=["a", "a", "a", "b"])
+    kept = RewardThreshold(threshold=0.5).keep_responses(about, noise())
+    assert kept.reasons == ("", "repeated", "", "below the threshold")
+
+
+def test_pairs_with_a_clear_difference_and_a_good_winner():
+    about, pairs = sampled([6.0, 5.0, 4.0, 1.0]), torch.tensor([[0, 2], [0, 1], [2, 3], [1, 3]])
+    kept = Margin(gap=2, least=5).keep_pairs(about, pairs, noise())
+    assert kept.weights.tolist() == [1.0, 0.0, 0.0, 1.0]
+    assert kept.reasons == ("", "too close", "chosen too poor", "")
+    assert Margin(gap=2).keep_pairs(about, pairs, noise()).weights.tolist() == [1.0, 0.0, 1.0, 1.0]
+
+
+def test_a_proxy_that_errs_in_the_middle_prefers_both_ends():
+    """40 prompts with 9 responses: the best and the worst by the proxy are so in truth, what lies between is noise."""
+    generator = noise(7)
+    proxy = torch.linspace(1, -1, 9, dtype=torch.float64).repeat(40)
+    middle = torch.arange(9).repeat(40).remainder(8) != 0
+    gold = torch.where(middle, torch.randn(360, generator=generator, dtype=torch.float64), proxy)
+    gold = gold + 0.05 * torch.randn(360, generator=generator, dtype=torch.float64)
+    about = sampled(proxy.tolist(), [row // 9 for row in range(360)])
+    found = agreement({"one": Best(keep=9), "random": BestRandom(), "ends": BestWorst()}, about, gold)
+    assert next(iter(found)) == "ends" and found["ends"] > 0.99 > 0.6 > found["random"]
+    alone = agreement({"best": Best(), "ends": BestWorst()}, about, gold)
+    assert math.isnan(alone["best"]) and list(alone) == ["ends", "best"]  # the proxy is the same for all of them
+
+
+def test_r_squared_is_that_of_the_best_line_and_weights_repeat():
+    rng = np.random.default_rng(3)
+    proxy, gold, times = rng.normal(size=12), rng.normal(size=12), rng.integers(0, 3, 12)
+    x, y = np.repeat(proxy, times), np.repeat(gold, times)
+    residuals = y - np.polyval(np.polyfit(x, y, 1), x)
+    expected = 1 - residuals.var() / y.var()
+    assert r_squared(*map(torch.tensor, (proxy, gold, times))) == pytest.approx(expected, rel=1e-9)
+
+
+# --- in the engine --------------------------------------------------------------------------------------------------
+
+
+class Weights(Filter):
+    """The weight of each response to a prompt, by its place there."""
+
+    each: tuple[float, ...]
+
+    def keep_responses(self, about, generator):
+        found = torch.tensor([self.each[row % 4] for row in range(len(about.signal))], dtype=torch.float64)
+        return Kept(found, tuple("" if weight else "by its place" for weight in found.tolist()))
+
+
+@pytest.fixture(scope="module")
+def grouped():
+    rollouts = {"rounds": 1, "prompts": 3, "samples": 4, "prompts_per_step": 3, "max_new_tokens": 8}
+    return online(loss={"name": "grpo", "beta": 0.0}, rollouts=rollouts, train={"steps": 1, "lr": 1e-2, "warmup": 0})
+
+
+def with_filter(workshop, plugin):
+    return replace(workshop, plan=replace(workshop.plan, filter=plugin))
+
+
+def test_advantages_are_those_before_the_filter_and_what_is_left_out_is_in_no_step(grouped):
+    plain, _ = batch_source(HALF, grouped).at(0)
+    source = batch_source(HALF, with_filter(grouped, Best()))
+    kept, _ = source.at(0)
+    np.testing.assert_array_equal(kept.advantages, plain.advantages)
+    assert len(plain.pairs) == 12 and len(kept.pairs) == 3
+    combined = plain.rewards.mean(1)
+    for row, _ in kept.pairs.tolist():
+        assert combined[row] == combined[plain.groups == plain.groups[row]].max()
+    assert source.figures["filter/kept"] == 0.25 and source.figures["filter/not among the best"] == 9.0
+
+
+def test_a_step_is_the_weighted_mean_by_hand(grouped):
+    """What one step minimises, and the weights it ends with, are those of responses that stand there so often."""
+    weights, told = (2.0, 0.0, 1.0, 3.0), []
+    for plugin in (Weights(each=weights), Weights(each=tuple(7 * each for each in weights))):
+        told.append(trained(with_filter(grouped, plugin), None)[0])
+    ((tensors, steps), (others, _)) = told
+    for name, value in tensors.items():
+        torch.testing.assert_close(value, others[name], rtol=1e-5, atol=1e-7)  # only their ratios matter
+    plain = batch_source(HALF, grouped).at(0)[0]
+    # the first step of GRPO without KL: the ratio is 1, so a response's loss is minus its advantage
+    each = np.resize(weights, 12)
+    assert steps.losses[0] == pytest.approx(-(each * plain.advantages).sum() / each.sum(), abs=1e-6)
+    alone = trained(grouped, None)[0][1].losses[0]
+    assert alone == pytest.approx(-plain.advantages.mean(), abs=1e-6) and abs(alone - steps.losses[0]) > 1e-3
+
+
+def test_pairs_have_the_product_of_their_responses_weights():
+    rollouts = {"rounds": 1, "prompts": 3, "samples": 4, "max_new_tokens": 8}
+    workshop = online(loss={"name": "dpo", "beta": 0.1}, rollouts=rollouts)
+    weights = (2.0, 0.0, 1.0, 3.0)
+    every = batch_source(HALF, workshop).at(0)[0]
+    found = batch_source(HALF, with_filter(workshop, Weights(each=weights))).at(0)[0]
+    got = dict(zip(map(tuple, found.pairs.tolist()), found.weights.tolist(), strict=True))
+    assert got == {
+        (one, other): weights[one % 4] * weights[other % 4]
+        for one, other in every.pairs.tolist()
+        if weights[one % 4] * weights[other % 4]
+    }
+    assert 0 < len(got) < len(every.pairs)
+
+
+LINES = [
+    ("grpo", {"name": "best", "keep": 2}),
+    ("grpo", "best-random"),
+    ("rebel", "best-worst"),
+    ("dpo", {"name": "best-worst", "resampled": True}),
+    ("reinforce", {"name": "accuracy-band", "objective": "helpful", "right": 0.0, "low": 0, "high": 1}),
+    ("rloo", {"name": "reward-threshold", "right_by": "helpful", "right": 0.2, "wanted": 2}),
+    ("dpo", {"name": "margin", "gap": 0.01}),
+]
+
+
+@pytest.mark.parametrize(("loss", "choice"), LINES, ids=str)
+def test_a_line_in_the_configuration(loss, choice):
+    content = online_content(loss=loss, train={"steps": 2, "lr": 1e-2, "warmup": 0})
+    content["rollouts"] = content["rollouts"] | {"rounds": 2, "samples": 5, "prompts": 4, "filter": choice}
+    ((_, told),) = trained(opened(config.from_mapping(content)), None)
+    prefix = "filter/pairs" if choice == LINES[-1][1] else "filter"
+    assert all(0 < share <= 1 for share in told.of(f"{prefix}/kept")) and len(told.steps) == 2
+
+
+@pytest.mark.parametrize("loss", ["rebel", "grpo", "dpo"])
+def test_a_round_of_which_nothing_is_left_says_why(loss):
+    nothing = {"rounds": 1, "prompts": 2, "samples": 3, "max_new_tokens": 4}
+    low = {"name": "reward-threshold", "threshold": 1e6}
+    message = r"round 0: filter 'reward-threshold' of moalign .* keeps not one of 6 responses \(left out: \d below the"
+    with pytest.raises(TrainingError, match=message):
+        batch_source(HALF, online(loss=loss, rollouts=nothing | {"filter": low})).at(0)
+
+
+def test_a_loss_on_pairs_needs_two_to_a_prompt():
+    rollouts = {"rounds": 1, "prompts": 2, "samples": 3, "max_new_tokens": 4}
+    with pytest.raises(TrainingError, match="no two different ones to a prompt are left"):
+        batch_source(HALF, online(loss="dpo", rollouts=rollouts | {"filter": "best"})).at(0)
+    margin = {"name": "margin", "gap": 1e6}
+    with pytest.raises(TrainingError, match=r"round 0: filter 'margin' .* keeps not one of \d+ pairs"):
+        batch_source(HALF, online(loss="dpo", rollouts=rollouts | {"filter": margin})).at(0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"name": "margin", "gap": 1},
+            r"rollouts\.filter: 'margin' chooses among labelled pairs of responses, and loss",
+        ),
+        ({"name": "accuracy-band", "objective": "x"}, r"rollouts\.filter\.objective: there is no objective 'x'; there"),
+        ({"name": "accuracy-band", "low": 0.9, "high": 0.5}, "low 0.9 is above high 0.5"),
+        ("reward-threshold", "give either threshold, or right_by"),
+        ({"name": "reward-threshold", "right_by": "x"}, r"rollouts\.filter\.right_by: there is no objective 'x'"),
+        ({"name": "reward-threshold", "right_by": "helpful", "grid": [1, 0, 0.1]}, "grid is lowest, highest and step"),
+        ({"name": "best", "keep": 0}, r"rollouts\.filter\.keep"),
+        ("bestt", r"rollouts\.filter\.name: no filter is called 'bestt'; did you mean 'best'"),
+    ],
+)
+def test_what_does_not_work_is_refused_before_a_model_is_loaded(changes, message):
+    content = config.from_mapping(online_content(rollouts={"filter": changes}))
+    with pytest.raises(Exception, match=message) as error:
+        plan.prepare(content, registry.discover())
+    assert isinstance(error.value, ConfigError) or "no filter" in str(error.value)
+
+
+def test_a_rule_without_a_combined_reward_is_refused():
+    rule = {"name": "par-margins", "reference": 0}
+    content = online_content(rollouts={"filter": "best"}, combine=rule)
+    with pytest.raises(ConfigError, match=r"rollouts\.filter: combine 'par-margins' has no combined reward of a"):
+        plan.prepare(config.from_mapping(content), registry.discover())
+
+
+ONE = torch.ones(3, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (ONE, "it must return a moalign.api.Kept, not Tensor"),
+        (Kept(ONE.float(), ("",) * 3), r"weights must be float64 \[3\] on cpu, one of each, not torch.float32"),
+        (Kept(ONE[:2], ("",) * 2), r"weights must be float64 \[3\]"),
+        (Kept(-ONE, ("",) * 3), "a weight is -1.0; it must be finite"),
+        (Kept(ONE * math.nan, ("",) * 3), "a weight is nan"),
+        (Kept(ONE, ("",) * 2), "reasons must be a tuple of 3 texts"),
+        (Kept(ONE * 0, ("",) * 3), "one has the weight 0 without a reason"),
+        (Kept(ONE, ("odd",) * 3), "one has the weight 1 with the reason 'odd' to leave it out"),
+        (Kept(ONE * 0, ("kept",) * 3), "the reason 'kept' cannot name a figure"),
+        (Kept(ONE * 0, ("a/b",) * 3), "the reason 'a/b' cannot name a figure"),
+        (Kept(ONE, ("",) * 3, {"kept": 1.0}), "figures must be numbers by names of their own"),
+    ],
+)
+def test_what_a_filter_must_not_return(found, message):
+    with pytest.raises(PluginError, match=message):
+        filtering.checked(found, 3, "who")
+
+
+def test_draws_are_a_function_of_seed_and_round(grouped):
+    data = batch_source(HALF, grouped).at(0)[0]
+    signal = data.rewards.mean(1)
+
+    def pairs(seed, number):
+        chooser = Filtering(BestRandom(), data.objectives, "", seed)
+        return chooser.responses(number, data, data.rewards, signal)[0].pairs.tolist()
+
+    assert pairs(1, 0) == pairs(1, 0)
+    assert len({str(pairs(seed, number)) for seed in range(4) for number in range(4)}) > 4
+
+
+def test_a_resumed_run_is_the_unbroken_one(tmp_path):
+    """Draws among them: what was broken off is trained anew, as it was."""
+    content = online_content(loss="grpo", train={"steps": 2, "lr": 1e-2, "warmup": 0, "together": 1})
+    filtered = {"rounds": 2, "filter": {"name": "best-random", "resampled": True}}
+    content["rollouts"] = content["rollouts"] | filtered
+    settings, installed = config.from_mapping(content), registry.discover()
+    run.start(settings, tmp_path / "whole", installed, Observer())
+    with pytest.raises(KeyboardInterrupt):
+        run.start(settings, tmp_path / "parts", installed, StopAfterSteps(3))
+    run.resume(tmp_path / "parts", installed, Observer())
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+    told = [file.read_text().splitlines() for file in tmp_path.glob("parts/candidates/*/metrics.jsonl")]
+    assert len(told) == 2 and all("filter/kept" in json.loads(line) for lines in told for line in lines)
+
+
+def test_the_same_filter_trains_the_same(grouped):
+    first, second = (trained(with_filter(grouped, BestRandom()), None)[0][0] for _ in range(2))
+    assert same(first, second)

@@ -18,7 +18,7 @@ from value_heads import settings_of, write_prompts
 from moalign import lora, registry
 from moalign.data.across import across_prompts
 from moalign.data.batching import groups_of
-from moalign.data.pairing import rated, rated_by_all
+from moalign.data.pairing import rated
 from moalign.data.tokenise import Sequence
 from moalign.demo import grammar
 from moalign.engine import train as engine
@@ -95,17 +95,19 @@ def test_a_response_without_a_score_for_every_objective_is_counted_and_left_out(
     scores = {"a": (1.0, None, 3.0), "b": (0.0, 1.0, 2.0)}
     records = [Record("p", ("x", "y", "z"), scores, group="p"), Record("q", ("x",), {"a": (1.0,)}, group="q")]
     tokeniser = workshop.model.tokeniser
-    found = rated_by_all(records, tokeniser, ["a", "b"], directions={"b": "min"})
+    found = rated(records, tokeniser, ["a", "b"], directions={"b": "min"}, by_all=True)
     assert found.pairs.tolist() == [[0, 0], [1, 1]]
     assert found.rewards.tolist() == [[1.0, 0.0], [3.0, -2.0]]
     assert found.counts == {
         "left out: a response without a score for a": 1,
         "left out: a response without a score for b": 1,
     }
-    later = rated_by_all(records, tokeniser, ["a", "b"], later=["a", "b"])
+    later = rated(records, tokeniser, ["a", "b"], later=["a", "b"], by_all=True)
     assert len(later.pairs) == 4 and np.isnan(later.rewards[3, 1])
+    assert len(rated(records, tokeniser, ["a", "b"]).pairs) == 4
+    assert [len(rated(records, tokeniser, ["a"], later=later).pairs) for later in ([], ["a"])] == [3, 4]
     with pytest.raises(DataError, match="2 x left out: a response without a score for a"):
-        rated_by_all([Record("p", ("x", "y"), {"b": (1.0, 2.0)}, group="p")], tokeniser, ["a", "b"])
+        rated([Record("p", ("x", "y"), {"b": (1.0, 2.0)}, group="p")], tokeniser, ["a", "b"], by_all=True)
 
 
 def test_steps_have_whole_prompts_and_epochs_drop_and_repeat_none(workshop):

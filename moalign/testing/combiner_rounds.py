@@ -9,9 +9,9 @@ from copy import deepcopy
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from moalign.api import MoalignError, Preference, Round
+from moalign.api import Preference, Round
 from moalign.testing.combiner_trial import Trial, shown
-from moalign.testing.review import described, short
+from moalign.testing.review import short
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -213,10 +213,8 @@ def watched(t: Trial, hook: str, about: str, *arguments: Any) -> Any:
     """What the hook returns for copies of the arguments, which it must leave as they are."""
     given = deepcopy(arguments)
     tried = f"{hook}, {about}"
-    try:
-        found = t.review.call(tried, f"{hook} must take every round", getattr(t.plugin, hook), *given)
-    except MoalignError as error:
-        t.review.fail(tried, described(error), f"{hook} must take every round of rewards in `reward_range`", error)
+    change = f"{hook} must take every round of rewards in `reward_range`"
+    found = t.review.answer(tried, change, getattr(t.plugin, hook), *given)
     same = all(_same(before, after) for before, after in zip(arguments, given, strict=True))
     change = "compute new tensors and a new state; write into none that was handed over"
     t.review.require(same, tried, "an argument changed during the call", change)

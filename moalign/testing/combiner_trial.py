@@ -79,10 +79,7 @@ class Trial:
         """Checked for shape and finiteness, with the inputs watched."""
         given = copied(batch)
         change = "pair_terms must take every batch of the pairs that the rule `accepts`"
-        try:
-            terms = self.review.call(tried, change, self.plugin.pair_terms, given)
-        except MoalignError as error:
-            self.review.fail(tried, described(error), change, error)
+        terms = self.review.answer(tried, change, self.plugin.pair_terms, given)
         written = changed_fields(batch, given)
         change = "compute new tensors; write into none that was handed over"
         self.review.require(not written, tried, f"{', '.join(written)} changed during the call", change)
@@ -115,10 +112,7 @@ class Trial:
 
         given = rewards.clone(), preference.clone()
         change = "scalarise must take rewards [..., M] and a preference [..., M] of any leading dimensions"
-        try:
-            value = self.review.call(tried, change, self.plugin.scalarise, *given)
-        except MoalignError as error:
-            self.review.fail(tried, described(error), change, error)
+        value = self.review.answer(tried, change, self.plugin.scalarise, *given)
         for name, before, after in zip(("rewards", "preference"), (rewards, preference), given, strict=True):
             same = bool(torch.isclose(before, after, rtol=0, atol=0, equal_nan=True).all())
             self.review.require(same, tried, f"{name} changed during the call", "compute new tensors; write into none")

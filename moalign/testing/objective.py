@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from moalign.api import Batch, MoalignError, Objective, PairTerms
+from moalign.api import Batch, Objective, PairTerms
 from moalign.testing.advantages import CHECKS_OF_ADVANTAGES
 from moalign.testing.batch import (
     agrees,
@@ -141,10 +141,7 @@ class Trial:
         batch = self.told(batch)
         given, given_terms = copied(batch), copied(terms)
         change = "a loss must take every batch that the engine can hand it"
-        try:
-            losses = self.review.call(tried, change, self.plugin.loss, given, given_terms)
-        except MoalignError as error:
-            self.review.fail(tried, described(error), change, error)
+        losses = self.review.answer(tried, change, self.plugin.loss, given, given_terms)
         written = changed_fields(batch, given) + [f"terms.{name}" for name in changed_fields(terms, given_terms)]
         change = "compute new tensors; write into none that was handed over (no in-place operations)"
         self.review.require(not written, tried, f"{', '.join(written)} changed during the call", change)

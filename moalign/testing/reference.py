@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from moalign.api import ConfigError, MoalignError, Move, Progress, Reference
-from moalign.testing.review import Review, described, run, short
+from moalign.api import ConfigError, Move, Progress, Reference
+from moalign.testing.review import Review, run, short
 
 ROUND = 7  # steps
 
@@ -76,11 +76,11 @@ class Trial:
     def move(self, tried: str, at: Progress, state: State, distance: float) -> tuple[Move | None, State]:
         """Checked for kind, finiteness and state, with the state watched."""
         given, where = deepcopy(dict(state)), f"{tried}, step {at.step}"
-        told = self.call(where, "return True or False from measures", self.plugin.measures, at, given)
+        told = self.review.answer(where, "return True or False from measures", self.plugin.measures, at, given)
         self.review.require(isinstance(told, bool), where, short(told), "return True or False from measures")
         if told:
             at = Progress(at.step, at.round, distance, distance / 2)
-        found = self.call(where, "moves must take any step", self.plugin.moves, at, given)
+        found = self.review.answer(where, "moves must take any step", self.plugin.moves, at, given)
         change = "make a new state; write nothing into the one that was handed over"
         self.review.require(given == dict(state), where, "the state changed during the call", change)
         change = "return two things: a moalign.api.Move, or None where it stays, and the state from here on"
@@ -92,21 +92,15 @@ class Trial:
         self.check_state(where, after)
         return move, after
 
-    def call(self, tried: str, change: str, method: Callable[..., Any], *arguments: Any) -> Any:
-        try:
-            return self.review.call(tried, change, method, *arguments)
-        except MoalignError as error:
-            self.review.fail(tried, described(error), change, error)
-
 
 def declarations_are_known(t: Trial) -> None:
     """``fixed`` is said, adapters have finite shares, and the rank is one."""
     fixed = t.plugin.fixed
     t.review.require(isinstance(fixed, bool), "reading fixed", short(fixed), "declare fixed as True or False")
-    found = t.call("adapters()", "return numbers by folder", t.plugin.adapters)
+    found = t.review.answer("adapters()", "return numbers by folder", t.plugin.adapters)
     good = isinstance(found, Mapping) and all(isinstance(path, str) and _finite(c) for path, c in found.items())
     t.review.require(good, "adapters()", short(found), "return finite numbers by folder; an empty mapping for the base")
-    rank = t.call("largest_rank()", "return a rank, or None", t.plugin.largest_rank)
+    rank = t.review.answer("largest_rank()", "return a rank, or None", t.plugin.largest_rank)
     good = rank is None or (isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1)
     t.review.require(good, "largest_rank()", short(rank), "return 1 or more, or None where ranks add up")
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from moalign.api import Batch, MoalignError, TokenAdvantages, Tokens
+from moalign.api import Batch, TokenAdvantages, Tokens
 from moalign.testing.batch import RESPONSES, copied, rearranged
-from moalign.testing.review import described
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,10 +83,7 @@ def asked(t: Trial, tried: str, given: MadeUpRound) -> TokenAdvantages:
     arguments = {name: _copy(value) for name, value in given.arguments.items()}
     method = t.plugin.advantages if given.tokens is None else t.plugin.token_advantages
     change = "advantages must be found for every round of sampled responses"
-    try:
-        found: Any = t.review.call(tried, change, method, *arguments.values())
-    except MoalignError as error:
-        t.review.fail(tried, described(error), change, error)
+    found: Any = t.review.answer(tried, change, method, *arguments.values())
     written = [name for name, value in given.arguments.items() if not _equal(value, arguments[name])]
     change = "compute new tensors; write into none that was handed over (no in-place operations)"
     t.review.require(not written, tried, f"{', '.join(written)} changed during the call", change)
@@ -146,10 +142,7 @@ def _measured(t: Trial, batch: Batch) -> dict[str, Tensor]:
     tried = "measuring the tokens of a round"
     change = "let `measure` read what `needs` declares, but advantages, which there are none of yet"
     given = copied(replace(batch, old_logps=None if "old_logps" not in t.plugin.wants else batch.old_logps))
-    try:
-        found: Any = t.review.call(tried, change, t.plugin.measure, given)
-    except MoalignError as error:
-        t.review.fail(tried, described(error), change, error)
+    found: Any = t.review.answer(tried, change, t.plugin.measure, given)
     change = "return tensors by name, one finite number for each token: [N,T] and the dtype of batch.logps"
     t.review.require(isinstance(found, dict), tried, type(found).__name__, change)
     for name, values in found.items():

@@ -8,8 +8,8 @@ from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from moalign.api import MoalignError, Responses, Transform
-from moalign.testing.review import Review, described, run, short
+from moalign.api import Responses, Transform
+from moalign.testing.review import Review, run, short
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,10 +100,7 @@ class Trial:
 
         given = rewards.clone(), _copied(about), deepcopy(dict(state))
         change = "apply must take the finite rewards of any round"
-        try:
-            found = self.review.call(tried, change, self.plugin.apply, *given)
-        except MoalignError as error:
-            self.review.fail(tried, described(error), change, error)
+        found = self.review.answer(tried, change, self.plugin.apply, *given)
         touched = [name for name, same in _unchanged((rewards, about, state), given) if not same]
         change = "compute new tensors and a new state; write into none that was handed over"
         self.review.require(not touched, tried, f"{', '.join(touched)} changed during the call", change)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from moalign.api import Batch, Combiner, Preference
 from moalign.testing import combiner_losses, combiner_rounds
-from moalign.testing.batch import changed_fields, copied, swapped
+from moalign.testing.batch import swapped
 from moalign.testing.combiner_trial import NAMES, Trial, judged_by, shown, total_weight
 from moalign.testing.review import Review, described, run
+from moalign.testing.watched import changed_fields, copied
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,12 +6,13 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from moalign.api import Preference, Round
 from moalign.testing.combiner_trial import Trial, shown
 from moalign.testing.review import short
+from moalign.testing.watched import copied, unchanged
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -211,11 +212,11 @@ def begun(t: Trial, preference: Preference) -> Any:
 
 def watched(t: Trial, hook: str, about: str, *arguments: Any) -> Any:
     """What the hook returns for copies of the arguments, which it must leave as they are."""
-    given = deepcopy(arguments)
+    given = [copied(each) for each in arguments]
     tried = f"{hook}, {about}"
     change = f"{hook} must take every round of rewards in `reward_range`"
     found = t.review.answer(tried, change, getattr(t.plugin, hook), *given)
-    same = all(_same(before, after) for before, after in zip(arguments, given, strict=True))
+    same = all(unchanged(before, after) for before, after in zip(arguments, given, strict=True))
     change = "compute new tensors and a new state; write into none that was handed over"
     t.review.require(same, tried, "an argument changed during the call", change)
     return found
@@ -266,16 +267,6 @@ def through_json(state: Mapping[str, Any]) -> Any:
         return json.loads(json.dumps(state, allow_nan=False, sort_keys=True))
     except (TypeError, ValueError):
         return None
-
-
-def _same(before: Any, after: Any) -> bool:
-    import torch
-
-    if isinstance(before, torch.Tensor):
-        return bool(torch.isclose(before, after, rtol=0, atol=0, equal_nan=True).all())
-    if is_dataclass(before):
-        return all(_same(getattr(before, each.name), getattr(after, each.name)) for each in fields(before))
-    return bool(before == after)
 
 
 def _agree(first: Tensor, second: Tensor) -> bool:

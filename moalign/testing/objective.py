@@ -9,19 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from moalign.api import Batch, Objective, PairTerms
 from moalign.testing.advantages import CHECKS_OF_ADVANTAGES
-from moalign.testing.batch import (
-    agrees,
-    at_start,
-    changed_fields,
-    copied,
-    made_up,
-    otherwise,
-    padded,
-    plain_terms,
-    rearranged,
-    rows_of,
-    spoken,
-)
+from moalign.testing.batch import agrees, at_start, made_up, otherwise, padded, plain_terms, rearranged, rows_of, spoken
 from moalign.testing.owned import (
     first_values,
     losses_of,
@@ -33,6 +21,7 @@ from moalign.testing.review import Review, described, first, run
 from moalign.testing.rounds import advantages_of, made_up_round, weighed
 from moalign.testing.terms import shiftable_is_honest, weight_is_left_to_the_engine
 from moalign.testing.views import folders, folders_follow_from_options, names_of_views, views_are_texts
+from moalign.testing.watched import changed_fields, copied
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from random import Random
-from typing import Any
 
 from moalign.api import ConfigError, Move, Progress, Reference
 from moalign.testing.review import Review, run, short
+from moalign.testing.states import State, begun, check_state, through_json
 
 ROUND = 7  # steps
 
@@ -24,7 +23,6 @@ def check_reference(plugin: Reference, *, steps: int = 210, seed: int = 0, exemp
     run(CHECKS, Trial(Review("reference", plugin), plugin, steps, seed), exempt)
 
 
-State = Mapping[str, Any]
 Course = list["Move | None"]
 
 
@@ -49,18 +47,7 @@ class Trial:
             yield Progress(step, step // ROUND if rounds else None)
 
     def start(self) -> State:
-        change = "return a mapping of plain data (text, numbers, lists, mappings, None) from init()"
-        state = self.review.call("init()", change, self.plugin.init)
-        self.check_state("init()", state)
-        return state
-
-    def check_state(self, tried: str, state: Any) -> None:
-        change = "keep as state a mapping that JSON can hold: text as keys; text, finite numbers, lists, mappings, None"
-        try:
-            same = isinstance(state, Mapping) and json.loads(json.dumps(dict(state), allow_nan=False)) == dict(state)
-        except (TypeError, ValueError):
-            same = False
-        self.review.require(same, tried, f"the state {short(state)}", change)
+        return begun(self.review, self.plugin.init)
 
     def course(self, tried: str, rounds: bool, distance: float | None = None, stored: bool = False) -> Course:
         """The moves of a whole training. ``distance``: of the policy at every look; None: drawn, and larger and larger.
@@ -70,7 +57,7 @@ class Trial:
             drawn = rng.random() * at.step / 4 if distance is None else distance
             move, state = self.move(tried, at, state, drawn)
             moves.append(move)
-            state = json.loads(json.dumps(dict(state))) if stored else state
+            state = through_json(state) if stored else state
         return moves
 
     def move(self, tried: str, at: Progress, state: State, distance: float) -> tuple[Move | None, State]:
@@ -89,7 +76,7 @@ class Trial:
         self.review.require(move is None or isinstance(move, Move), where, short(move), change)
         finite = move is None or (_finite(move.policy) and _finite(move.reference))
         self.review.require(finite, where, short(move), "return finite numbers in a Move")
-        self.check_state(where, after)
+        check_state(self.review, where, after)
         return move, after
 
 

@@ -8,11 +8,12 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from moalign.api import Batch, RewardModel, UserError
-from moalign.testing.batch import WIDTH, at_start, changed_fields, copied, padded, rearranged
+from moalign.testing.batch import WIDTH, at_start, padded, rearranged
 from moalign.testing.judgements import judged, otherwise, unlabelled
 from moalign.testing.owned import are_first_values, moved, named_tensors
 from moalign.testing.review import Review, described, first, run
 from moalign.testing.reward_model_learning import CHECKS_OF_LEARNING
+from moalign.testing.watched import changed_fields, copied
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -21,7 +21,10 @@ def begun(review: Review, init: Callable[..., Any], *arguments: Any, tried: str 
 
 def check_state(review: Review, tried: str, state: Any) -> None:
     """Fail where JSON does not give it back as it was."""
-    change = "keep as state a mapping that JSON can hold: text as keys; text, finite numbers, lists, mappings, None"
+    change = (
+        "keep as state a mapping that JSON can hold: text as keys; text, finite numbers, lists, mappings, None; no "
+        "tensors, no tuples"
+    )
     plain = isinstance(state, Mapping) and through_json(state) == dict(state)
     review.require(plain, tried, f"the state {short(state)}", change)
 

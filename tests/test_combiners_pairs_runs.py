@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from interruptions import StopAfterSteps
+from interruptions import StopAfterSteps, break_off_and_resume
 from sweeps import contents, small_config, write_pairs
 
 from moalign import lora, registry
@@ -241,9 +241,7 @@ def test_a_resumed_run_with_a_rule_that_remembers_is_the_unbroken_one(tiny_model
         combine={"name": "smooth-chebyshev", "memory": 0.8},
     )
     run.start(settings, tmp_path / "unbroken", registry.discover(), Observer())
-    with pytest.raises(KeyboardInterrupt):
-        run.start(settings, tmp_path / "broken", registry.discover(), StopAfterSteps(6))
-    run.resume(tmp_path / "broken", registry.discover(), Observer())
+    break_off_and_resume(settings, tmp_path / "broken", StopAfterSteps(6))
     expected, found = contents(tmp_path / "unbroken"), contents(tmp_path / "broken")
     assert any(b"combine/losses/" in content for name, content in found.items() if "metrics" in name)
     assert found == expected

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from interruptions import StopAfterSteps
+from interruptions import StopAfterSteps, break_off_and_resume
 from scored_runs import CANDIDATES, READER, scored_config, write_scored
 from sweeps import contents
 from value_heads import settings_of, write_prompts
@@ -275,10 +275,8 @@ def test_interrupted_and_resumed_equals_unbroken_byte_for_byte(tiny_model_path, 
     train = {"steps": 4, "pairs_per_step": 8, "lr": 5e-3, "together": 1}
     settings = scored_config(tiny_model_path, data, "kto", train=train, search={"name": "grid", "points": 2})
     run.start(settings, tmp_path / "unbroken", registry.discover(), Observer())
-    with pytest.raises(KeyboardInterrupt):
-        run.start(settings, tmp_path / "run", registry.discover(), StopAfterSteps(6))
-    run.resume(tmp_path / "run", registry.discover(), Observer())
-    assert contents(tmp_path / "run") == contents(tmp_path / "unbroken")
+    resumed = break_off_and_resume(settings, tmp_path / "run", StopAfterSteps(6))
+    assert contents(resumed) == contents(tmp_path / "unbroken")
     file = next(iter(sorted(tmp_path.glob("run/candidates/*/metrics.jsonl"))))
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     figures = {"loss", "signal", "advantage", "kl_estimate", "kl_mismatched", "helpful/reward", "helpful/weighted"}

@@ -16,6 +16,7 @@ from sweeps import contents, small_config, write_pairs
 
 from moalign import lora, registry
 from moalign.api import Combiner, PairTerms, PluginError, pair_preference
+from moalign.config import Config
 from moalign.engine.scoring import LogpCache
 from moalign.engine.train import train_together
 from moalign.engine.trainee import Trainee
@@ -245,6 +246,24 @@ def test_a_resumed_run_with_a_rule_that_remembers_is_the_unbroken_one(tiny_model
     expected, found = contents(tmp_path / "unbroken"), contents(tmp_path / "broken")
     assert any(b"combine/losses/" in content for name, content in found.items() if "metrics" in name)
     assert found == expected
+
+
+@pytest.mark.parametrize("name", ["par-margins", "log-sigmoid-margins"])
+def test_a_rule_that_bends_rewards_refuses_those_that_are_known_but_for_a_number(name, tiny_model_path, pairs):
+    """Log-ratios of adapters, which the configuration asks for, or which are all that there is for these pairs."""
+
+    def settings(margins: str, combine: Any) -> Config:
+        return small_config(tiny_model_path, pairs, combine=combine, data={"path": str(pairs), "margins": margins})
+
+    bends = {"name": name, "reference": 0.0}
+    message = rf"data\.margins: .*combine '{name}' reads the rewards themselves.*give scores in the data"
+    with pytest.raises(ConfigError, match=message):
+        prepare(settings("implicit", bends), registry.discover())
+    plan = prepare(settings("auto", bends), registry.discover())
+    with pytest.raises(ConfigError, match=message):
+        open_workshop(plan, Path(), Observer(), keep_cache=False)
+    assert prepare(settings("scores", bends), registry.discover()).reads_levels
+    assert not prepare(settings("implicit", "modpo"), registry.discover()).reads_levels
 
 
 def test_an_early_stop_has_no_scale_where_weights_move(tiny_model_path, pairs):

@@ -80,6 +80,12 @@ class Plan:
         return self.combiner.merges_judges and not (self.grouped or self.scored or self.labels_rounds)
 
     @property
+    def reads_levels(self) -> bool:
+        """Whether the combiner reads rewards of labelled pairs that more than their differences must be known of."""
+        by_pairs = not (self.grouped or self.scored or self.labels_rounds)
+        return self.combiner.reads_levels and by_pairs and self.mixing_needs_margins
+
+    @property
     def told_in_text(self) -> bool:
         """Whether prompts tell the model its preference."""
         return self.conditioner is not None and self.conditioner.by == "text"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -169,6 +170,10 @@ def declarations_are_known(t: Trial) -> None:
     t.review.require(
         isinstance(t.plugin.shiftable, bool), tried, f"shiftable is {t.plugin.shiftable!r}", "True or False"
     )
+    change = "return what a nat of KL costs in rewards: a finite number, not below 0, which is for no price"
+    price: Any = t.review.answer("kl_price()", change, t.plugin.kl_price)
+    good = isinstance(price, int | float) and not isinstance(price, bool) and 0 <= price < math.inf
+    t.review.require(good, "kl_price()", repr(price), change)
 
 
 def needs_are_enough(t: Trial) -> None:

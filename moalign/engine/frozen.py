@@ -151,8 +151,9 @@ class Frozen:
         return torch.tensor(job.preference, device=device).expand(len(self.sequences), -1)
 
     def _rewards(self, job: Job, reference: Tensor | None) -> Tensor | None:
-        """Scores per row and objective [N,M] where something needs them: from the data, or from frozen adapters."""
-        if job.needs.isdisjoint({"margins", "rewards"}):
+        """Scores per row and objective [N,M] where something needs them: from the data, or from frozen adapters. What
+        they say of sampled pairs that another number has labelled, the metrics tell (``loss_of``)."""
+        if job.needs.isdisjoint({"margins", "rewards"}) and not job.labels_rounds:
             return None
         rewards = self.known["rewards"].clone()
         for index, frozen in job.margins_from.items():

@@ -10,8 +10,11 @@ import time
 from pathlib import Path
 
 import command_line
+import pytest
 
+from moalign import registry
 from moalign.config import Config
+from moalign.sweeps import run
 from moalign.sweeps.observe import Observer
 
 
@@ -37,6 +40,14 @@ class StopAfterCandidates(Observer):
         self.left -= 1
         if self.left == 0:
             raise KeyboardInterrupt
+
+
+def break_off_and_resume(settings: Config, directory: Path, stop: Observer) -> Path:
+    """A run of these settings that ``stop`` interrupts, and that then goes on to its end."""
+    with pytest.raises(KeyboardInterrupt):
+        run.start(settings, directory, registry.discover(), stop)
+    run.resume(directory, registry.discover(), Observer())
+    return directory
 
 
 def kill_and_resume(settings: Config, folder: Path) -> Path:

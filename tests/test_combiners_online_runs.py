@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from interruptions import StopAfterSteps, kill_and_resume
+from interruptions import StopAfterSteps, break_off_and_resume, kill_and_resume
 from sweeps import contents, small_config
 
 from moalign import registry
@@ -149,10 +149,8 @@ EXPECTED = {
 def test_interrupted_and_resumed_equals_unbroken_byte_for_byte(unbroken, tmp_path):
     """One candidate is finished, the other in its second round."""
     config, directory = unbroken
-    with pytest.raises(KeyboardInterrupt):
-        run.start(config, tmp_path / "run", registry.discover(), StopAfterSteps(9))
-    run.resume(tmp_path / "run", registry.discover(), Observer())
-    assert contents(tmp_path / "run") == contents(directory)
+    resumed = break_off_and_resume(config, tmp_path / "run", StopAfterSteps(9))
+    assert contents(resumed) == contents(directory)
 
 
 @pytest.mark.parametrize("unbroken", ["lagrangian"], indirect=True)
@@ -174,10 +172,8 @@ def test_weights_follow_the_gradients_that_the_engine_measures(tiny_model_path, 
     assert first[0] == pytest.approx(first[1], rel=1e-6) and first[0] > 0.25
     assert first[0] / first[2] <= 0.5 * exp(2 * 0.3 * 0.25) * (1 + 1e-9)
     assert found[0] == found[1] and found[4][2] <= found[2][2] < first[2] < 0.5
-    with pytest.raises(KeyboardInterrupt):
-        run.start(config, tmp_path / "run", registry.discover(), StopAfterSteps(5))
-    run.resume(tmp_path / "run", registry.discover(), Observer())
-    assert contents(tmp_path / "run") == contents(tmp_path / "unbroken")
+    resumed = break_off_and_resume(config, tmp_path / "run", StopAfterSteps(5))
+    assert contents(resumed) == contents(tmp_path / "unbroken")
 
 
 def test_directions_work_with_losses_on_sampled_responses(tiny_model_path, prompts):

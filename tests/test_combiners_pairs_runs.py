@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from interruptions import StopAfterSteps
+from interruptions import StopAfterSteps, break_off_and_resume
 from sweeps import contents, small_config, write_pairs
 
 from moalign import lora, registry
 from moalign.api import Combiner, PairTerms, PluginError, pair_preference
+from moalign.config import Config
 from moalign.engine.scoring import LogpCache
 from moalign.engine.train import train_together
 from moalign.engine.trainee import Trainee
@@ -241,12 +242,28 @@ def test_a_resumed_run_with_a_rule_that_remembers_is_the_unbroken_one(tiny_model
         combine={"name": "smooth-chebyshev", "memory": 0.8},
     )
     run.start(settings, tmp_path / "unbroken", registry.discover(), Observer())
-    with pytest.raises(KeyboardInterrupt):
-        run.start(settings, tmp_path / "broken", registry.discover(), StopAfterSteps(6))
-    run.resume(tmp_path / "broken", registry.discover(), Observer())
+    break_off_and_resume(settings, tmp_path / "broken", StopAfterSteps(6))
     expected, found = contents(tmp_path / "unbroken"), contents(tmp_path / "broken")
     assert any(b"combine/losses/" in content for name, content in found.items() if "metrics" in name)
     assert found == expected
+
+
+@pytest.mark.parametrize("name", ["par-margins", "log-sigmoid-margins"])
+def test_a_rule_that_bends_rewards_refuses_those_that_are_known_but_for_a_number(name, tiny_model_path, pairs):
+    """Log-ratios of adapters, which the configuration asks for, or which are all that there is for these pairs."""
+
+    def settings(margins: str, combine: Any) -> Config:
+        return small_config(tiny_model_path, pairs, combine=combine, data={"path": str(pairs), "margins": margins})
+
+    bends = {"name": name, "reference": 0.0}
+    message = rf"data\.margins: .*combine '{name}' reads the rewards themselves.*give scores in the data"
+    with pytest.raises(ConfigError, match=message):
+        prepare(settings("implicit", bends), registry.discover())
+    plan = prepare(settings("auto", bends), registry.discover())
+    with pytest.raises(ConfigError, match=message):
+        open_workshop(plan, Path(), Observer(), keep_cache=False)
+    assert prepare(settings("scores", bends), registry.discover()).reads_levels
+    assert not prepare(settings("implicit", "modpo"), registry.discover()).reads_levels
 
 
 def test_an_early_stop_has_no_scale_where_weights_move(tiny_model_path, pairs):

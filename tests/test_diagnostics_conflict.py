@@ -12,9 +12,9 @@ from moalign.config import LoraSettings, ModelSettings
 from moalign.data.dataset import PairDataset
 from moalign.data.tokenise import Sequence
 from moalign.diagnostics import conflict
+from moalign.diagnostics.pair_gradients import gradient_products
 from moalign.engine.metrics import StepMetrics
 from moalign.engine.model import LanguageModel, load
-from moalign.engine.pair_gradients import gradient_products
 from moalign.lora import Stack
 from moalign.types import Sample
 from moalign_plugins.objectives.dpo import DPO

@@ -8,13 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from references import HALF, Told, offline, same
 from sweeps import small_config, write_pairs
 from test_objectives import make_batch, terms_of
+from torch import Tensor
 
-from moalign import registry
-from moalign.api import PluginError
+from moalign import lora, registry
+from moalign.api import Batch, PairTerms, PluginError
 from moalign.engine import train as loop
+from moalign.engine.trainee import Trainee
 from moalign.sweeps import run
+from moalign.sweeps.candidate import batch_source, job_of, slots
 from moalign.sweeps.observe import Observer
 from moalign.testing import check_objective
 from moalign_plugins.objectives.align_distil import AlignDistil
@@ -149,3 +153,35 @@ def test_runs_train_on_distributions_that_fit_the_log_probabilities(
     for metrics in (tmp_path / "run/candidates").glob("*/metrics.jsonl"):
         losses = [json.loads(line)["loss"] for line in metrics.read_text().splitlines()]
         assert losses[-1] < 0.9 * losses[0]
+
+
+class WritesIntoTheTeacher(AlignDistilSimple):
+    """Wrong: after its loss nothing is left of what the frozen policies said."""
+
+    def loss(self, batch: Batch, terms: PairTerms) -> Tensor:
+        losses = super().loss(batch, terms)
+        for name in ("teacher", "reference"):
+            batch.distributions[name].zero_()
+        return losses
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_who_writes_into_a_distribution_fails_alone(wrong, tiny_model_path, small_run, tmp_path):
+    """Its neighbour in the pass learns what it learns beside one that writes into nothing, to the last bit."""
+    loss = {"name": "align-distil-simple", "teacher": str(small_run / "candidates/w-1.00-0.00")}
+    train = {"steps": 1, "pairs_per_step": 6, "lr": 1e-2, "schedule": "constant", "warmup": 0.0}
+    workshop = offline(tiny_model_path, tmp_path, loss=loss, train=train)
+
+    def neighbour(first: AlignDistilSimple) -> tuple[list[Trainee], dict[str, Tensor]]:
+        trainees = []
+        for place, slot in enumerate(slots(2)):
+            job = job_of(HALF, workshop, ())
+            job = dataclasses.replace(job, objective=first) if place == wrong else job
+            trainees.append(Trainee(job, batch_source(HALF, workshop, slot), slot, Told()))
+        loop.train_together(workshop.model, trainees, workshop.cache, workshop.accelerator)
+        return trainees, lora.weights(workshop.model.policy, trainees[1 - wrong].slot)
+
+    _, expected = neighbour(AlignDistilSimple(teacher=loss["teacher"]))
+    trainees, found = neighbour(WritesIntoTheTeacher(teacher=loss["teacher"]))
+    assert "changed a tensor that it was given" in str(trainees[wrong].error)
+    assert trainees[1 - wrong].error is None and same(expected, found)

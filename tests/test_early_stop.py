@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from interruptions import StopAfterSteps
+from interruptions import StopAfterSteps, break_off_and_resume
 from rich.console import Console
 from sweeps import contents, small_config, write_pairs
 from torch.nn.functional import logsigmoid
@@ -290,10 +290,8 @@ def test_the_front_says_where_each_candidate_ended(unbroken):
 
 @pytest.mark.parametrize("after", [2, 7, 9])
 def test_interrupted_and_resumed_equals_unbroken_byte_for_byte(settings, unbroken, tmp_path, after):
-    with pytest.raises(KeyboardInterrupt):
-        run.start(settings, tmp_path / "run", registry.discover(), StopAfterSteps(after))
-    run.resume(tmp_path / "run", registry.discover(), Observer())
-    assert contents(tmp_path / "run") == contents(unbroken)
+    resumed = break_off_and_resume(settings, tmp_path / "run", StopAfterSteps(after))
+    assert contents(resumed) == contents(unbroken)
 
 
 def test_the_bar_reaches_its_end(settings, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from interruptions import StopAfterCandidates, break_off_and_resume
 from sweeps import contents, small_config, write_pairs
 from test_objectives import make_batch, terms_of
 
@@ -104,17 +105,8 @@ def test_a_run_trains_with_a_guide_and_resumes_bitwise(tiny_model_path, small_ru
     record = json.loads((tmp_path / "whole" / "run.json").read_text())
     assert set(record["guides"]) == {"guide"} and len(record["guides"]["guide"]) == 64
 
-    class Interrupted(Exception):
-        pass
-
-    class After(Observer):
-        def on_candidate_end(self, outcome):
-            raise Interrupted
-
-    with pytest.raises(Interrupted):
-        run.start(settings, tmp_path / "parts", registered, After())
-    run.resume(tmp_path / "parts", registered, Observer())
-    assert contents(tmp_path / "whole") == contents(tmp_path / "parts")
+    parts = break_off_and_resume(settings, tmp_path / "parts", StopAfterCandidates())
+    assert contents(parts) == contents(tmp_path / "whole")
 
 
 def test_the_loss_sees_the_guides_log_probabilities(tiny_model_path, small_run, tmp_path, monkeypatch):

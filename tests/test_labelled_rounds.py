@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from references import HALF, online
+from references import HALF, online, trained
+from torch import Tensor
 
-from moalign.api import Candidate, Preference
+from moalign.api import Batch, Candidate, PairTerms, Preference
 from moalign.data.dataset import PairDataset
 from moalign.data.labelling import label
 from moalign.data.tokenise import Sequence
 from moalign.errors import ConfigError, TrainingError
 from moalign.sweeps.candidate import batch_source
 from moalign.types import Sample
+from moalign_plugins.objectives.dpo import DPO
 
 LABELLED = {"loss": {"name": "dpo", "beta": 0.1}}
 
@@ -113,3 +115,34 @@ def test_a_round_without_a_label_says_why():
 def test_what_does_not_go_together_is_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         online(**changes)
+
+
+def test_each_step_tells_what_every_objective_says_and_the_loss_is_shown_the_labels_alone(rounds, monkeypatch):
+    """Of the sampled responses the rewards, and of the step's pairs which one each objective's own rewards prefer."""
+    shown, loss = [], DPO.loss
+
+    def watching(self: DPO, batch: Batch, terms: PairTerms) -> Tensor:
+        shown.append(batch)
+        return loss(self, batch, terms)
+
+    monkeypatch.setattr(DPO, "loss", watching)
+    ((_, told),) = trained(rounds, None)
+    assert len(told.steps) == 6 and all(batch.rewards is None and batch.margins is None for batch in shown)
+    source = batch_source(HALF, rounds)
+    data, pairs = source.at(0)
+    lengths = np.array([len(sequence.response) for sequence in data.sequences])
+    first, told_of = told.steps[0], 0
+    for place, name in enumerate(rounds.plan.objectives):
+        assert first[f"{name}/reward"] == pytest.approx(source.figures[f"{name}/reward"], rel=1e-12)
+        difference = data.rewards[data.pairs[pairs, 0], place] - data.rewards[data.pairs[pairs, 1], place]
+        better = np.where(difference[:, None] > 0, data.pairs[pairs], data.pairs[pairs, ::-1])[difference != 0]
+        if not len(better):
+            continue
+        told_of += 1
+        assert first[f"{name}/better_tokens"] == pytest.approx(lengths[better[:, 0]].mean(), rel=1e-6)
+        assert first[f"{name}/worse_tokens"] == pytest.approx(lengths[better[:, 1]].mean(), rel=1e-6)
+        # the policy is the base yet
+        assert first[f"{name}/loss"] == pytest.approx(np.log(2), rel=1e-6)
+        assert (first[f"{name}/accuracy"], first[f"{name}/margin"]) == (0.5, 0.0)
+        assert 0 <= first[f"{name}/ranking_accuracy"] <= 1
+    assert told_of == 2

@@ -6,13 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from interruptions import StopAfterSteps
 from sweeps import contents, small_config, write_pairs
 
 from moalign import registry, storage
-from moalign.engine import lower_worth
+from moalign.data.tokenise import Sequence
+from moalign.engine import lower_worth, shards
 from moalign.engine.lower_cache import LowerCache
 from moalign.engine.lower_worth import worth
 from moalign.sweeps import journal, run
@@ -78,6 +80,31 @@ def test_no_more_than_a_share_of_the_free_disk(wide):
 def test_a_model_that_cannot_skip_says_so(wide):
     model = replace(wide.model, unskipped="its layers look back")
     assert worth(model, wide.material.train, 10**4, 5, FREE).against == "its layers look back"
+
+
+def test_views_take_room_and_time_as_other_rows_do(wide, monkeypatch):
+    """A view behind its pair's prompt lies in the pair's row, and one behind another prompt in a row of its own."""
+    dataset = wide.material.train
+    count, plain = len(dataset.pairs), worth(wide.model, dataset, 10**4, 5, FREE)
+    numbers = np.arange(len(dataset.sequences), len(dataset.sequences) + count)
+    width = wide.model.head.weight.shape[1] * wide.model.dtype.itemsize
+    own = [dataset.sequences[row].prompt for row in dataset.pairs[:, 0]]
+    against = {}
+    for name, prompts in (("own", own), ("other", [(9, *prompt) for prompt in own])):
+        views = tuple(Sequence((*prompt, 5, 6, 7), len(prompt)) for prompt in prompts)
+        seen = replace(dataset, sequences=(*dataset.sequences, *views), views={"more": numbers})
+        found = worth(wide.model, seen, 10**4, 5, FREE)
+        assert found.limit - plain.limit == pytest.approx(
+            2 * (sum(len(view.ids) for view in views) * width + count * shards.ENTRY_BYTES), abs=2
+        )
+        with monkeypatch.context() as slow:
+            slow.setattr(lower_worth, "READ", 1e30)
+            slow.setattr(lower_worth, "WRITE", 1e30)
+            slow.setattr(lower_worth, "ROW_SECONDS", 1e6)  # rows are all that keeping costs
+            against[name] = worth(wide.model, seen, 2 * count, 1, FREE).against
+            alone = worth(wide.model, dataset, 2 * count, 1, FREE).against
+    row, twice = f"keeping them takes some {count * 1e6:.2g} s", f"keeping them takes some {2 * count * 1e6:.2g} s"
+    assert row in alone and row in against["own"] and twice in against["other"]
 
 
 def lower_events(directory: Path) -> list[dict[str, Any]]:

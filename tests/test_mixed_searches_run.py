@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from interruptions import StopAfterCandidates
+from interruptions import StopAfterCandidates, break_off_and_resume
 from sweeps import contents, small_config, write_pairs
 
 from moalign import registry, storage
@@ -45,10 +45,8 @@ def test_an_interrupted_run_ends_as_an_unbroken_one(unbroken, tmp_path):
     settings, whole, _ = unbroken
     candidates = 5 if settings.search.name == "evolution" else 4
     directory = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
-        run.start(settings, directory, registry.discover(), StopAfterCandidates(candidates))
-    run.resume(directory, registry.discover(), Observer())
-    assert contents(directory) == contents(whole)
+    resumed = break_off_and_resume(settings, directory, StopAfterCandidates(candidates))
+    assert contents(resumed) == contents(whole)
 
 
 def test_only_the_parents_are_trained_and_all_the_others_are_mixed_from_them(unbroken):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from interruptions import StopAfterSteps, kill_and_resume
+from interruptions import StopAfterSteps, break_off_and_resume, kill_and_resume
 from safetensors.torch import load_file
 from sweeps import contents
 from value_heads import CANDIDATES, NAMES, STEPS, errors_of, settings_of, trained, write_prompts
@@ -67,9 +67,7 @@ def test_the_values_figures_are_among_the_metrics(unbroken):
 
 
 def test_interrupted_and_resumed_equals_unbroken_byte_for_byte(settings, unbroken, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        run.start(settings, tmp_path / "run", registry.discover(), StopAfterSteps(9))
-    run.resume(tmp_path / "run", registry.discover(), Observer())
+    break_off_and_resume(settings, tmp_path / "run", StopAfterSteps(9))
     found = contents(tmp_path / "run")
     assert found == contents(unbroken)
     assert sum(name.endswith(owned.FILE) for name in found) == 3

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from interruptions import StopAfterCandidates, break_off_and_resume
 from sweeps import contents, small_config, write_pairs
 from test_objectives import make_batch, sums, terms_of
 
@@ -144,17 +145,8 @@ def test_a_run_trains_on_them_and_resumes_bitwise(tiny_model_path, tmp_path):
     settings, registered = settings_of(tiny_model_path, tmp_path), registry.discover()
     run.start(settings, tmp_path / "whole", registered, Observer())
 
-    class Interrupted(Exception):
-        pass
-
-    class After(Observer):
-        def on_candidate_end(self, outcome):
-            raise Interrupted
-
-    with pytest.raises(Interrupted):
-        run.start(settings, tmp_path / "parts", registered, After())
-    run.resume(tmp_path / "parts", registered, Observer())
-    assert contents(tmp_path / "whole") == contents(tmp_path / "parts")
+    parts = break_off_and_resume(settings, tmp_path / "parts", StopAfterCandidates())
+    assert contents(parts) == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from interruptions import StopAfterCandidates
+from interruptions import StopAfterCandidates, break_off_and_resume
 from references import HALF, deltas, offline, online, online_content, opened, same, trained
 from safetensors.torch import load_file, save_file
 from sweeps import Warned, contents, small_config, write_pairs
@@ -203,10 +203,8 @@ def test_an_interrupted_run_goes_on_as_the_unbroken_one(tmp_path):
     (tmp_path / "sweep.yaml").write_text(recipes.read("iterated"))
     settings = config.load(tmp_path / "sweep.yaml", overrides)
     run.start(settings, tmp_path / "whole", registry.discover(), Observer())
-    with pytest.raises(KeyboardInterrupt):
-        run.start(settings, tmp_path / "run", registry.discover(), StopAfterCandidates(1))
-    run.resume(tmp_path / "run", registry.discover(), Observer())
-    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+    resumed = break_off_and_resume(settings, tmp_path / "run", StopAfterCandidates(1))
+    assert contents(resumed) == contents(tmp_path / "whole")
     lines = (tmp_path / "run/candidates/w-0.00-1.00/metrics.jsonl").read_text().splitlines()
     told = [json.loads(line) for line in lines]
     assert told[-1]["reference/moves"] == 2.0 and told[0]["pairs"] > 0 and "reference/norm" in told[-1]

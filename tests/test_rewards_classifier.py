@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from interruptions import StopAfterCandidates
+from interruptions import StopAfterCandidates, break_off_and_resume
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from sweeps import contents, small_config
@@ -194,10 +194,8 @@ def test_a_sweep_on_two_heads_interrupted_and_resumed_is_the_unbroken_one(heads,
     )
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert len(run.start(settings, whole, registry.discover(), Observer())["points"]) == 3
-    with pytest.raises(KeyboardInterrupt):
-        run.start(settings, cut, registry.discover(), StopAfterCandidates())
-    run.resume(cut, registry.discover(), Observer())
-    assert contents(cut) == contents(whole)
+    resumed = break_off_and_resume(settings, cut, StopAfterCandidates())
+    assert contents(resumed) == contents(whole)
 
 
 def armo(heads: Path, to: Path, **further: torch.Tensor) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from interruptions import StopAfterSteps
+from interruptions import StopAfterSteps, break_off_and_resume
 from scored_runs import CANDIDATES, READER, scored_config, write_scored
 from sweeps import contents
 from value_heads import settings_of, write_prompts
@@ -18,7 +18,7 @@ from value_heads import settings_of, write_prompts
 from moalign import lora, registry
 from moalign.data.across import across_prompts
 from moalign.data.batching import groups_of
-from moalign.data.pairing import rated, rated_by_all
+from moalign.data.pairing import rated
 from moalign.data.tokenise import Sequence
 from moalign.demo import grammar
 from moalign.engine import train as engine
@@ -96,17 +96,19 @@ def test_a_response_without_a_score_for_every_objective_is_counted_and_left_out(
     scores = {"a": (1.0, None, 3.0), "b": (0.0, 1.0, 2.0)}
     records = [Record("p", ("x", "y", "z"), scores, group="p"), Record("q", ("x",), {"a": (1.0,)}, group="q")]
     tokeniser = workshop.model.tokeniser
-    found = rated_by_all(records, tokeniser, ["a", "b"], directions={"b": "min"})
+    found = rated(records, tokeniser, ["a", "b"], directions={"b": "min"}, by_all=True)
     assert found.pairs.tolist() == [[0, 0], [1, 1]]
     assert found.rewards.tolist() == [[1.0, 0.0], [3.0, -2.0]]
     assert found.counts == {
         "left out: a response without a score for a": 1,
         "left out: a response without a score for b": 1,
     }
-    later = rated_by_all(records, tokeniser, ["a", "b"], later=["a", "b"])
+    later = rated(records, tokeniser, ["a", "b"], later=["a", "b"], by_all=True)
     assert len(later.pairs) == 4 and np.isnan(later.rewards[3, 1])
+    assert len(rated(records, tokeniser, ["a", "b"]).pairs) == 4
+    assert [len(rated(records, tokeniser, ["a"], later=later).pairs) for later in ([], ["a"])] == [3, 4]
     with pytest.raises(DataError, match="2 x left out: a response without a score for a"):
-        rated_by_all([Record("p", ("x", "y"), {"b": (1.0, 2.0)}, group="p")], tokeniser, ["a", "b"])
+        rated([Record("p", ("x", "y"), {"b": (1.0, 2.0)}, group="p")], tokeniser, ["a", "b"], by_all=True)
 
 
 def test_steps_have_whole_prompts_and_epochs_drop_and_repeat_none(workshop):
@@ -274,10 +276,8 @@ def test_interrupted_and_resumed_equals_unbroken_byte_for_byte(tiny_model_path, 
     train = {"steps": 4, "pairs_per_step": 8, "lr": 5e-3, "together": 1}
     settings = scored_config(tiny_model_path, data, "kto", train=train, search={"name": "grid", "points": 2})
     run.start(settings, tmp_path / "unbroken", registry.discover(), Observer())
-    with pytest.raises(KeyboardInterrupt):
-        run.start(settings, tmp_path / "run", registry.discover(), StopAfterSteps(6))
-    run.resume(tmp_path / "run", registry.discover(), Observer())
-    assert contents(tmp_path / "run") == contents(tmp_path / "unbroken")
+    resumed = break_off_and_resume(settings, tmp_path / "run", StopAfterSteps(6))
+    assert contents(resumed) == contents(tmp_path / "unbroken")
     file = next(iter(sorted(tmp_path.glob("run/candidates/*/metrics.jsonl"))))
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     figures = {"loss", "signal", "advantage", "kl_estimate", "kl_mismatched", "helpful/reward", "helpful/weighted"}

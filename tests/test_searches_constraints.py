@@ -8,7 +8,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from interruptions import StopAfterCandidates
+from interruptions import StopAfterCandidates, break_off_and_resume
 from made_up_fronts import NAMES, caved, done, driven, solver, space, sphere
 from sweeps import contents, small_config
 
@@ -222,10 +222,8 @@ def test_a_run_extends_from_its_own_policies_and_resumed_is_the_unbroken_one(tin
         assert slack == pytest.approx(row["wordy/reward"] - level)
         assert row["combine/multipliers/wordy"] == pytest.approx(1 / (20 * max(slack, 1e-3)))
     again = tmp_path / "broken"
-    with pytest.raises(KeyboardInterrupt):
-        run.start(config, again, registry.discover(), StopAfterCandidates(3))  # between the two extensions
-    run.resume(again, registry.discover(), Observer())
-    assert contents(again) == contents(tmp_path / "unbroken")
+    resumed = break_off_and_resume(config, again, StopAfterCandidates(3))  # between the two extensions
+    assert contents(resumed) == contents(tmp_path / "unbroken")
 
 
 def test_a_combiner_that_keeps_no_thresholds_is_found_before_anything_is_trained(tiny_model_path, tmp_path):

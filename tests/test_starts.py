@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from interruptions import StopAfterCandidates
+from interruptions import StopAfterCandidates, break_off_and_resume
 from sweeps import contents, small_config, write_pairs
 
 from moalign import lora, registry, storage
@@ -147,7 +147,5 @@ def test_linear_support_is_resumed_with_its_budget_spent_and_ends_alike(tiny_mod
     settings = small_config(tiny_model_path, pairs, **changes)
     whole = run.start(settings, tmp_path / "whole", registry.discover(), Observer())
     assert len(whole["points"]) >= 3 and "utility" in whole["points"][0]["details"]
-    with pytest.raises(KeyboardInterrupt):
-        run.start(settings, tmp_path / "run", registry.discover(), StopAfterCandidates(2))
-    run.resume(tmp_path / "run", registry.discover(), Observer())
-    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+    resumed = break_off_and_resume(settings, tmp_path / "run", StopAfterCandidates(2))
+    assert contents(resumed) == contents(tmp_path / "whole")

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from interruptions import StopAfterCandidates, StopAfterSteps, kill_and_resume
+from interruptions import StopAfterCandidates, StopAfterSteps, break_off_and_resume, kill_and_resume
 from sweeps import contents, small_config, write_pairs
 
 from moalign import config, registry, storage
@@ -226,9 +226,7 @@ def test_an_adaptive_search_is_asked_the_same_after_a_crash(tiny_model_path, pai
     run.start(settings, tmp_path / "whole", registry.discover(), Observer())
     expected = sorted(set(asked))
     asked.clear()
-    with pytest.raises(KeyboardInterrupt):
-        run.start(settings, tmp_path / "broken", registry.discover(), StopAfterSteps(2))
-    run.resume(tmp_path / "broken", registry.discover(), Observer())
+    break_off_and_resume(settings, tmp_path / "broken", StopAfterSteps(2))
     assert sorted(set(asked)) == expected == sorted({(), ("0-0", "0-1"), ("0-0", "0-1", "2-0", "2-1")})
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 

@@ -10,6 +10,7 @@ from random import Random
 import numpy as np
 import pytest
 import torch
+from interruptions import StopAfterCandidates, break_off_and_resume
 from sweeps import contents, small_config
 
 from moalign import registry
@@ -130,17 +131,8 @@ def test_one_line_of_a_configuration_trains_with_it_and_resumes_bitwise(loss, ti
     settings, registered = settings_of(tiny_model_path, tmp_path, loss), registry.discover()
     run.start(settings, tmp_path / "whole", registered, Observer())
 
-    class Interrupted(Exception):
-        pass
-
-    class After(Observer):
-        def on_candidate_end(self, outcome):
-            raise Interrupted
-
-    with pytest.raises(Interrupted):
-        run.start(settings, tmp_path / "parts", registered, After())
-    run.resume(tmp_path / "parts", registered, Observer())
-    assert contents(tmp_path / "whole") == contents(tmp_path / "parts")
+    parts = break_off_and_resume(settings, tmp_path / "parts", StopAfterCandidates())
+    assert contents(parts) == contents(tmp_path / "whole")
     assert (tmp_path / "whole/candidates/w-1.00-0.00/objective.safetensors").exists() == (loss == "spo")
 
 

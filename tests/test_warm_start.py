@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from interruptions import StopAfterCandidates
+from interruptions import StopAfterCandidates, break_off_and_resume
 from peft import PeftModel
 from sweeps import small_config, write_pairs
 from transformers import AutoModelForCausalLM
@@ -62,10 +62,8 @@ def test_a_warm_start_takes_fewer_steps_from_the_nearest_finished_candidate(tiny
 def test_an_interrupted_warm_start_goes_on(tiny_model_path, pairs, tmp_path, after):
     settings = small_config(tiny_model_path, pairs, search=WARM)
     run.start(settings, tmp_path / "whole", registry.discover(), Observer())
-    with pytest.raises(KeyboardInterrupt):
-        run.start(settings, tmp_path / "run", registry.discover(), StopAfterCandidates(after))
-    run.resume(tmp_path / "run", registry.discover(), Observer())
-    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+    resumed = break_off_and_resume(settings, tmp_path / "run", StopAfterCandidates(after))
+    assert contents(resumed) == contents(tmp_path / "whole")
 
 
 def test_training_from_a_parent_begins_with_its_weights(tiny_model_path, pairs, tmp_path):

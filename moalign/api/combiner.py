@@ -38,6 +38,9 @@ class Combiner(Plugin):
     merges_judges: ClassVar[bool] = False
     """whether two responses that objectives have judged are one labelled pair for all of them (``Batch.preferred``),
     which no single one judged"""
+    reads_levels: ClassVar[bool] = False
+    """whether ``pair_terms`` reads the rewards of labelled pairs themselves, and not only what they differ by between
+    responses to one prompt; then implicit rewards, which are known but for a number for each prompt, are refused"""
 
     def check(self, preference: Preference) -> None:
         """Raise PreferenceError where this rule has no meaning for the preference. Called before a model is loaded."""

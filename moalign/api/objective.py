@@ -62,6 +62,14 @@ class Objective(Plugin):
             raise PluginError(f"{type(self).__name__}: needs_with has '{min(unknown)}', which is no field of the class")
         return frozenset(self.needs).union(*(more for name, more in self.needs_with.items() if getattr(self, name)))
 
+    def kl_price(self) -> float:
+        """What a nat of KL(policy || reference) costs at the loss's optimum, in units of the combined reward; 0 where
+        nothing prices it, or in another unit. Of losses that learn from rewards: for ``evaluate.kl_price: auto``.
+
+        By default ``beta``, where the loss compares with the reference.
+        """
+        return float(getattr(self, "beta", 0.0)) if "reference" in self.wants else 0.0
+
     def loss(self, batch: Batch, terms: PairTerms) -> Tensor:
         """float32 [P], one value per pair, never reduced and without ``terms.weight``, which the engine applies.
 

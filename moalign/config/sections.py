@@ -233,9 +233,9 @@ class EvaluateSettings(Section):
     reference_point: Literal["base"] | dict[str, float] = "base"
     """of the hypervolume: the untouched model's scores, or one number per objective"""
     kl_price: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
-    """what a nat of KL costs, in rewards, where a front is compared with what can be reached; auto: the beta of a loss
-    that learns from rewards and compares with the base, else 0, and then nothing says how far the front is from the
-    best"""
+    """what a nat of KL costs, in rewards, where a front is compared with what can be reached; auto: what the loss says,
+    such as its beta, if it learns from rewards and compares with the base, else 0, and then nothing says how far the
+    front is from the best"""
 
 
 class Shared(Section):

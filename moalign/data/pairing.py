@@ -68,32 +68,19 @@ def rated(
     max_length: int | None = None,
     truncation: Truncation = "prompt",
     directions: Mapping[str, str] | None = None,
+    by_all: bool = False,
+    later: Collection[str] = (),
 ) -> PairDataset:
     """Every response that some objective has scored, as a unit of its own: a pair of it with itself.
 
-    A response without any score is counted and left out. Raises as ``labelled`` does, where no response is left.
-    """
-    signs = _signs(objectives, directions)
-    return _build(records, tokeniser, signs, max_length, truncation, partial(_each, objectives=signs))
-
-
-def rated_by_all(
-    records: Iterable[Record],
-    tokeniser: Tokeniser,
-    objectives: Collection[str],
-    *,
-    max_length: int | None = None,
-    truncation: Truncation = "prompt",
-    directions: Mapping[str, str] | None = None,
-    later: Collection[str] = (),
-) -> PairDataset:
-    """Every response that every objective has scored, as a unit of its own: for losses that learn from combined scores.
-
-    As ``scored``, but for responses that have no other to the same prompt, which are kept here.
+    ``by_all``: that every one has scored, for losses that learn from combined scores. A response without such a score
+    is counted and left out; the objectives named in ``later`` count as having scored all, whose rewards will be filled
+    in by ``with_rewards``. Raises as ``labelled`` does, where no response is left.
     """
     signs = _signs(objectives, directions)
     now = [name for name in signs if name not in later]
-    return _build(records, tokeniser, signs, max_length, truncation, partial(_each_known, objectives=now))
+    known = partial(_known, objectives=now) if by_all else partial(_known_to_some, objectives=now, later=later)
+    return _build(records, tokeniser, signs, max_length, truncation, partial(_each, known=known))
 
 
 def judgements(record: Record, objective: str, sign: float = 1.0) -> Iterator[Pair]:
@@ -140,17 +127,19 @@ def _known(record: Record, counts: Counter[str], objectives: Collection[str]) ->
     return known
 
 
-def _each_known(record: Record, counts: Counter[str], objectives: Collection[str]) -> Iterator[Judged]:
-    for index in _known(record, counts, objectives):
+def _known_to_some(
+    record: Record, counts: Counter[str], objectives: Collection[str], later: Collection[str]
+) -> list[int]:
+    """The responses that at least one has scored, or will; the others are counted."""
+    by = [record.scores[name] for name in objectives if name in record.scores]
+    known = [index for index in range(len(record.responses)) if later or any(each[index] is not None for each in by)]
+    counts["left out: a response that no objective has scored"] += len(record.responses) - len(known)
+    return known
+
+
+def _each(record: Record, counts: Counter[str], known: Callable[[Record, Counter[str]], list[int]]) -> Iterator[Judged]:
+    for index in known(record, counts):
         yield Pair(index, index), -1
-
-
-def _each(record: Record, counts: Counter[str], objectives: Collection[str]) -> Iterator[Judged]:
-    for index in range(len(record.responses)):
-        if any(record.scores[name][index] is not None for name in objectives if name in record.scores):
-            yield Pair(index, index), -1
-        else:
-            counts["left out: a response that no objective has scored"] += 1
 
 
 @dataclass

@@ -14,8 +14,9 @@ from moalign import door
 from moalign.api import Objective
 from moalign.config import Config
 from moalign.data.dataset import PairDataset
+from moalign.diagnostics import pair_gradients
 from moalign.diagnostics.measurement import Sampled
-from moalign.engine import gram, owned, pair_gradients
+from moalign.engine import gram, owned
 from moalign.engine.model import LanguageModel
 from moalign.engine.rollouts import sequence_of
 from moalign.lora import Stack

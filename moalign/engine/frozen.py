@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -69,6 +70,7 @@ class Frozen:
         known = share.dataset.ref_logps
         self.ref_logps = None if known is None else self._placed(known, share)
         self._spread: dict[str, Tensor] = {}
+        self._readers = Counter[str]()  # of these, who have not had them yet
         old, weighed = share.dataset.old_logps, share.dataset.token_advantages
         self.old_logps = None if old is None else self._placed(old, share)
         self.token_advantages = None if weighed is None else self._placed(weighed, share)
@@ -88,22 +90,27 @@ class Frozen:
             self.logps(FrozenPolicy(each.adapter, each.identity))
         for guide in trainee.job.guides.values():
             self.logps(guide)
-        self.distributions(trainee)
+        self._prepare_distributions(trainee)
 
     def distributions(self, trainee: Trainee) -> dict[str, Tensor]:
-        """Of all frozen policies that a loss reads whole, by name, [S,V] each; never kept beyond the pass."""
-        job = trainee.job
-        if "distributions" not in job.needs:
-            return {}
-        wanted = dict(job.guides)
-        if "reference" in job.needs:
-            wanted["reference"] = trainee.compared_with
-        for policy in wanted.values():
+        """Of all frozen policies that a loss reads whole, by name, [S,V] each; never kept beyond the pass.
+
+        Ask once, after ``prepare``. They are large: the last who reads one has it, and others have copies.
+        """
+        found = {}
+        for name, policy in _read_whole(trainee).items():
+            self._readers[policy.identity] -= 1
+            last = self._readers[policy.identity] == 0
+            found[name] = self._spread.pop(policy.identity) if last else self._spread[policy.identity].clone()
+        return found
+
+    def _prepare_distributions(self, trainee: Trainee) -> None:
+        for policy in _read_whole(trainee).values():
+            self._readers[policy.identity] += 1
             if policy.identity not in self._spread:
                 with lora.active(self.cache.model.policy, policy.adapter):
                     states = self.cache.model.response_states(self.layout)
                     self._spread[policy.identity] = self.cache.model.distributions(states)
-        return {name: self._spread[policy.identity] for name, policy in wanted.items()}
 
     def reference(self, trainee: Trainee) -> Tensor:
         """Under the candidate's reference, [N,T]: as its round has it, where that is known."""
@@ -160,8 +167,9 @@ class Frozen:
         return torch.tensor(job.preference, device=device).expand(len(self.sequences), -1)
 
     def _rewards(self, job: Job, reference: Tensor | None) -> Tensor | None:
-        """Scores per row and objective [N,M] where something needs them: from the data, or from frozen adapters."""
-        if job.needs.isdisjoint({"margins", "rewards"}):
+        """Scores per row and objective [N,M] where something needs them: from the data, or from frozen adapters. What
+        they say of sampled pairs that another number has labelled, the metrics tell (``loss_of``)."""
+        if job.needs.isdisjoint({"margins", "rewards"}) and not job.labels_rounds:
             return None
         rewards = self.known["rewards"].clone()
         for index, frozen in job.margins_from.items():
@@ -169,6 +177,14 @@ class Frozen:
             own = self.logps(FrozenPolicy(frozen.adapter, frozen.identity))
             rewards[:, index] = frozen.beta * (own - reference).sum(-1)
         return rewards
+
+
+def _read_whole(trainee: Trainee) -> dict[str, FrozenPolicy]:
+    """The frozen policies whose distributions the candidate's loss reads, by name."""
+    job = trainee.job
+    if "distributions" not in job.needs:
+        return {}
+    return dict(job.guides) | ({"reference": trainee.compared_with} if "reference" in job.needs else {})
 
 
 def needs_reference(job: Job) -> bool:

@@ -22,6 +22,7 @@ def loss_of(
     """The weighted sum over the pairs of the batch, with its graph; ``thorough`` as for ``door.call``.
 
     ``weights`` [P]: what the weight of each pair is multiplied by, which its loss does not see; None: nothing.
+    Where combined rewards have labelled sampled pairs, the loss gets the labels alone, and the metrics all rewards.
 
     Raises PluginError naming the plugin.
     """
@@ -32,7 +33,8 @@ def loss_of(
         terms, unit = PairTerms.of_rows(batch.strength), "pair"
     else:
         terms, unit = _checked_terms(door.call(job.combiner, "pair_terms", batch, **about), batch, job), "pair"
-    given, seen = (batch, terms) if terms.reversed is None else both_ways(batch, terms)
+    shown = replace(batch, rewards=None, margins=None) if job.labels_rounds else batch
+    given, seen = (shown, terms) if terms.reversed is None else both_ways(shown, terms)
     losses = _checked_losses(door.call(job.objective, "loss", given, seen, **about), seen.weight, unit, job)
     if unit == "response":  # one that a step meets twice, in two epochs, is one row and counts twice
         each = batch.pairs[:, 0]

@@ -32,23 +32,31 @@ def worth(model: LanguageModel, dataset: PairDataset, draws: int, groups: int, f
     """Of keeping what the layers below the adapters compute for pairs of the dataset.
 
     ``draws``: pairs that one candidate trains on; ``groups`` of candidates are trained one after the other; ``free``
-    bytes of disk. Each pair counts as a row, with its prompt once for each response: somewhat more than the truth,
-    unless pairs of one prompt meet in the same step and share other rows. The limit is twice that, whatever is free,
-    because what is kept must not depend on it.
+    bytes of disk. Each pair counts as a row, with its prompt once for each response, and each view of it with another
+    prompt as one more: somewhat more than the truth, unless pairs of one prompt meet in the same step and share other
+    rows. The limit is twice that, whatever is free, because what is kept must not depend on it.
     """
     pairs = min(len(dataset.pairs), draws)
-    rows = dataset.rows_of(np.arange(len(dataset.pairs)))
-    mean_length = sum(len(dataset.sequences[index].ids) for index in rows) / len(dataset.pairs)
-    positions, again = pairs * mean_length, draws * groups / pairs - 1
+    sequences, rows, positions = (pairs * each for each in _means(dataset))
+    again = draws * groups / pairs - 1
     values = positions * model.head.weight.shape[1] * model.dtype.itemsize
-    limit = 2 * int(values + pairs * 2 * shards.ENTRY_BYTES)
+    limit = 2 * int(values + sequences * shards.ENTRY_BYTES)
     if model.unskipped is not None:
         return Worth(limit, model.unskipped)
     weights = sum(parameter.numel() for layer in model.lower for parameter in layer.parameters())
     compute = again * positions * 2 * weights / OPERATIONS_PER_SECOND[model.device.type == "cuda"]
-    keep = again * (values / READ + pairs * ROW_SECONDS) + values / WRITE
+    keep = again * (values / READ + rows * ROW_SECONDS) + values / WRITE
     if keep >= compute:
         return Worth(limit, f"keeping them takes some {keep:.2g} s, computing them again {compute:.2g} s")
     if limit > DISK_SHARE * free:
         return Worth(limit, f"they may take {limit / 2**20:.0f} MiB, more than {DISK_SHARE:.0%} of the free disk")
     return Worth(limit, None)
+
+
+def _means(dataset: PairDataset) -> tuple[float, float, float]:
+    """Of a pair with its views: sequences, different prompts, which rows share, and tokens."""
+    pairs = len(dataset.pairs)
+    own = dataset.rows_of(np.arange(pairs)).reshape(pairs, -1)
+    prompts = sum(len({dataset.sequences[index].prompt for index in each}) for each in own)
+    tokens = sum(len(dataset.sequences[index].ids) for index in own.flat)
+    return own.shape[1], prompts / pairs, tokens / pairs

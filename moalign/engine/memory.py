@@ -157,13 +157,13 @@ def of_loss(objective: Objective, model: LanguageModel, members: int, passes: Se
 
     Parameters have a gradient and two moments. Hidden states lie there as float32 [N,T,D] for all members until the
     backward pass is over, and those of one member twice while they are laid out. Distributions are float32 [S,V] of
-    each member with their gradient, and once of each frozen policy.
+    each member with their gradient, and of each frozen policy, whose every reader has its own.
     """
     own = 4 * members * sum(value.nbytes for value in first_values(objective, model.width, 0).values())
     if "distributions" in objective.wants:
         frozen = len(objective.guides()) + ("reference" in objective.wants)
         most = max((size.tokens for size in passes), default=0)
-        own += 4 * model.head.weight.shape[0] * (2 * members + frozen) * most
+        own += 4 * model.head.weight.shape[0] * members * (2 + frozen) * most
     if "hidden" not in objective.wants:
         return own
     return own + 4 * model.width * (members + 1) * max((size.placed for size in passes), default=0)

@@ -17,15 +17,15 @@ class StepMetrics:
     """Sums over passes; ``summary`` gives means. ``loss`` is what is minimised: pairs count with their weight.
     ``pairs_without_weight`` is how many have none, where there are such.
 
-    Per objective k, over the pairs that k judged (or, for scored pairs, over all): ``loss``, ``margin`` (implicit
-    reward of the better minus that of the worse response, beta * log-ratio difference), ``accuracy`` (share of pairs
-    whose better response has the larger log-ratio; equal counts a half), ``ranking_accuracy`` (share whose better
-    response has the larger log-probability itself, arXiv 2405.19534; not where nobody reads log-probabilities),
-    ``better_tokens`` and ``worse_tokens`` (mean lengths of the two). ``kl_estimate`` is the mean over rows of
-    exp(-a) - 1 + a summed over tokens (a: token log-ratio): an estimate of KL(policy || reference) on the batch's
-    responses, exact in expectation only for the policy's own samples. ``kl_mismatched``, where the loss needs it: the
-    mean log-ratio of the responses behind prompts that they are not to. ``entropy``, where the loss needs it: the mean
-    over response tokens. Rows of views count in none of these, but among the ``tokens``.
+    Per objective k, over the pairs that k judged (or, for scored and for sampled pairs, over those whose rewards of k
+    differ): ``loss``, ``margin`` (implicit reward of the better minus that of the worse response, beta * log-ratio
+    difference), ``accuracy`` (share of pairs whose better response has the larger log-ratio; equal counts a half),
+    ``ranking_accuracy`` (share whose better response has the larger log-probability itself, arXiv 2405.19534; not where
+    nobody reads log-probabilities), ``better_tokens`` and ``worse_tokens`` (mean lengths of the two). ``kl_estimate``
+    is the mean over rows of exp(-a) - 1 + a summed over tokens (a: token log-ratio): an estimate of KL(policy ||
+    reference) on the batch's responses, exact in expectation only for the policy's own samples. ``kl_mismatched``,
+    where the loss needs it: the mean log-ratio of the responses behind prompts that they are not to. ``entropy``, where
+    the loss needs it: the mean over response tokens. Rows of views count in none of these, but among the ``tokens``.
 
     ``minimised``: what is, where a rule weighs the objectives' losses only when all are known.
     """

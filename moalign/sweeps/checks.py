@@ -132,6 +132,17 @@ def _check_rewards(plan: Plan) -> None:
     _check_mismatched(plan)
     if (plan.scored or (plan.grouped and config.rollouts is None)) and config.data.margins == "implicit":
         raise ConfigError(f"data.margins: loss '{config.loss.name}' regresses on rewards; implicit ones are not enough")
+    if plan.reads_levels and config.data.margins == "implicit":
+        raise ConfigError(f"data.margins: {no_levels(plan)}")
+
+
+def no_levels(plan: Plan) -> str:
+    """Why there are no implicit rewards for a combiner that reads more than their differences."""
+    return (
+        f"combine '{plan.config.combine.name}' reads the rewards themselves, and an implicit reward, which is a "
+        "log-ratio, is known but for a number for each prompt; give scores in the data, or objectives.NAME.reward, or "
+        "use a rule that reads differences alone: `moalign plugins list --kind combiner`"
+    )
 
 
 def _check_without_rollouts(plan: Plan) -> None:

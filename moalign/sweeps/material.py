@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from moalign.config import Config, Shared
 from moalign.data.across import across_prompts
 from moalign.data.dataset import PairDataset, drop_cut, drop_unrewarded, with_rewards
 from moalign.data.loading import read_file
-from moalign.data.pairing import labelled, rated, rated_by_all, scored
+from moalign.data.pairing import labelled, rated, scored
 from moalign.data.split import split
 from moalign.data.tokenise import Tokeniser
 from moalign.engine.conditioning import room_for
@@ -213,7 +214,7 @@ def _dataset(
                 f"loss: '{plan.config.loss.name}' learns from {what}, but nothing scores {without[0]}; add "
                 f"scores to the data, or objectives.{without[0]}.reward{sampled}"
             )
-        dataset = (rated_by_all if plan.grouped else scored)(
+        dataset = (partial(rated, by_all=True) if plan.grouped else scored)(
             records,
             tokeniser,
             plan.objectives,
@@ -281,7 +282,7 @@ def _held_out_responses(
     max_length = plan.config.data.max_length - room
     about: dict[str, Any] = {"max_length": max_length, "directions": directions, "later": from_rewards}
     try:
-        return rated_by_all(records, tokeniser, plan.objectives, **about)
+        return rated(records, tokeniser, plan.objectives, by_all=True, **about)
     except DataError:
         return None  # whoever needs them says so
 

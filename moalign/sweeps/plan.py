@@ -82,6 +82,12 @@ class Plan:
         return self.combiner.merges_judges and not (self.grouped or self.scored or self.labels_rounds)
 
     @property
+    def reads_levels(self) -> bool:
+        """Whether the combiner reads rewards of labelled pairs that more than their differences must be known of."""
+        by_pairs = not (self.grouped or self.scored or self.labels_rounds)
+        return self.combiner.reads_levels and by_pairs and self.mixing_needs_margins
+
+    @property
     def told_in_text(self) -> bool:
         """Whether prompts tell the model its preference."""
         return self.conditioner is not None and self.conditioner.by == "text"
@@ -128,7 +134,13 @@ class Plan:
             return settings.kl_price
         if self.reference is not None and not comparing.is_base(self.reference):
             return 0.0  # the loss prices the distance to another policy
-        return float(getattr(self.objective, "beta", 0.0)) if self.scored or self.grouped else 0.0
+        if not (self.scored or self.grouped):
+            return 0.0
+        price = door.call(self.objective, "kl_price")
+        if not checks.finite(price) or price < 0:
+            who = door.origin(self.objective).who
+            raise PluginError(f"{who}, in kl_price: it must return a finite number, not below 0, not {price!r}")
+        return float(price)
 
     def propose(self, history: Sequence[Outcome], space: Space | None = None) -> list[Candidate]:
         """The search's next candidates, checked. Raises PluginError where the search breaks its contract.

@@ -27,7 +27,7 @@ from moalign.engine.row_conditions import RowConditions, embeddings_of
 from moalign.engine.scoring import LogpCache
 from moalign.engine.shaping import References
 from moalign.errors import ConfigError, ModelError, PluginError
-from moalign.sweeps import comparing, first_references, guides
+from moalign.sweeps import checks, comparing, first_references, guides
 from moalign.sweeps.material import Material, gather
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import Plan
@@ -237,6 +237,8 @@ def open_workshop(plan: Plan, directory: Path, observer: Observer, *, keep_cache
         accelerator=accelerator,
         compared_with=first_references.load(plan, model, observer.on_warning),
     )
+    if plan.reads_levels and _implicit(workshop):
+        raise ConfigError(f"data.margins: auto finds no rewards, and {checks.no_levels(plan)}")
     if plan.reference is not None and not plan.reference.fixed and _implicit(workshop):
         raise ConfigError(f"combine: '{plan.config.combine.name}' needs rewards, and {comparing.implicit(plan)}")
     if plan.conditioner is not None and (without := workshop.implicit(plan.propose(())[:1])):

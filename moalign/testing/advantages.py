@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from moalign.testing.batch import at_start, copied, plain_terms
+from moalign.testing.batch import at_start, plain_terms
 from moalign.testing.rounds import MadeUpRound, advantages_of, made_up_round, weighed
+from moalign.testing.watched import copied
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from moalign.api import Batch, PairTerms
@@ -138,35 +138,6 @@ def at_start(batch: Batch) -> Batch:
 def swapped(batch: Batch) -> Batch:
     """Chosen and rejected change places, and with them the sign of the margins."""
     return replace(batch, pairs=batch.pairs.flip(1), margins=None if batch.margins is None else -batch.margins)
-
-
-def copied(value: Any) -> Any:
-    """A batch or terms with tensors of its own, the graph kept."""
-    return replace(value, **{field.name: _copied(getattr(value, field.name)) for field in fields(value)})
-
-
-def changed_fields(before: Any, after: Any) -> list[str]:
-    """Names of the tensors of two batches or terms that differ."""
-    names = [field.name for field in fields(before)]
-    return [name for name in names if not _same(getattr(before, name), getattr(after, name))]
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: tensor.clone() for name, tensor in value.items()}
-    return value if value is None or isinstance(value, tuple) else value.clone()
-
-
-def _same(first: Any, second: Any) -> bool:
-    import torch
-
-    if isinstance(first, Mapping) and isinstance(second, Mapping):
-        return first.keys() == second.keys() and all(_same(tensor, second[name]) for name, tensor in first.items())
-    if first is None or second is None:
-        return first is second
-    if isinstance(first, tuple):
-        return bool(first == second)
-    return first.shape == second.shape and bool(torch.isclose(first, second, rtol=0, atol=0, equal_nan=True).all())
 
 
 def _at(value: Tensor | None, index: Tensor) -> Tensor | None:

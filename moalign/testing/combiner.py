@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from moalign.api import Batch, Combiner, Preference
 from moalign.testing import combiner_losses, combiner_rounds
-from moalign.testing.batch import changed_fields, copied, swapped
+from moalign.testing.batch import swapped
 from moalign.testing.combiner_trial import NAMES, Trial, judged_by, shown, total_weight
 from moalign.testing.review import Review, described, run
+from moalign.testing.watched import changed_fields, copied
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +44,15 @@ def declarations_are_known(t: Trial) -> None:
     change = 'accepts holds one or more of "labelled", "scored" and "groups"'
     known = {"labelled", "scored", "groups"}
     t.review.require(bool(accepts) and accepts <= known, tried, f"accepts is {accepts}", change)
-    for name in ("weighs_judges", "monotone", "pointwise", "needs_gram", "weighs_losses", "merges_judges"):
+    for name in (
+        "weighs_judges",
+        "monotone",
+        "pointwise",
+        "needs_gram",
+        "weighs_losses",
+        "merges_judges",
+        "reads_levels",
+    ):
         value = getattr(t.plugin, name)
         t.review.require(isinstance(value, bool), tried, f"{name} is {value!r}", f"declare {name} as True or False")
     apart = not (t.plugin.weighs_losses and t.plugin.merges_judges)
@@ -116,6 +125,30 @@ def margins_are_used(t: Trial) -> None:
         tried = f"other margins with {shown(preference)}"
         change = "return frozenset() from needs() for this preference: margins can cost a run of every objective alone"
         t.review.require(bool(differing), tried, "the same terms, though needs() asks for margins", change)
+
+
+def reads_levels_is_honest(t: Trial) -> None:
+    """A number added to the rewards of all responses to a prompt changes terms of labelled pairs where ``reads_levels``
+    is declared, and nowhere else."""
+    import torch
+
+    for preference, _ in t.preferences():
+        if not t.plugin.needs(preference) or False not in t.kinds(preference):
+            continue
+        batch = t.batch(preference, scored=False)
+        assert batch.rewards is not None
+        added = torch.randn((int(batch.groups.max()) + 1, 1), generator=torch.Generator().manual_seed(t.seed))
+        tried = f"a number added to the rewards of each prompt's responses, with {shown(preference)}"
+        before = t.terms("labelled pairs", batch)
+        after = t.terms(tried, replace(batch, rewards=batch.rewards + added[batch.groups].to(batch.rewards)))
+        names = ("scale", "margin", "weight", "reversed")
+        same = all(_agrees(getattr(before, name), getattr(after, name)) for name in names)
+        if t.plugin.reads_levels:
+            change = "declare reads_levels = False: differences are enough, and log-ratios may then be the rewards"
+            t.review.require(not same, tried, "the same terms, though reads_levels is True", change)
+        else:
+            change = "declare reads_levels = True, or read batch.margins: of an implicit reward nothing else is known"
+            t.review.require(same, tried, "other terms, though reads_levels is False", change)
 
 
 def unknown_without_weight_is_ignored(t: Trial) -> None:
@@ -293,6 +326,7 @@ CHECKS: tuple[Callable[[Trial], None], ...] = (
     needs_are_enough,
     one_finite_number_per_pair,
     margins_are_used,
+    reads_levels_is_honest,
     scalarise_broadcasts,
     unknown_without_weight_is_ignored,
     unknown_with_weight_is_said,

@@ -6,12 +6,16 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moalign.api import Preference, StepLosses
-from moalign.testing.combiner_rounds import begun, through_json, watched
+from moalign.testing.combiner_state import Course, begun, observed, watched
 from moalign.testing.combiner_trial import Trial, shown
 from moalign.testing.review import short
+from moalign.testing.states import through_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STEPS = 3
 GRADIENT = 5  # numbers in each made-up one
@@ -24,38 +28,26 @@ class Answer:
     weights: Mapping[str, float]
     state: Mapping[str, Any]
 
+    @property
+    def numbers(self) -> Tensor:
+        import torch
+
+        return torch.tensor([self.weights[name] for name in sorted(self.weights)], dtype=torch.float64)
+
 
 def one_weight_for_each_objective(t: Trial) -> None:
     """Finite and not below 0 in every step, twice the same, and nothing that was handed over changed."""
-    change = "make observe_losses and loss_weights functions of their arguments: no state of their own, no generator"
-    for preference, seen in _cases(t):
-        tried = f"{STEPS} steps, twice, {shown(preference)}"
-        for first, second in zip(play(t, preference, seen), play(t, preference, seen), strict=True):
-            t.review.require(first == second, tried, "other weights or another state", change)
+    COURSE.twice(t)
 
 
 def state_of_losses_is_plain_data(t: Trial) -> None:
     """The state is JSON data, and a rule that goes on from what JSON makes of it goes on in the same way."""
-    for preference, seen in _cases(t):
-        tried = f"the state through JSON, {shown(preference)}"
-        answers = play(t, preference, seen)
-        change = "keep numbers, texts, lists and dictionaries with texts as keys; no tensors, tuples, NaN or infinity"
-        for state in [begun(t, preference), *(answer.state for answer in answers)]:
-            t.review.require(isinstance(state, dict) and through_json(state) == state, tried, short(state), change)
-        change = "read the state by name: the order of its keys may be another after it was stored"
-        for before, after in zip(answers, play(t, preference, seen, stored=True), strict=True):
-            t.review.require(_agree(before, after), tried, "other weights from then on", change)
+    COURSE.stored(t)
 
 
 def order_of_objectives_changes_no_weight(t: Trial) -> None:
     """Objectives in another order, in losses, preference and names."""
-    change = "find an objective by its name or by its place in the preference; none is special by position"
-    for preference, seen in _cases(t):
-        moved = [_rolled(each) for each in seen]
-        other = replace(preference, values={name: preference.values[name] for name in moved[0].objectives})
-        tried = f"the objectives in another order, {shown(preference)}"
-        for before, after in zip(play(t, preference, seen), play(t, other, moved), strict=True):
-            t.review.require(_agree(before, after), tried, "other weights", change)
+    COURSE.renamed(t)
 
 
 def a_wanted_loss_is_lowered(t: Trial) -> None:
@@ -110,14 +102,12 @@ def _steps(t: Trial, preference: Preference, names: tuple[str, ...]) -> list[Ste
     return found
 
 
-def play(t: Trial, preference: Preference, seen: Sequence[StepLosses], *, stored: bool = False) -> list[Answer]:
+def play(t: Trial, preference: Preference, seen: Sequence[StepLosses], stored: bool = False) -> list[Answer]:
     """As the engine asks a rule, all that is handed over being watched. ``stored``: the state goes through JSON."""
     state, answers = begun(t, preference), []
     for each in seen:
         about = f"losses of step {each.number}, {shown(preference)}"
-        state = watched(t, "observe_losses", about, through_json(state) if stored else state, each)
-        change = "return the new state, a dict"
-        t.review.require(isinstance(state, dict), f"observe_losses, {about}", short(state), change)
+        state = observed(t, "observe_losses", about, through_json(state) if stored else state, each)
         weights = watched(t, "loss_weights", about, state)
         good = isinstance(weights, Mapping) and set(weights) == set(each.objectives)
         change = f"return one number for each of {', '.join(each.objectives)}, by name"
@@ -129,18 +119,15 @@ def play(t: Trial, preference: Preference, seen: Sequence[StepLosses], *, stored
     return answers
 
 
-def _rolled(seen: StepLosses) -> StepLosses:
-    """With the first objective last."""
-    columns = [*range(1, len(seen.objectives)), 0]
-    return replace(
-        seen,
-        losses=seen.losses[columns],
-        pairs=seen.pairs[columns],
-        preference=seen.preference[columns],
-        objectives=tuple(seen.objectives[column] for column in columns),
-        gram=None if seen.gram is None else seen.gram[columns][:, columns],
-    )
+def _moved(seen: StepLosses, columns: list[int]) -> StepLosses:
+    return replace(seen, losses=seen.losses[columns], pairs=seen.pairs[columns], preference=seen.preference[columns])
 
 
-def _agree(first: Answer, second: Answer) -> bool:
-    return all(math.isclose(first.weights[name], second.weights[name], abs_tol=1e-9) for name in first.weights)
+COURSE = Course(
+    what=f"{STEPS} steps",
+    answer="weight",
+    hooks="observe_losses and loss_weights",
+    cases=_cases,
+    play=play,
+    moved=_moved,
+)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from moalign.api import MoalignError, Preference, Round
+from moalign.api import Preference, Round
+from moalign.testing.combiner_state import Course, agree, begun, observed, watched
 from moalign.testing.combiner_trial import Trial, shown
-from moalign.testing.review import described, short
+from moalign.testing.review import short
+from moalign.testing.states import through_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +30,12 @@ class Answer:
     multiplier: float
     state: Mapping[str, Any]
 
+    @property
+    def numbers(self) -> Tensor:
+        import torch
+
+        return torch.cat([self.signal, self.signal.new_tensor([self.multiplier])])
+
 
 def one_finite_number_per_response(t: Trial) -> None:
     """A float64 for each response in every round, a finite multiplier, and nothing that was handed over changed."""
@@ -38,27 +45,12 @@ def one_finite_number_per_response(t: Trial) -> None:
 
 def rounds_are_answered_alike_twice(t: Trial) -> None:
     """The same preference and rounds: the same signals, multipliers and states."""
-    change = "make observe, signal and multiplier functions of their arguments: no state of their own, no generator"
-    for preference, seen in _cases(t):
-        tried = f"{ROUNDS} rounds, twice, {shown(preference)}"
-        for first, second in zip(play(t, preference, seen), play(t, preference, seen), strict=True):
-            same = bool((first.signal == second.signal).all()) and first.multiplier == second.multiplier
-            t.review.require(same, tried, "another signal or multiplier", change)
-            t.review.require(first.state == second.state, tried, "another state", change)
+    COURSE.twice(t)
 
 
 def state_is_plain_data(t: Trial) -> None:
     """The state is JSON data, and a rule that goes on from what JSON makes of it goes on in the same way."""
-    for preference, seen in _cases(t):
-        tried = f"the state through JSON, {shown(preference)}"
-        answers = play(t, preference, seen)
-        change = "keep numbers, texts, lists and dictionaries with texts as keys; no tensors, tuples, NaN or infinity"
-        for state in [begun(t, preference), *(answer.state for answer in answers)]:
-            t.review.require(isinstance(state, dict) and through_json(state) == state, tried, short(state), change)
-        change = "read the state by name: the order of its keys may be another after it was stored"
-        for before, after in zip(answers, play(t, preference, seen, stored=True), strict=True):
-            same = bool((before.signal == after.signal).all()) and before.multiplier == after.multiplier
-            t.review.require(same, tried, "another signal or multiplier from then on", change)
+    COURSE.stored(t)
 
 
 def order_of_responses_changes_nothing(t: Trial) -> None:
@@ -71,21 +63,13 @@ def order_of_responses_changes_nothing(t: Trial) -> None:
         moved = [replace(each, rewards=each.rewards[order], groups=100 - each.groups[order]) for each in seen]
         tried = f"responses in another order, prompts under other numbers, {shown(preference)}"
         for before, after in zip(play(t, preference, seen), play(t, preference, moved), strict=True):
-            same = _agree(before.signal[order], after.signal) and math.isclose(before.multiplier, after.multiplier)
+            same = agree(before.signal[order], after.signal) and math.isclose(before.multiplier, after.multiplier)
             t.review.require(same, tried, "another signal or multiplier", change)
 
 
 def order_of_objectives_changes_no_signal(t: Trial) -> None:
     """Objectives in another order, in rewards, preference and names."""
-    change = "find an objective by its name or by its place in the preference; none is special by position"
-    for preference, seen in _cases(t):
-        moved = [_rolled(each) for each in seen]
-        known = preference.values
-        other = replace(preference, values={name: known[name] for name in moved[0].objectives if name in known})
-        tried = f"the objectives in another order, {shown(preference)}"
-        for before, after in zip(play(t, preference, seen), play(t, other, moved), strict=True):
-            same = _agree(before.signal, after.signal) and math.isclose(before.multiplier, after.multiplier)
-            t.review.require(same, tried, "another signal or multiplier", change)
+    COURSE.renamed(t)
 
 
 def a_better_response_is_not_worse(t: Trial) -> None:
@@ -123,7 +107,7 @@ def pointwise_is_honest(t: Trial) -> None:
             arguments = last.rewards[row : row + 1], _vector(preference, last)[:1], last.groups[row : row + 1]
             alone = watched(t, "signal", tried, *arguments, answer.state)
             _check_signal(t, tried, alone, 1)
-            t.review.require(_agree(alone[0], answer.signal[row]), tried, "another signal", change)
+            t.review.require(agree(alone[0], answer.signal[row]), tried, "another signal", change)
 
 
 def signal_is_what_scalarise_says(t: Trial) -> None:
@@ -135,7 +119,7 @@ def signal_is_what_scalarise_says(t: Trial) -> None:
         for each, answer in zip(seen, play(t, preference, seen), strict=True):
             tried = f"signal and scalarise on the same rewards, {shown(preference)}"
             value = t.scalar(tried, each.rewards, _vector(preference, each)[0])
-            t.review.require(_agree(value, answer.signal), tried, "two answers", change)
+            t.review.require(agree(value, answer.signal), tried, "two answers", change)
 
 
 CHECKS: tuple[Callable[[Trial], None], ...] = (
@@ -182,13 +166,12 @@ def _rounds(t: Trial, names: tuple[str, ...]) -> list[Round]:
     return found
 
 
-def play(t: Trial, preference: Preference, seen: Sequence[Round], *, stored: bool = False) -> list[Answer]:
+def play(t: Trial, preference: Preference, seen: Sequence[Round], stored: bool = False) -> list[Answer]:
     """As the engine asks a rule, all that is handed over being watched. ``stored``: the state goes through JSON."""
     state, answers = begun(t, preference), []
     for each in seen:
         about = f"round {each.number}, {shown(preference)}"
-        state = watched(t, "observe", about, through_json(state) if stored else state, each)
-        t.review.require(isinstance(state, dict), f"observe, {about}", short(state), "return the new state, a dict")
+        state = observed(t, "observe", about, through_json(state) if stored else state, each)
         signal = watched(t, "signal", about, each.rewards, _vector(preference, each), each.groups, state)
         _check_signal(t, f"signal, {about}", signal, len(each.rewards))
         multiplier = watched(t, "multiplier", about, state)
@@ -198,29 +181,25 @@ def play(t: Trial, preference: Preference, seen: Sequence[Round], *, stored: boo
     return answers
 
 
+def _moved(seen: Round, columns: list[int]) -> Round:
+    return replace(seen, rewards=seen.rewards[:, columns], start=seen.start[columns])
+
+
+COURSE = Course(
+    what=f"{ROUNDS} rounds",
+    answer="signal or multiplier",
+    hooks="observe, signal and multiplier",
+    cases=_cases,
+    play=play,
+    moved=_moved,
+)
+
+
 def _vector(preference: Preference, seen: Round) -> Tensor:
     """The preference of every row, [N,M]."""
     import torch
 
     return torch.tensor(preference.vector(seen.objectives), dtype=torch.float64).expand_as(seen.rewards)
-
-
-def begun(t: Trial, preference: Preference) -> Any:
-    return t.review.call(f"init with {shown(preference)}", "return the first state", t.plugin.init, preference)
-
-
-def watched(t: Trial, hook: str, about: str, *arguments: Any) -> Any:
-    """What the hook returns for copies of the arguments, which it must leave as they are."""
-    given = deepcopy(arguments)
-    tried = f"{hook}, {about}"
-    try:
-        found = t.review.call(tried, f"{hook} must take every round", getattr(t.plugin, hook), *given)
-    except MoalignError as error:
-        t.review.fail(tried, described(error), f"{hook} must take every round of rewards in `reward_range`", error)
-    same = all(_same(before, after) for before, after in zip(arguments, given, strict=True))
-    change = "compute new tensors and a new state; write into none that was handed over"
-    t.review.require(same, tried, "an argument changed during the call", change)
-    return found
 
 
 def _check_signal(t: Trial, tried: str, signal: Any, rows: int) -> None:
@@ -248,39 +227,3 @@ def _growth(
         signal: Tensor = t.plugin.signal(each, _vector(preference, seen), seen.groups, state)
         lead.append(float(signal[row] - signal[others].mean()))
     return lead[1] - lead[0]
-
-
-def _rolled(seen: Round) -> Round:
-    """With the first objective last."""
-    columns = [*range(1, len(seen.objectives)), 0]
-    return replace(
-        seen,
-        rewards=seen.rewards[:, columns],
-        start=seen.start[columns],
-        objectives=tuple(seen.objectives[column] for column in columns),
-        gram=None if seen.gram is None else seen.gram[columns][:, columns],
-    )
-
-
-def through_json(state: Mapping[str, Any]) -> Any:
-    """With its keys sorted, as a file may have them; None where it is no JSON."""
-    try:
-        return json.loads(json.dumps(state, allow_nan=False, sort_keys=True))
-    except (TypeError, ValueError):
-        return None
-
-
-def _same(before: Any, after: Any) -> bool:
-    import torch
-
-    if isinstance(before, torch.Tensor):
-        return bool(torch.isclose(before, after, rtol=0, atol=0, equal_nan=True).all())
-    if is_dataclass(before):
-        return all(_same(getattr(before, each.name), getattr(after, each.name)) for each in fields(before))
-    return bool(before == after)
-
-
-def _agree(first: Tensor, second: Tensor) -> bool:
-    import torch
-
-    return bool(torch.isclose(first, second, rtol=1e-9, atol=1e-9).all())

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from moalign.api import Batch, Combiner, MoalignError, PairTerms, Preference, PreferenceError
-from moalign.testing.batch import changed_fields, copied, made_up
+from moalign.testing.batch import made_up
 from moalign.testing.review import Review, described, first
+from moalign.testing.watched import changed_fields, copied, unchanged
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,10 +80,7 @@ class Trial:
         """Checked for shape and finiteness, with the inputs watched."""
         given = copied(batch)
         change = "pair_terms must take every batch of the pairs that the rule `accepts`"
-        try:
-            terms = self.review.call(tried, change, self.plugin.pair_terms, given)
-        except MoalignError as error:
-            self.review.fail(tried, described(error), change, error)
+        terms = self.review.answer(tried, change, self.plugin.pair_terms, given)
         written = changed_fields(batch, given)
         change = "compute new tensors; write into none that was handed over"
         self.review.require(not written, tried, f"{', '.join(written)} changed during the call", change)
@@ -115,13 +113,14 @@ class Trial:
 
         given = rewards.clone(), preference.clone()
         change = "scalarise must take rewards [..., M] and a preference [..., M] of any leading dimensions"
-        try:
-            value = self.review.call(tried, change, self.plugin.scalarise, *given)
-        except MoalignError as error:
-            self.review.fail(tried, described(error), change, error)
+        value = self.review.answer(tried, change, self.plugin.scalarise, *given)
         for name, before, after in zip(("rewards", "preference"), (rewards, preference), given, strict=True):
-            same = bool(torch.isclose(before, after, rtol=0, atol=0, equal_nan=True).all())
-            self.review.require(same, tried, f"{name} changed during the call", "compute new tensors; write into none")
+            self.review.require(
+                unchanged(before, after),
+                tried,
+                f"{name} changed during the call",
+                "compute new tensors; write into none",
+            )
         wanted = torch.broadcast_shapes(rewards.shape, preference.shape)[:-1]
         found = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
         good = isinstance(value, torch.Tensor) and value.shape == wanted

@@ -57,10 +57,7 @@ class Trial:
             NAMES[:count],
             "return a moalign.api.Preference, whatever the generator says",
         )
-        try:
-            found = self.review.call(tried, change, self.plugin.draw, names, Random(self.seed + seed))
-        except UserError as error:
-            self.review.fail(tried, described(error), change, error)
+        found = self.review.answer(tried, change, self.plugin.draw, names, Random(self.seed + seed))
         self.review.require(isinstance(found, Preference), tried, short(found), change)
         change = f"return weights (sum 1, to {preferences.TOLERANCE:g}) or a direction (length 1), of finite numbers"
         self.review.require(found.kind != "thresholds", tried, short(found), change)
@@ -85,10 +82,7 @@ class Trial:
         """Checked to be some text, with the preference watched."""
         tried = _described(given)
         copy, change = _copied(given), "return the text for any preference that it draws, or that a user may name"
-        try:
-            found = self.review.call(tried, change, self.plugin.text, copy)
-        except UserError as error:
-            self.review.fail(tried, described(error), change, error)
+        found = self.review.answer(tried, change, self.plugin.text, copy)
         self.review.require(copy == given, tried, "the preference changed during the call", "write into nothing given")
         good = isinstance(found, str) and bool(found.strip())
         self.review.require(good, tried, short(found), "return a str with something in it for the model to read")
@@ -103,10 +97,7 @@ class Trial:
         by = self.plugin.by
         change = f"{by} must take any preferences and parameters; refuse an adapter in check, before a model is loaded"
         shape = replace(shape, embeddings=None)  # they are there for first values alone
-        try:
-            found = self.review.call(tried, change, getattr(self.plugin, by), *handed, shape)
-        except UserError as error:
-            self.review.fail(tried, described(error), change, error)
+        found = self.review.answer(tried, change, getattr(self.plugin, by), *handed, shape)
         kept = given.equal(handed[0]) and all(value.equal(handed[1][name]) for name, value in parameters.items())
         change = "compute new tensors; write into none that was handed over"
         self.review.require(kept, tried, "a tensor that it was given changed during the call", change)
@@ -197,10 +188,7 @@ def rewards_are_told(t: Trial) -> None:
         for rewards in (low, high, mixed, low):
             tried, given = f"rewards {', '.join(f'{each:.2g}' for each in rewards.values())}", dict(rewards)
             change = "return the text for any finite rewards, by the names of the objectives; write into none"
-            try:
-                found = t.review.call(tried, change, t.plugin.text_of_rewards, given)
-            except UserError as error:
-                t.review.fail(tried, described(error), change, error)
+            found = t.review.answer(tried, change, t.plugin.text_of_rewards, given)
             good = isinstance(found, str) and bool(found.strip()) and given == rewards
             t.review.require(good, tried, short(found), change)
             said.append(found)

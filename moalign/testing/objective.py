@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from moalign.api import Batch, MoalignError, Objective, PairTerms
+from moalign.api import Batch, Objective, PairTerms
 from moalign.testing.advantages import CHECKS_OF_ADVANTAGES
-from moalign.testing.batch import (
-    agrees,
-    at_start,
-    changed_fields,
-    copied,
-    made_up,
-    otherwise,
-    padded,
-    plain_terms,
-    rearranged,
-    rows_of,
-    spoken,
-)
+from moalign.testing.batch import agrees, at_start, made_up, otherwise, padded, plain_terms, rearranged, rows_of, spoken
 from moalign.testing.owned import (
     first_values,
     losses_of,
@@ -33,6 +22,7 @@ from moalign.testing.review import Review, described, first, run
 from moalign.testing.rounds import advantages_of, made_up_round, weighed
 from moalign.testing.terms import shiftable_is_honest, weight_is_left_to_the_engine
 from moalign.testing.views import folders, folders_follow_from_options, names_of_views, views_are_texts
+from moalign.testing.watched import changed_fields, copied
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -141,10 +131,7 @@ class Trial:
         batch = self.told(batch)
         given, given_terms = copied(batch), copied(terms)
         change = "a loss must take every batch that the engine can hand it"
-        try:
-            losses = self.review.call(tried, change, self.plugin.loss, given, given_terms)
-        except MoalignError as error:
-            self.review.fail(tried, described(error), change, error)
+        losses = self.review.answer(tried, change, self.plugin.loss, given, given_terms)
         written = changed_fields(batch, given) + [f"terms.{name}" for name in changed_fields(terms, given_terms)]
         change = "compute new tensors; write into none that was handed over (no in-place operations)"
         self.review.require(not written, tried, f"{', '.join(written)} changed during the call", change)
@@ -183,6 +170,10 @@ def declarations_are_known(t: Trial) -> None:
     t.review.require(
         isinstance(t.plugin.shiftable, bool), tried, f"shiftable is {t.plugin.shiftable!r}", "True or False"
     )
+    change = "return what a nat of KL costs in rewards: a finite number, not below 0, which is for no price"
+    price: Any = t.review.answer("kl_price()", change, t.plugin.kl_price)
+    good = isinstance(price, int | float) and not isinstance(price, bool) and 0 <= price < math.inf
+    t.review.require(good, "kl_price()", repr(price), change)
 
 
 def needs_are_enough(t: Trial) -> None:

@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from moalign.api import Batch, MoalignError
-from moalign.testing.batch import WIDTH, copied, plain_terms
+from moalign.testing.batch import WIDTH, plain_terms
 from moalign.testing.review import Review, described
+from moalign.testing.watched import copied
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from random import Random
-from typing import Any
 
-from moalign.api import ConfigError, MoalignError, Move, Progress, Reference
-from moalign.testing.review import Review, described, run, short
+from moalign.api import ConfigError, Move, Progress, Reference
+from moalign.testing.review import Review, run, short
+from moalign.testing.states import State, begun, check_state, through_json
 
 ROUND = 7  # steps
 
@@ -24,7 +23,6 @@ def check_reference(plugin: Reference, *, steps: int = 210, seed: int = 0, exemp
     run(CHECKS, Trial(Review("reference", plugin), plugin, steps, seed), exempt)
 
 
-State = Mapping[str, Any]
 Course = list["Move | None"]
 
 
@@ -49,18 +47,7 @@ class Trial:
             yield Progress(step, step // ROUND if rounds else None)
 
     def start(self) -> State:
-        change = "return a mapping of plain data (text, numbers, lists, mappings, None) from init()"
-        state = self.review.call("init()", change, self.plugin.init)
-        self.check_state("init()", state)
-        return state
-
-    def check_state(self, tried: str, state: Any) -> None:
-        change = "keep as state a mapping that JSON can hold: text as keys; text, finite numbers, lists, mappings, None"
-        try:
-            same = isinstance(state, Mapping) and json.loads(json.dumps(dict(state), allow_nan=False)) == dict(state)
-        except (TypeError, ValueError):
-            same = False
-        self.review.require(same, tried, f"the state {short(state)}", change)
+        return begun(self.review, self.plugin.init)
 
     def course(self, tried: str, rounds: bool, distance: float | None = None, stored: bool = False) -> Course:
         """The moves of a whole training. ``distance``: of the policy at every look; None: drawn, and larger and larger.
@@ -70,17 +57,17 @@ class Trial:
             drawn = rng.random() * at.step / 4 if distance is None else distance
             move, state = self.move(tried, at, state, drawn)
             moves.append(move)
-            state = json.loads(json.dumps(dict(state))) if stored else state
+            state = through_json(state) if stored else state
         return moves
 
     def move(self, tried: str, at: Progress, state: State, distance: float) -> tuple[Move | None, State]:
         """Checked for kind, finiteness and state, with the state watched."""
         given, where = deepcopy(dict(state)), f"{tried}, step {at.step}"
-        told = self.call(where, "return True or False from measures", self.plugin.measures, at, given)
+        told = self.review.answer(where, "return True or False from measures", self.plugin.measures, at, given)
         self.review.require(isinstance(told, bool), where, short(told), "return True or False from measures")
         if told:
             at = Progress(at.step, at.round, distance, distance / 2)
-        found = self.call(where, "moves must take any step", self.plugin.moves, at, given)
+        found = self.review.answer(where, "moves must take any step", self.plugin.moves, at, given)
         change = "make a new state; write nothing into the one that was handed over"
         self.review.require(given == dict(state), where, "the state changed during the call", change)
         change = "return two things: a moalign.api.Move, or None where it stays, and the state from here on"
@@ -89,24 +76,18 @@ class Trial:
         self.review.require(move is None or isinstance(move, Move), where, short(move), change)
         finite = move is None or (_finite(move.policy) and _finite(move.reference))
         self.review.require(finite, where, short(move), "return finite numbers in a Move")
-        self.check_state(where, after)
+        check_state(self.review, where, after)
         return move, after
-
-    def call(self, tried: str, change: str, method: Callable[..., Any], *arguments: Any) -> Any:
-        try:
-            return self.review.call(tried, change, method, *arguments)
-        except MoalignError as error:
-            self.review.fail(tried, described(error), change, error)
 
 
 def declarations_are_known(t: Trial) -> None:
     """``fixed`` is said, adapters have finite shares, and the rank is one."""
     fixed = t.plugin.fixed
     t.review.require(isinstance(fixed, bool), "reading fixed", short(fixed), "declare fixed as True or False")
-    found = t.call("adapters()", "return numbers by folder", t.plugin.adapters)
+    found = t.review.answer("adapters()", "return numbers by folder", t.plugin.adapters)
     good = isinstance(found, Mapping) and all(isinstance(path, str) and _finite(c) for path, c in found.items())
     t.review.require(good, "adapters()", short(found), "return finite numbers by folder; an empty mapping for the base")
-    rank = t.call("largest_rank()", "return a rank, or None", t.plugin.largest_rank)
+    rank = t.review.answer("largest_rank()", "return a rank, or None", t.plugin.largest_rank)
     good = rank is None or (isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1)
     t.review.require(good, "largest_rank()", short(rank), "return 1 or more, or None where ranks add up")
 

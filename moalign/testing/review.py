@@ -61,6 +61,13 @@ class Review:
         )
         return result
 
+    def answer(self, tried: str, change: str, method: Callable[..., T], *arguments: Any) -> T:
+        """As ``call``, where there is nothing to refuse."""
+        try:
+            return self.call(tried, change, method, *arguments)
+        except UserError as error:
+            self.fail(tried, described(error), change, error)
+
 
 def run(checks: Sequence[Callable[[T], None]], trial: T, exempt: Collection[str]) -> None:
     """All checks but those that are exempt. Raises ConformanceError, and ValueError for an unknown exemption."""

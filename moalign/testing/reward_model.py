@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from moalign.api import Batch, MoalignError, RewardModel, UserError
-from moalign.testing.batch import WIDTH, at_start, changed_fields, copied, padded, rearranged
+from moalign.api import Batch, RewardModel, UserError
+from moalign.testing.batch import WIDTH, at_start, padded, rearranged
 from moalign.testing.judgements import judged, otherwise, unlabelled
 from moalign.testing.owned import are_first_values, moved, named_tensors
 from moalign.testing.review import Review, described, first, run
 from moalign.testing.reward_model_learning import CHECKS_OF_LEARNING
+from moalign.testing.watched import changed_fields, copied
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,10 +103,7 @@ class Trial:
 
     def _called(self, tried: str, change: str, method: str, batch: Batch) -> Tensor:
         given = copied(batch)
-        try:
-            found: Tensor = self.review.call(tried, change, getattr(self.plugin, method), given)
-        except MoalignError as error:
-            self.review.fail(tried, described(error), change, error)
+        found: Tensor = self.review.answer(tried, change, getattr(self.plugin, method), given)
         written = changed_fields(batch, given)
         change = "compute new tensors; write into none that was handed over (no in-place operations)"
         self.review.require(not written, tried, f"{', '.join(written)} changed during the call", change)

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from moalign.api import Batch
-from moalign.testing.batch import copied
 from moalign.testing.judgements import leaves_of, standing_in
 from moalign.testing.owned import parameters_are_trained
 from moalign.testing.review import described, first
+from moalign.testing.watched import copied
 
 if TYPE_CHECKING:
     from torch import Tensor

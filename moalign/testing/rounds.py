@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from moalign.api import Batch, MoalignError, TokenAdvantages, Tokens
-from moalign.testing.batch import RESPONSES, copied, rearranged
-from moalign.testing.review import described
+from moalign.api import Batch, TokenAdvantages, Tokens
+from moalign.testing.batch import RESPONSES, rearranged
+from moalign.testing.watched import copied, unchanged
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,14 +81,11 @@ def advantages_of(t: Trial, tried: str, given: MadeUpRound) -> Tensor:
 
 def asked(t: Trial, tried: str, given: MadeUpRound) -> TokenAdvantages:
     """What the plugin returns for a round, with kind, shape and finiteness checked and the arguments watched."""
-    arguments = {name: _copy(value) for name, value in given.arguments.items()}
+    arguments = copied(given.arguments)
     method = t.plugin.advantages if given.tokens is None else t.plugin.token_advantages
     change = "advantages must be found for every round of sampled responses"
-    try:
-        found: Any = t.review.call(tried, change, method, *arguments.values())
-    except MoalignError as error:
-        t.review.fail(tried, described(error), change, error)
-    written = [name for name, value in given.arguments.items() if not _equal(value, arguments[name])]
+    found: Any = t.review.answer(tried, change, method, *arguments.values())
+    written = [name for name, value in given.arguments.items() if not unchanged(value, arguments[name])]
     change = "compute new tensors; write into none that was handed over (no in-place operations)"
     t.review.require(not written, tried, f"{', '.join(written)} changed during the call", change)
     if given.tokens is None:
@@ -146,10 +143,7 @@ def _measured(t: Trial, batch: Batch) -> dict[str, Tensor]:
     tried = "measuring the tokens of a round"
     change = "let `measure` read what `needs` declares, but advantages, which there are none of yet"
     given = copied(replace(batch, old_logps=None if "old_logps" not in t.plugin.wants else batch.old_logps))
-    try:
-        found: Any = t.review.call(tried, change, t.plugin.measure, given)
-    except MoalignError as error:
-        t.review.fail(tried, described(error), change, error)
+    found: Any = t.review.answer(tried, change, t.plugin.measure, given)
     change = "return tensors by name, one finite number for each token: [N,T] and the dtype of batch.logps"
     t.review.require(isinstance(found, dict), tried, type(found).__name__, change)
     for name, values in found.items():
@@ -188,17 +182,3 @@ def _mapped(tokens: Tokens | None, change: Any) -> Any:
     old, reference = (None if each is None else change(each) for each in (tokens.old_logps, tokens.ref_logps))
     measured = {name: change(values) for name, values in tokens.measured.items()}
     return Tokens(change(tokens.mask), change(tokens.ended), old, reference, measured, tokens.number)
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, Tokens):
-        return _mapped(value, lambda each: each.clone())
-    return None if value is None else value.clone()
-
-
-def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, Tokens):
-        pairs = [(getattr(one, name), getattr(other, name)) for name in ("mask", "ended", "old_logps", "ref_logps")]
-        pairs += [(values, other.measured.get(name)) for name, values in one.measured.items()]
-        return all(_equal(first, second) for first, second in pairs)
-    return one is None if other is None else bool(one.equal(other))

@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from moalign.api import MoalignError
-from moalign.testing.batch import agrees, copied, plain_terms
+from moalign.testing.batch import agrees, plain_terms
 from moalign.testing.review import described
+from moalign.testing.watched import copied
 
 if TYPE_CHECKING:
     from moalign.testing.objective import Trial

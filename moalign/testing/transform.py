@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection, Iterator, Mapping
-from copy import deepcopy
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from moalign.api import MoalignError, Responses, Transform
-from moalign.testing.review import Review, described, run, short
+from moalign.api import Responses, Transform
+from moalign.testing.review import Review, run, short
+from moalign.testing.states import State, begun, check_state, through_json
+from moalign.testing.watched import changed_fields, copied, unchanged
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,6 @@ def check_transform(
     run(CHECKS, Trial(Review("transform", plugin), plugin, prompts, samples, seed), exempt)
 
 
-State = Mapping[str, Any]
 Case = tuple[str, "Tensor", Responses]  # what it is, rewards, about
 
 
@@ -81,30 +80,17 @@ class Trial:
             yield "a reward that abstained on all but one of the base's responses (NaN)", rewards, abstained
 
     def start(self) -> State:
-        change = "return a mapping of plain data (text, numbers, lists, mappings, None) from init()"
-        state = self.review.call("init()", change, self.plugin.init)
-        self.check_state("init()", state)
-        return state
-
-    def check_state(self, tried: str, state: Any) -> None:
-        change = "keep as state a mapping that JSON can hold: text as keys; text, finite numbers, lists, mappings, None"
-        try:
-            same = isinstance(state, Mapping) and json.loads(json.dumps(dict(state), allow_nan=False)) == dict(state)
-        except (TypeError, ValueError):
-            same = False
-        self.review.require(same, tried, f"the state {short(state)}", change)
+        return begun(self.review, self.plugin.init)
 
     def apply(self, tried: str, rewards: Tensor, about: Responses, state: State) -> tuple[Tensor, State]:
         """Checked for shape, finiteness and state, with the inputs watched."""
         import torch
 
-        given = rewards.clone(), _copied(about), deepcopy(dict(state))
+        given = copied(rewards), copied(about), copied(state)
         change = "apply must take the finite rewards of any round"
-        try:
-            found = self.review.call(tried, change, self.plugin.apply, *given)
-        except MoalignError as error:
-            self.review.fail(tried, described(error), change, error)
-        touched = [name for name, same in _unchanged((rewards, about, state), given) if not same]
+        found = self.review.answer(tried, change, self.plugin.apply, *given)
+        plain = {"rewards": (rewards, given[0]), "state": (state, given[2])}
+        touched = [name for name, pair in plain.items() if not unchanged(*pair)] + changed_fields(about, given[1])
         change = "compute new tensors and a new state; write into none that was handed over"
         self.review.require(not touched, tried, f"{', '.join(touched)} changed during the call", change)
         change = "return two things: the rewards as they are to count, and the state after this round"
@@ -117,7 +103,7 @@ class Trial:
         bad = values[~values.isfinite()].tolist()
         change = "guard divisions by a deviation of 0, logarithms and exponentials; leave out what is NaN"
         self.review.require(not bad, tried, f"{bad[:1]}, which is not finite", change)
-        self.check_state(tried, after)
+        check_state(self.review, tried, after)
         return values, after
 
 
@@ -147,7 +133,7 @@ def state_is_all_it_remembers(t: Trial) -> None:
             _, rewards, about = t.case(number)
             found, state = t.apply(f"round {number}", rewards, about, state)
             values.append(found)
-            state = json.loads(json.dumps(dict(state))) if stored else state
+            state = through_json(state) if stored else state
         results.append(values)
     same = all(torch.equal(first, second) for first, second in zip(*results, strict=True))
     change = "keep what is remembered in the state that is returned, never in the plugin; draw nothing at random"
@@ -236,25 +222,6 @@ CHECKS: tuple[Callable[[Trial], None], ...] = (
 def rows_of(about: Responses, rows: Tensor) -> Responses:
     reference = None if about.reference is None else about.reference[rows]
     return Responses(about.number, about.groups[rows], about.lengths[rows], about.ended[rows], reference)
-
-
-def _copied(about: Responses) -> Responses:
-    values = {each.name: getattr(about, each.name) for each in fields(about)}
-    return replace(about, **{name: value.clone() for name, value in values.items() if hasattr(value, "clone")})
-
-
-def _unchanged(before: tuple[Tensor, Responses, State], after: Any) -> Iterator[tuple[str, bool]]:
-    import torch
-
-    def same(first: Any, second: Any) -> bool:
-        if not isinstance(first, torch.Tensor):
-            return bool(first == second)
-        return bool(torch.isclose(first, second, rtol=0, atol=0, equal_nan=True).all())
-
-    yield "rewards", same(before[0], after[0])
-    for each in fields(before[1]):
-        yield each.name, same(getattr(before[1], each.name), getattr(after[1], each.name))
-    yield "state", dict(before[2]) == after[2]
 
 
 def _close(first: Tensor, second: Tensor) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from moalign.api import MoalignError, Objective, Sample
-from moalign.testing.review import described, short
+from moalign.api import Objective, Sample
+from moalign.testing.review import short
 
 if TYPE_CHECKING:
     from moalign.testing.objective import Trial
@@ -21,7 +21,7 @@ PAIRS += [(other, first) for first, other in PAIRS] + [(Sample(TALK, ANSWERS[0])
 def folders(t: Trial) -> dict[str, str]:
     """Those that the loss reads guides from."""
     change = "return folders by name, both text, from guides; an empty mapping where there are none"
-    found: Any = _asked(t, "guides()", change, t.plugin.guides)
+    found: Any = t.review.answer("guides()", change, t.plugin.guides)
     good = isinstance(found, Mapping) and all(isinstance(text, str) for pair in found.items() for text in pair)
     t.review.require(good, "guides()", short(found), change)
     return dict(found)
@@ -66,17 +66,10 @@ def _views(t: Trial, chosen: Sample, rejected: Sample) -> dict[str, Sample]:
     change = "return moalign.api.Sample by name from views: a prompt, and a response, which is text"
     if type(t.plugin).views is Objective.views:
         return {}
-    found: Any = _asked(t, "views of a pair", change, t.plugin.views, chosen, rejected)
+    found: Any = t.review.answer("views of a pair", change, t.plugin.views, chosen, rejected)
     good = isinstance(found, Mapping) and all(
         isinstance(name, str) and isinstance(view, Sample) and isinstance(view.response, str)
         for name, view in found.items()
     )
     t.review.require(good, "views of a pair", short(found), change)
     return dict(found)
-
-
-def _asked(t: Trial, tried: str, change: str, method: Any, *arguments: Any) -> Any:
-    try:
-        return t.review.call(tried, change, method, *arguments)
-    except MoalignError as error:
-        t.review.fail(tried, described(error), change, error)

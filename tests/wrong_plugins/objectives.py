@@ -258,7 +258,15 @@ class WeighsTwice(Logistic):
         return super().loss(batch, terms) * terms.weight
 
 
+class PaysToLeave(Logistic):
+    """Has a price of KL below 0."""
+
+    def kl_price(self) -> float:
+        return -0.1
+
+
 WRONG = {
+    PaysToLeave: "a finite number, not below 0",
     Reduced: "reduce over tokens, never over pairs",
     KeepsADimension: r"\[9, 1\]",
     SqueezesASinglePair: "a single pair, 1 pairs",

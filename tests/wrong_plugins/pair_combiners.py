@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -81,6 +82,29 @@ class AllLossesAlike(Steady):
         return (seen.pairs > 0).double()
 
 
+class OfLevels(Combiner):
+    """Reads the rewards of the chosen responses, and does not say so."""
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"labelled"})
+    weighs_judges: ClassVar[bool] = True
+
+    def check(self, preference: Preference) -> None:
+        if preference.kind != "weights":
+            raise PreferenceError(f"weights are wanted, not {preference.kind}")
+
+    def needs(self, preference: Preference) -> frozenset[str]:
+        return frozenset() if 1.0 in preference.values.values() else frozenset({"margins"})
+
+    def pair_terms(self, batch: Batch) -> PairTerms:
+        if batch.rewards is None:
+            batch = replace(batch, rewards=torch.zeros_like(batch.preference))
+            assert batch.rewards is not None
+        own, judge = pair_preference(batch), batch.pair_objective[:, None]
+        others = own.scatter(1, judge, 0.0) * (own.gather(1, judge) > 0)
+        values = (batch.rewards[batch.pairs[:, 0]].where(others > 0, 0.0) * others).sum(1)
+        return PairTerms(torch.ones_like(values), values, own.gather(1, judge)[:, 0])
+
+
 class MixedLabels(Combiner):
     """Right: a soft label from all judges."""
 
@@ -130,6 +154,7 @@ WRONG = {
     LossesAsTensors: "no tensors",
     FirstLossTwice: "none is special by position",
     AllLossesAlike: "no weight to the loss of an objective that has none",
+    OfLevels: "declare reads_levels = True",
     FirstIsBetter: "weight and reversed follow from what the judges prefer",
     EndlessReversal: "reversed of pair .* is not finite",
     OfAllAndEach: "belongs to the loss of none",

@@ -27,11 +27,12 @@ class ShapedMargins(Combiner):
     What the papers take for ref, such as rewards of the untouched base's responses to the prompt, is not known of pairs
     from files: it is an option, in the rewards' own unit. (The other response of the pair would be no reference: the
     difference of log-sigmoids of +- c (r - r') is c (r - r') itself.) Implicit rewards (``data.margins: implicit``) are
-    known but for a number for each prompt, and with them the rule means something else for each: give scores.
+    known but for a number for each prompt, with which the rule would mean something else for each: they are refused.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"labelled", "scored"})
     weighs_judges: ClassVar[bool] = True
+    reads_levels: ClassVar[bool] = True
     called: ClassVar[str]
 
     reference: float | dict[str, float]

@@ -34,6 +34,10 @@ class GroupRelative(PolicyGradient):
     standardise: bool = True
     """whether the difference from the mean is divided by the standard deviation"""
 
+    def kl_price(self) -> float:
+        """Nothing, where beta is in units of a standardised advantage."""
+        return 0.0 if self.standardise and self.kl != "reward" else super().kl_price()
+
     def advantages(self, signal: Tensor, groups: Tensor, log_ratios: Tensor | None) -> Tensor:
         rewards = self.shaped(signal, log_ratios)
         centred = rewards - group_mean(rewards, groups)

@@ -57,6 +57,9 @@ class ADPO(Objective):
     def wants(self) -> frozenset[str]:
         return self.needs | {"reference" if self.anchor == "reference" else "old_logps"}
 
+    def kl_price(self) -> float:
+        return super().kl_price() if self.target == "softmax" else 0.0  # else beta is not read
+
     def advantages(self, signal: Tensor, groups: Tensor, log_ratios: Tensor | None) -> Tensor:
         if self.target == "softmax":
             return group_log_softmax(signal / (self.beta * self.tau), groups).exp()

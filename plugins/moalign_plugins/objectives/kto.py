@@ -39,7 +39,7 @@ class KTO(Objective):
     that is better than those of its round (without rollouts: of the data) are on average. Where one kind is rare the
     paper weighs it up, so that ``desirable`` times the number of its responses is 1 to 4/3 of the other product.
 
-    beta is no price of KL in rewards, for which ``evaluate.kl_price: auto`` takes the beta of a loss: name one there.
+    beta is no price of KL in rewards: with ``evaluate.kl_price: auto`` none is known, so name one there.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"groups", "reference"})
@@ -56,6 +56,9 @@ class KTO(Objective):
     """a response is desirable whose signal is above this number, or above the mean of its round"""
     reference_point: bool = True
     """whether a response has to gain more than those to other prompts; false: more than the reference"""
+
+    def kl_price(self) -> float:
+        return 0.0  # a reward counts by its side of the threshold alone
 
     def advantages(self, signal: Tensor, groups: Tensor, log_ratios: Tensor | None) -> Tensor:
         return (signal * 0 + self.desirable).where(good(signal, self.threshold), -self.undesirable)

@@ -84,6 +84,10 @@ class PPO(PolicyGradient):
         hidden = batch.hidden if self.value_trains_adapter else batch.hidden.detach()
         return (hidden @ batch.parameters["value.weight"] + batch.parameters["value.bias"]) * batch.mask
 
+    def kl_price(self) -> float:
+        """Nothing, where beta is in units of a whitened advantage."""
+        return 0.0 if self.whiten and self.kl != "reward" else super().kl_price()
+
     def token_advantages(self, signal: Tensor, groups: Tensor, tokens: Tokens) -> TokenAdvantages:
         rewards, values = self.token_rewards(signal, tokens), tokens.measured["values"]
         advantages = generalised_advantages(rewards, values, tokens.mask, self.gamma, self.lam)

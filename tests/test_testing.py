@@ -110,6 +110,7 @@ OPTIONS = {
     "hyper-parameters": {"space": {"loss.beta": [0.1, 0.3]}, "configurations": 2, "seeds": 1, "points": 4},
     "features": {"features": ["helpful", "honest"]},
     "tgdpo": {"guide": "a/folder"},
+    "rto": {"guide": "a/folder"},
     "align-distil": {"teacher": "a/folder", "contrary": "another/folder"},
     "align-distil-simple": {"teacher": "a/folder"},
 }
@@ -146,6 +147,8 @@ OTHERWISE = [
     ("objective", "rloo", {"entropy": 0.2}),
     ("objective", "ppo", {"kl": "k3", "lam": 0.5, "value_trains_adapter": True, "value_epsilon": None}),
     ("objective", "ppo", {"kl": "k2", "gamma": 0.9, "lam": 1.0, "length": 20, "missing_end": -10}),
+    ("objective", "rto", {"guide": "a/folder", "scale": 1.0, "bound": None, "reward_bound": None, "lam": 1.0}),
+    ("objective", "rto", {"guide": "a/folder", "scale": 0}),
     ("objective", "rejection-sampling", {"keep": 2, "average": False}),
     ("objective", "kto", {"reference_point": False, "desirable": 4 / 3, "threshold": 0.0}),
     ("objective", "filtered", {"average": False}),

@@ -94,7 +94,8 @@ class RolloutSource:
     pair is the better one; None: nothing does. ``shaping``: what transforms make
     of the rewards; None: nothing. ``owned``: the parameters of the candidate's loss, as they are trained. ``draw``: who
     samples; None: ``rollouts.sample``. ``figures``: of the last round, for the metrics. ``compared_with``: what the
-    reference begins with, ``moving``: what it becomes, where it does not stay.
+    reference begins with, ``moving``: what it becomes, where it does not stay. ``guides``: further policies that a loss
+    reads which weighs tokens; no other reads them here.
     """
 
     model: LanguageModel
@@ -116,6 +117,7 @@ class RolloutSource:
     figures: dict[str, float] = field(default_factory=dict)
     compared_with: FrozenPolicy = BASE
     moving: MovingReference | None = None
+    guides: Mapping[str, FrozenPolicy] = field(default_factory=dict)
     _round: int = -1
     _dataset: PairDataset | None = field(default=None, repr=False)
     _rewards: np.ndarray | None = field(default=None, repr=False)
@@ -182,8 +184,9 @@ class RolloutSource:
     ) -> tuple[Sequence[NDArray[np.float32]], Sequence[NDArray[np.float32]]]:
         """Log-probabilities of each response's tokens under the reference, and under the policy that sampled it."""
         compared_with = self.compared_with if self.moving is None else self.moving.now
-        units, adapters = dataset.groups.tolist(), (compared_with.adapter, self.slot)
-        reference, own = logps_under(self.model, dataset.sequences, units, adapters, measuring)
+        adapters = (*(each.adapter for each in self.guides.values()), compared_with.adapter, self.slot)
+        units = dataset.groups.tolist()
+        *_, reference, own = logps_under(self.model, dataset.sequences, units, adapters, measuring)
         return reference, own
 
     def take(self, number: int, rollouts: Sequence[Rollout]) -> None:
@@ -273,7 +276,8 @@ class RolloutSource:
 
     def _measuring(self, dataset: PairDataset, advantages: Advantages) -> Measuring:
         objective, preferred = advantages.objective, advantages.preference.vector(self.objectives)
-        return Measuring(objective, preferred, dataset, self._parameters_of(objective), self.candidate)
+        own = self._parameters_of(objective)
+        return Measuring(objective, preferred, dataset, own, self.candidate, tuple(self.guides))
 
     def _parameters_of(self, objective: Objective) -> Mapping[str, Tensor]:
         if self.owned is not None:

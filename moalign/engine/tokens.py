@@ -29,7 +29,8 @@ PerToken = tuple[NDArray[np.float32], ...]
 class Measuring:
     """Asks the objective about every pass over the dataset; ``found``: what it said, by name.
 
-    ``preference`` [M]: the candidate's. ``parameters``: the objective's own, as they are now.
+    ``preference`` [M]: the candidate's. ``parameters``: the objective's own, as they are now. ``guides``: names of the
+    other policies that it reads.
     """
 
     objective: Objective
@@ -37,12 +38,13 @@ class Measuring:
     dataset: PairDataset
     parameters: Mapping[str, Tensor]
     candidate: str = ""
+    guides: Sequence[str] = ()
     found: dict[str, list[NDArray[np.float32]]] = field(default_factory=dict)
     asked: bool = False
 
     def __call__(self, chosen: Sequence[int], layout: Layout, logps: Sequence[Tensor], states: Tensor) -> None:
-        """``logps``: [N,T] under reference and policy; ``states`` [S,D]: the policy's."""
-        needs, (reference, own) = self.objective.wants, logps
+        """``logps``: [N,T] under the guides, the reference and the policy; ``states`` [S,D]: the policy's."""
+        needs, (*guided, reference, own) = self.objective.wants, logps
         batch = batch_of(
             self.dataset,
             np.array(chosen, dtype=np.int64),
@@ -52,6 +54,7 @@ class Measuring:
             ref_logps=reference if "reference" in needs else None,
             old_logps=own if "old_logps" in needs else None,
             hidden=layout.place(states.float()) if "hidden" in needs else None,
+            guides=dict(zip(self.guides, guided, strict=True)),
         )
         measured = door.call(self.objective, "measure", batch, candidate=self.candidate)
         who = f"{door.origin(self.objective).who}, in measure"

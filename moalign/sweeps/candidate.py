@@ -30,7 +30,7 @@ from moalign.engine.train import train_together
 from moalign.engine.trainee import FrozenReward, Job, Trained, Trainee
 from moalign.errors import ConfigError, MoalignError, TrainingError, UserError
 from moalign.lora import posterior_file
-from moalign.sweeps import conditioned, outcomes, starts, views
+from moalign.sweeps import conditioned, guides, outcomes, starts, views
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.workshop import Workshop
 from moalign.types import Candidate, Outcome
@@ -250,7 +250,7 @@ def job_of(candidate: Candidate, workshop: Workshop, history: Sequence[Outcome])
         reference=plan.reference,
         begins_with=workshop.compared_with,
         labels_rounds=plan.labels_rounds,
-        guides=workshop.guides_of(variant.objective),
+        guides=workshop.guides_of(variant.objective) if guides.in_loss(variant.objective) else {},
     )
 
 
@@ -325,6 +325,7 @@ def batch_source(candidate: Candidate, workshop: Workshop, slot: str = TRAINED) 
         shaping=_shaping(candidate, workshop),
         compared_with=workshop.compared_with,
         draw=None if workshop.outside is None else workshop.outside.sample,
+        guides=workshop.guides_of(variant.objective) if guides.in_measure(variant.objective) else {},
     )
 
 

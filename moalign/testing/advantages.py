@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from moalign.testing.batch import at_start, copied, plain_terms
-from moalign.testing.rounds import MadeUpRound, advantages_of, made_up_round, weighed
+from moalign.testing.rounds import MadeUpRound, advantages_of, asked, made_up_round, weighed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,7 +97,7 @@ def a_better_response_becomes_likelier(t: Trial) -> None:
         if batch.rewards is not None:  # all objectives agree
             given = replace(given, rewards=rewards[:, None].expand_as(batch.rewards).to(batch.rewards))
         leaf = batch.logps.clone().requires_grad_()
-        losses = t.plugin.loss(replace(copied(given), logps=leaf), plain_terms(batch))
+        losses = t.plugin.loss(replace(copied(t.told(given)), logps=leaf), plain_terms(batch))
         (gradient,) = torch.autograd.grad(losses.sum(), leaf)
         return gradient[0].sum().item()
 
@@ -130,12 +130,31 @@ def greedy_responses_are_compared_with(t: Trial) -> None:
     t.review.require(_agrees(before[order], after), tried, "other advantages", change)
 
 
+def other_policies_are_measured(t: Trial) -> None:
+    """A loss that weighs tokens reads its guides where a round is measured, and another guide changes something."""
+    if not t.weighs_tokens:
+        return
+    batch = t.batch()
+    before = asked(t, "a round of responses", made_up_round(t, batch))
+    for name, values in batch.guides.items():
+        tried = f"other log-probabilities under '{name}' where the round is measured"
+        given = made_up_round(t, replace(batch, guides={**batch.guides, name: 1.7 * values}))
+        after = asked(t, tried, given)
+        pairs = [(before.advantages, after.advantages)]
+        pairs += [(known, after.known[kind]) for kind, known in before.known.items()]
+        assert given.tokens is not None
+        same = all(_agrees(one * given.tokens.mask, other * given.tokens.mask) for one, other in pairs)
+        change = "do not ask for it, or use what `measure` finds in batch.guides: the engine pays for it"
+        t.review.require(not same, tried, "the same advantages, and nothing else that is known", change)
+
+
 CHECKS_OF_ADVANTAGES: tuple[Callable[[Trial], None], ...] = (
     advantages_are_one_number_per_response,
     advantages_go_with_their_responses,
     other_prompts_leave_advantages_alone,
     a_better_response_becomes_likelier,
     greedy_responses_are_compared_with,
+    other_policies_are_measured,
 )
 
 

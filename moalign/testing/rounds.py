@@ -56,8 +56,8 @@ class MadeUpRound:
         return replace(self, log_ratios=ratios, tokens=tokens)
 
 
-def made_up_round(t: Trial) -> MadeUpRound:
-    """3 responses to each prompt and 1 to the last one.
+def made_up_round(t: Trial, batch: Batch | None = None) -> MadeUpRound:
+    """3 responses to each prompt and 1 to the last one. ``batch``: of which its tokens are measured; None: the trial's.
 
     Responses to one prompt do not stand side by side, and the numbers of the prompts leave gaps.
     """
@@ -70,7 +70,8 @@ def made_up_round(t: Trial) -> MadeUpRound:
         greedy = torch.full_like(signal, 0.25) if "greedy" in t.plugin.wants else None
         return MadeUpRound(signal, groups, log_ratios if "reference" in t.plugin.wants else None, None, greedy)
     rows = torch.cat([torch.arange(t.prompts * RESPONSES).view(-1, RESPONSES).t().flatten(), torch.tensor([0])])
-    return MadeUpRound(signal, groups, None, _mapped(tokens_of(t, t.batch()), lambda each: each[rows]))
+    tokens = tokens_of(t, t.batch() if batch is None else batch)
+    return MadeUpRound(signal, groups, None, _mapped(tokens, lambda each: each[rows]))
 
 
 def advantages_of(t: Trial, tried: str, given: MadeUpRound) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar, cast
 
 import torch
@@ -175,6 +176,29 @@ class Baseline(Objective):
         return ((error - batch.logps * cast("Tensor", batch.token_advantages)) * batch.mask).sum(-1)
 
 
+class ListensToAGuide(Baseline):
+    """Right: a token of which the guide is surer counts more."""
+
+    guide: str = "a/folder"
+
+    def guides(self) -> Mapping[str, str]:
+        return {"guide": self.guide}
+
+    def measure(self, batch: Batch) -> Mapping[str, Tensor]:
+        return {**super().measure(batch), "guide": batch.guides["guide"]}
+
+    def token_advantages(self, signal: Tensor, groups: Tensor, tokens: Tokens) -> TokenAdvantages:
+        given = super().token_advantages(signal, groups, tokens)
+        return replace(given, advantages=given.advantages + 0.1 * tokens.measured["guide"])
+
+
+class NeverListens(ListensToAGuide):
+    """Measures a guide that it has no use for."""
+
+    def token_advantages(self, signal: Tensor, groups: Tensor, tokens: Tokens) -> TokenAdvantages:
+        return Baseline.token_advantages(self, signal, groups, tokens)
+
+
 class TokensOfPairs(Baseline):
     """Wants an advantage for each token of the responses of a file."""
 
@@ -305,6 +329,7 @@ class TakesNoGreedy(Sampled):
 
 
 WRONG = {
+    NeverListens: r"use what `measure` finds in batch\.guides",
     TokensOfPairs: 'declare "groups" too: only tokens',
     BareAdvantages: "return a moalign.api.TokenAdvantages",
     TargetsOfResponses: r"targets of torch.float64 \[9\]",
@@ -339,4 +364,4 @@ WRONG = {
     TakesNoGreedy: "advantages must be found",
 }
 
-UNUSUAL = (Sampled, Curious, Baseline, Greedy)
+UNUSUAL = (Sampled, Curious, Baseline, ListensToAGuide, Greedy)

@@ -139,6 +139,8 @@ class Tokens:
     ``old_logps[N,T]``  log-probabilities under the policy that sampled; None unless the objective needs "old_logps"
     ``ref_logps[N,T]``  the same under the reference; None unless it needs "reference"
     ``measured``        what ``Objective.measure`` found, by name, [N,T] each
+    ``passages``        in which match of a regular expression of ``Objective.passages``, by name, a token stands: 1 in
+                        the first of the response, 2 in the next, 0 in none; [N,T] each
 
     All are 0 where ``mask`` is 0.
     """
@@ -148,6 +150,7 @@ class Tokens:
     old_logps: Tensor | None = None
     ref_logps: Tensor | None = None
     measured: Mapping[str, Tensor] = field(default_factory=dict)
+    passages: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

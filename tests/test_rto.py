@@ -17,6 +17,7 @@ from value_heads import settings_of, write_prompts
 
 from moalign import registry
 from moalign.api import Tokens
+from moalign.demo.grammar import PROMPTS
 from moalign.engine import train as loop
 from moalign.sweeps import run
 from moalign.sweeps.observe import Observer
@@ -165,9 +166,7 @@ def test_one_line_on_the_assistant_with_an_earlier_runs_adapter(tmp_path):
             for n in range(8)
         )
     )
-    (tmp_path / "prompts.jsonl").write_text(
-        "".join(json.dumps({"prompt": f"Advise me about {what}."}) + "\n" for what in ("fear", "sleep", "tea", "rain"))
-    )
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": each}) + "\n" for each in PROMPTS[:4]))
     common = {
         "model": {"path": "tiny-assistant"},
         "search": {"name": "grid", "points": 1},

@@ -29,6 +29,7 @@ from wrong_plugins import (
     sampled_objectives,
     samplers,
     searches,
+    token_objectives,
     transforms,
 )
 
@@ -142,6 +143,7 @@ OTHERWISE = [
     ("objective", "reinforce", {"baseline": "none", "kl": "k2", "length": 20}),
     ("objective", "grpo", {"kl": "forward", "epsilon_high": 0.28}),
     ("objective", "grpo", {"kl": "reward", "standardise": False, "length": 64}),
+    ("objective", "grpo-care", {"kl": "reward", "beta": 0.1, "margin": 0.0}),
     ("objective", "gspo", {"kl": "k2"}),
     ("objective", "gspo", {"entropy": 0.2}),
     ("objective", "rloo", {"entropy": 0.2}),
@@ -236,6 +238,7 @@ def check_about_primes(plugin):
 CHECKS = {
     objectives: check_objective,
     sampled_objectives: check_objective,
+    token_objectives: check_objective,
     reading_objectives: check_objective,
     combiners: check_combiner,
     pair_combiners: check_combiner,
@@ -255,6 +258,7 @@ CHECKS = {
 PARTS = {
     objectives: objective,
     sampled_objectives: objective,
+    token_objectives: objective,
     reading_objectives: objective,
     combiners: combiner,
     pair_combiners: combiner,

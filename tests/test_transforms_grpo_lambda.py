@@ -11,6 +11,7 @@ from test_transforms import about, shaped, transform
 from torch import Tensor
 
 from moalign import registry
+from moalign.demo.grammar import PROMPTS
 from moalign.sweeps import run
 from moalign.sweeps.observe import Observer
 
@@ -112,18 +113,17 @@ def test_right_is_more_than_the_threshold():
 
 
 def test_one_line_shapes_what_the_assistant_says(tmp_path):
-    """Replies with an e are right; in half of the groups they pay for their length."""
+    """Replies with a kind word are right; in half of the groups they pay for their length."""
     from moalign import config
 
-    (tmp_path / "prompts.jsonl").write_text(
-        "".join(
-            json.dumps({"prompt": f"Advise me about {what}."}) + "\n" for what in ("fear", "sleep", "tea", "rain") * 2
-        )
-    )
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": each}) + "\n" for each in PROMPTS[:8]))
     content = {
         "model": {"path": "tiny-assistant"},
         "objectives": {
-            "right": {"reward": {"name": "regex", "pattern": "e"}, "transform": {"name": "grpo-lambda", "share": 0.5}}
+            "right": {
+                "reward": {"name": "regex", "pattern": "(Good luck|Stay safe)"},
+                "transform": {"name": "grpo-lambda", "share": 0.5},
+            }
         },
         "data": {"path": str(tmp_path / "prompts.jsonl"), "held_out": 0.25},
         "search": {"name": "grid", "points": 1},

@@ -104,6 +104,15 @@ class Objective(Plugin):
         """
         return {}
 
+    def passages(self) -> Mapping[str, str]:
+        """Passages of sampled responses that ``token_advantages`` is to find, such as an answer or the steps to it:
+        names, and regular expressions of Python's ``re``.
+
+        ``Tokens.passages`` then says in which match of the response's text each token stands. A match is its first
+        group, where the expression has one. The value follows from the options alone.
+        """
+        return {}
+
     def views(self, chosen: Sample, rejected: Sample) -> Mapping[str, Sample]:
         """Further sequences that the loss reads of a pair: prompts and responses by name, a pure function of the pair.
 

@@ -276,8 +276,8 @@ class RolloutSource:
 
     def _measuring(self, dataset: PairDataset, advantages: Advantages) -> Measuring:
         objective, preferred = advantages.objective, advantages.preference.vector(self.objectives)
-        own = self._parameters_of(objective)
-        return Measuring(objective, preferred, dataset, own, self.candidate, tuple(self.guides))
+        own, decode = self._parameters_of(objective), self.model.tokeniser.decoded
+        return Measuring(objective, preferred, dataset, own, self.candidate, tuple(self.guides), decode)
 
     def _parameters_of(self, objective: Objective) -> Mapping[str, Tensor]:
         if self.owned is not None:

@@ -29,6 +29,7 @@ from moalign.testing.owned import (
     parameters_are_trained,
     parameters_have_first_values,
 )
+from moalign.testing.passages import passages_are_expressions
 from moalign.testing.review import Review, described, first, run
 from moalign.testing.rounds import advantages_of, made_up_round, weighed
 from moalign.testing.terms import shiftable_is_honest, weight_is_left_to_the_engine
@@ -336,6 +337,7 @@ CHECKS: tuple[Callable[[Trial], None], ...] = (
     declarations_are_known,
     folders_follow_from_options,
     views_are_texts,
+    passages_are_expressions,
     parameters_have_first_values,
     needs_are_enough,
     one_finite_value_per_pair,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from moalign.api import Batch, MoalignError, TokenAdvantages, Tokens
+from moalign.testing import passages
 from moalign.testing.batch import RESPONSES, copied, rearranged
 from moalign.testing.review import described
 
@@ -52,7 +53,7 @@ class MadeUpRound:
         ratios = None if self.log_ratios is None else self.log_ratios.flip(0) * 2
         tokens = self.tokens
         if tokens is not None and tokens.ref_logps is not None:
-            tokens = replace(tokens, ref_logps=tokens.ref_logps * 2)
+            tokens = replace(tokens, ref_logps=tokens.ref_logps.flip(0) * 2 * tokens.mask)
         return replace(self, log_ratios=ratios, tokens=tokens)
 
 
@@ -138,6 +139,7 @@ def tokens_of(t: Trial, batch: Batch) -> Tokens:
         old_logps=own.logps.double() if "old_logps" in needs else None,
         ref_logps=own.ref_logps.double() if own.ref_logps is not None and "reference" in needs else None,
         measured={name: values.double() for name, values in _measured(t, own).items()},
+        passages=passages.made_up(t, own.mask.double()),
     )
 
 
@@ -187,8 +189,10 @@ def _mapped(tokens: Tokens | None, change: Any) -> Any:
     if tokens is None:
         return None
     old, reference = (None if each is None else change(each) for each in (tokens.old_logps, tokens.ref_logps))
-    measured = {name: change(values) for name, values in tokens.measured.items()}
-    return Tokens(change(tokens.mask), change(tokens.ended), old, reference, measured)
+    measured, within = (
+        {name: change(values) for name, values in known.items()} for known in (tokens.measured, tokens.passages)
+    )
+    return Tokens(change(tokens.mask), change(tokens.ended), old, reference, measured, within)
 
 
 def _copy(value: Any) -> Any:
@@ -201,5 +205,6 @@ def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, Tokens):
         pairs = [(getattr(one, name), getattr(other, name)) for name in ("mask", "ended", "old_logps", "ref_logps")]
         pairs += [(values, other.measured.get(name)) for name, values in one.measured.items()]
+        pairs += [(values, other.passages.get(name)) for name, values in one.passages.items()]
         return all(_equal(first, second) for first, second in pairs)
     return one is None if other is None else bool(one.equal(other))

@@ -10,7 +10,17 @@ from guide import Reader
 from moalign import registry
 
 PAGE = ROOT / "docs" / "losses.md"
-SAMPLES = {"reinforce", "rloo", "remax", "grpo", "gspo", "ppo", "rto", "grpo-care"}  # of what the policy itself samples
+SAMPLES = {
+    "reinforce",
+    "rloo",
+    "remax",
+    "grpo",
+    "gspo",
+    "ppo",
+    "rto",
+    "grpo-care",
+    "clip-delta",
+}  # of what the policy itself samples
 
 
 def test_the_page_does_what_it_says(tmp_path, monkeypatch):

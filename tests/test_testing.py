@@ -112,6 +112,7 @@ OPTIONS = {
     "features": {"features": ["helpful", "honest"]},
     "tgdpo": {"guide": "a/folder"},
     "rto": {"guide": "a/folder"},
+    "clip-delta": {"guide": "a/folder"},
     "align-distil": {"teacher": "a/folder", "contrary": "another/folder"},
     "align-distil-simple": {"teacher": "a/folder"},
 }
@@ -151,6 +152,8 @@ OTHERWISE = [
     ("objective", "ppo", {"kl": "k2", "gamma": 0.9, "lam": 1.0, "length": 20, "missing_end": -10}),
     ("objective", "rto", {"guide": "a/folder", "scale": 1.0, "bound": None, "reward_bound": None, "lam": 1.0}),
     ("objective", "rto", {"guide": "a/folder", "scale": 0}),
+    ("objective", "clip-delta", {"guide": "a/folder", "step": None, "eta": None, "slope": 1.0}),
+    ("objective", "clip-delta", {"guide": "a/folder", "delta": False, "kl": "k3"}),
     ("objective", "rejection-sampling", {"keep": 2, "average": False}),
     ("objective", "kto", {"reference_point": False, "desirable": 4 / 3, "threshold": 0.0}),
     ("objective", "filtered", {"average": False}),

@@ -46,7 +46,8 @@ class Batch:
     ``mismatched[N]``     log pi - log pi_ref of the responses of a step to others of its prompts, summed over tokens:
                           their mean as the step begins, the same number for every row; None unless the objective
                           needs "mismatched"
-    ``guides``            by name, ``logps`` under the frozen adapters that ``Objective.guides`` names, [N,T] each
+    ``guides``            by name, ``logps`` under the frozen adapters that ``Objective.guides`` names, [N,T] each; with
+                          "token_advantages" only where a round is measured
     ``distributions``     by name, log-probabilities of all V tokens at each of the S response tokens, in the order of
                           ``mask.nonzero()``, [S,V] each: "policy", with the graph, "reference" where it is needed, and
                           the guides by their names. None of them unless the objective needs "distributions"
@@ -139,6 +140,8 @@ class Tokens:
     ``ref_logps[N,T]``  the same under the reference; None unless it needs "reference"
     ``measured``        what ``Objective.measure`` found, by name, [N,T] each
     ``number``          of the round, from 0
+    ``passages``        in which match of a regular expression of ``Objective.passages``, by name, a token stands: 1 in
+                        the first of the response, 2 in the next, 0 in none; [N,T] each
 
     All are 0 where ``mask`` is 0.
     """
@@ -149,6 +152,7 @@ class Tokens:
     ref_logps: Tensor | None = None
     measured: Mapping[str, Tensor] = field(default_factory=dict)
     number: int = 0
+    passages: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

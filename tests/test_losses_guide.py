@@ -11,7 +11,20 @@ from moalign import registry
 
 PAGE = ROOT / "docs" / "losses.md"
 # Of what the policy itself samples.
-POLICY_GRADIENTS = {"reinforce", "rloo", "remax", "grpo", "gspo", "ppo", "asymmetric-apo", "rapo", "kdrl"}
+POLICY_GRADIENTS = {
+    "reinforce",
+    "rloo",
+    "remax",
+    "grpo",
+    "gspo",
+    "ppo",
+    "rto",
+    "grpo-care",
+    "clip-delta",
+    "asymmetric-apo",
+    "rapo",
+    "kdrl",
+}
 SAMPLES = POLICY_GRADIENTS | {"p3o", "drpo", "distribution-matching"}
 
 

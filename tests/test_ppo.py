@@ -11,7 +11,8 @@ from tabular import SPEECH, Situation, on_policy, plain_terms
 from torch import Tensor
 
 from moalign.api import Batch, Tokens
-from moalign_plugins.objectives.ppo import PPO, explained, generalised_advantages, whitened
+from moalign_plugins.objectives._value_head import ValueHead, explained, generalised_advantages, whitened
+from moalign_plugins.objectives.ppo import PPO
 from moalign_plugins.objectives.reinforce import REINFORCE
 
 EXACT = {"rtol": 0, "atol": 1e-12}  # sums of some hundred float64 of size 1
@@ -133,10 +134,12 @@ def test_explained_variance_is_that_of_the_rewards_to_come():
 # --- the expected gradient, over all responses ------------------------------------------------------------------------
 
 
-def token_losses(world: Situation, objective: PPO, responses: Tensor, head: Tensor) -> Tensor:
+def token_losses(
+    world: Situation, objective: ValueHead, responses: Tensor, head: Tensor, guide: Tensor | None = None
+) -> Tensor:
     """The losses of responses [K], each a round of its own, with a hidden state for every state of the language.
 
-    ``head``: [S+1], weights and bias of the values.
+    ``head``: [S+1], weights and bias of the values. ``guide``: the logits of a further policy.
     """
     language = world.language
     old, reference = language.logps(world.sampler.detach()), language.logps(world.reference.detach())
@@ -157,6 +160,7 @@ def token_losses(world: Situation, objective: PPO, responses: Tensor, head: Tens
         old_logps=old[responses],
         hidden=states[responses],
         parameters={"value.weight": head[:-1], "value.bias": head[-1:]},
+        guides={} if guide is None else {"guide": language.logps(guide.detach())[responses]},
     )
     with torch.no_grad():
         measured = objective.measure(batch)
@@ -166,10 +170,10 @@ def token_losses(world: Situation, objective: PPO, responses: Tensor, head: Tens
     return objective.loss(batch, plain_terms(count))
 
 
-def expected_gradient(world: Situation, objective: PPO, head: Tensor) -> Tensor:
+def expected_gradient(world: Situation, objective: ValueHead, head: Tensor, guide: Tensor | None = None) -> Tensor:
     every = torch.arange(len(world.rewards))
     weight = world.language.logps(world.sampler.detach()).sum(-1).exp()
-    return world.gradient((weight * token_losses(world, objective, every, head)).sum())
+    return world.gradient((weight * token_losses(world, objective, every, head, guide)).sum())
 
 
 NOTHING = torch.zeros(4, dtype=torch.float64)

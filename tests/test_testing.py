@@ -30,6 +30,7 @@ from wrong_plugins import (
     sampled_objectives,
     samplers,
     searches,
+    token_objectives,
     transforms,
 )
 
@@ -116,6 +117,8 @@ OPTIONS = {
     "features": {"features": ["helpful", "honest"]},
     "tgdpo": {"guide": "a/folder"},
     "kdrl": {"teacher": "a/folder"},
+    "rto": {"guide": "a/folder"},
+    "clip-delta": {"guide": "a/folder"},
     "align-distil": {"teacher": "a/folder", "contrary": "another/folder"},
     "align-distil-simple": {"teacher": "a/folder"},
 }
@@ -147,6 +150,7 @@ OTHERWISE = [
     ("objective", "reinforce", {"baseline": "none", "kl": "k2", "length": 20}),
     ("objective", "grpo", {"kl": "forward", "epsilon_high": 0.28}),
     ("objective", "grpo", {"kl": "reward", "standardise": False, "length": 64}),
+    ("objective", "grpo-care", {"kl": "reward", "beta": 0.1, "margin": 0.0}),
     ("objective", "gspo", {"kl": "k2"}),
     ("objective", "gspo", {"entropy": 0.2}),
     ("objective", "rloo", {"entropy": 0.2}),
@@ -156,6 +160,10 @@ OTHERWISE = [
     ("objective", "drpo", {"longest": 4, "lam": 1.0, "tau": 0.5}),
     ("objective", "asymmetric-apo", {"beta": 0.1, "kl": "k3", "base": 1.1}),
     ("objective", "rapo", {"flattest": 0.0, "worst": -1.0, "entropy": 0.1}),
+    ("objective", "rto", {"guide": "a/folder", "scale": 1.0, "bound": None, "reward_bound": None, "lam": 1.0}),
+    ("objective", "rto", {"guide": "a/folder", "scale": 0}),
+    ("objective", "clip-delta", {"guide": "a/folder", "step": None, "eta": None, "slope": 1.0}),
+    ("objective", "clip-delta", {"guide": "a/folder", "delta": False, "kl": "k3"}),
     ("objective", "rejection-sampling", {"keep": 2, "average": False}),
     ("objective", "superhf", {"beta": 0.0}),
     ("objective", "distribution-matching", {"divergence": "forward-kl"}),
@@ -253,6 +261,7 @@ def check_about_primes(plugin):
 CHECKS = {
     objectives: check_objective,
     sampled_objectives: check_objective,
+    token_objectives: check_objective,
     reading_objectives: check_objective,
     combiners: check_combiner,
     pair_combiners: check_combiner,
@@ -273,6 +282,7 @@ CHECKS = {
 PARTS = {
     objectives: objective,
     sampled_objectives: objective,
+    token_objectives: objective,
     reading_objectives: objective,
     combiners: combiner,
     pair_combiners: combiner,

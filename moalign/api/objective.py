@@ -108,8 +108,20 @@ class Objective(Plugin):
     def guides(self) -> Mapping[str, str]:
         """Frozen adapters whose token log-probabilities the loss reads in ``Batch.guides``: names, and their folders.
 
+        With "token_advantages" in ``needs`` it is ``measure`` that finds them there, once in a round, and the loss
+        finds what that has returned.
+
         The name is that of the option which holds the folder, and the value follows from the options alone. A folder
         is an adapter of the run's own base as moalign writes it, such as a candidate of another run.
+        """
+        return {}
+
+    def passages(self) -> Mapping[str, str]:
+        """Passages of sampled responses that ``token_advantages`` is to find, such as an answer or the steps to it:
+        names, and regular expressions of Python's ``re``.
+
+        ``Tokens.passages`` then says in which match of the response's text each token stands. A match is its first
+        group, where the expression has one. The value follows from the options alone.
         """
         return {}
 

@@ -6,7 +6,7 @@ trained after; every trained response ends with ``Tokeniser.end_id``, once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -118,6 +118,10 @@ class Tokeniser:
     def text(self, text: str) -> Ids:
         """Ids of the text alone, without special tokens."""
         return self._encode(text)
+
+    def decoded(self, ids: Collection[int]) -> str:
+        """The text of these ids, special tokens left out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def _encode(self, text: str) -> Ids:
         return _ids(self.tokenizer(text, add_special_tokens=False, verbose=False))

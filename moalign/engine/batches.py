@@ -98,6 +98,7 @@ class RolloutSource:
     samples; None: ``rollouts.sample``. ``figures``: of the last round, for the metrics. ``compared_with``: what the
     reference begins with, ``moving``: what it becomes, where it does not stay. ``views``: what the loss reads beside
     each pair; None: nothing. ``filtering``: what chooses among the scored responses; None: all are trained on.
+    ``guides``: further policies that a loss reads which weighs tokens; no other reads them here.
     """
 
     model: LanguageModel
@@ -121,6 +122,7 @@ class RolloutSource:
     moving: MovingReference | None = None
     views: RoundViews | None = None
     filtering: Filtering | None = None
+    guides: Mapping[str, FrozenPolicy] = field(default_factory=dict)
     _round: int = -1
     _dataset: PairDataset | None = field(default=None, repr=False)
     _rewards: np.ndarray | None = field(default=None, repr=False)
@@ -186,8 +188,9 @@ class RolloutSource:
         self, dataset: PairDataset, measuring: Measuring | None
     ) -> tuple[Sequence[NDArray[np.float32]], Sequence[NDArray[np.float32]]]:
         """Log-probabilities of each response's tokens under the reference, and under the policy that sampled it."""
-        units, adapters = dataset.groups.tolist(), (self._reference.adapter, self.slot)
-        reference, own = logps_under(self.model, dataset.sequences, units, adapters, measuring)
+        adapters = (*(each.adapter for each in self.guides.values()), self._reference.adapter, self.slot)
+        units = dataset.groups.tolist()
+        *_, reference, own = logps_under(self.model, dataset.sequences, units, adapters, measuring)
         return reference, own
 
     @property
@@ -306,7 +309,8 @@ class RolloutSource:
 
     def _measuring(self, dataset: PairDataset, advantages: Advantages) -> Measuring:
         objective, preferred = advantages.objective, advantages.preference.vector(self.objectives)
-        return Measuring(objective, preferred, dataset, self._parameters_of(objective), self.candidate)
+        own, decode = self._parameters_of(objective), self.model.tokeniser.decoded
+        return Measuring(objective, preferred, dataset, own, self.candidate, tuple(self.guides), decode)
 
     def _parameters_of(self, objective: Objective) -> Mapping[str, Tensor]:
         if self.owned is not None:

@@ -211,8 +211,7 @@ def rollout_of(prompt: int, response: Sequence[int], model: LanguageModel) -> Ro
     """The response up to its first end token."""
     end = next((position for position, token in enumerate(response) if token in model.end_ids), None)
     ids = tuple(response if end is None else response[: end + 1])
-    text = model.tokeniser.tokenizer.decode(ids, skip_special_tokens=True)
-    return Rollout(prompt, ids, text, end is not None)
+    return Rollout(prompt, ids, model.tokeniser.decoded(ids), end is not None)
 
 
 def sequence_of(rollout: Rollout, prompts: Sequence[tuple[int, ...]]) -> TokenSequence:

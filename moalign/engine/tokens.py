@@ -20,6 +20,7 @@ from moalign.api import Objective
 from moalign.batch import Batch, TokenAdvantages, Tokens
 from moalign.data.dataset import PairDataset
 from moalign.engine.layout import Layout
+from moalign.engine.passages import Decode, expressions_of, passages_of
 from moalign.errors import PluginError
 
 PerToken = tuple[NDArray[np.float32], ...]
@@ -29,7 +30,8 @@ PerToken = tuple[NDArray[np.float32], ...]
 class Measuring:
     """Asks the objective about every pass over the dataset; ``found``: what it said, by name.
 
-    ``preference`` [M]: the candidate's. ``parameters``: the objective's own, as they are now.
+    ``preference`` [M]: the candidate's. ``parameters``: the objective's own, as they are now. ``guides``: names of the
+    other policies that it reads. ``decode``: token ids to text, where it asks for passages of that.
     """
 
     objective: Objective
@@ -37,12 +39,14 @@ class Measuring:
     dataset: PairDataset
     parameters: Mapping[str, Tensor]
     candidate: str = ""
+    guides: Sequence[str] = ()
+    decode: Decode | None = None
     found: dict[str, list[NDArray[np.float32]]] = field(default_factory=dict)
     asked: bool = False
 
     def __call__(self, chosen: Sequence[int], layout: Layout, logps: Sequence[Tensor], states: Tensor) -> None:
-        """``logps``: [N,T] under reference and policy; ``states`` [S,D]: the policy's."""
-        needs, (reference, own) = self.objective.wants, logps
+        """``logps``: [N,T] under the guides, the reference and the policy; ``states`` [S,D]: the policy's."""
+        needs, (*guided, reference, own) = self.objective.wants, logps
         batch = batch_of(
             self.dataset,
             np.array(chosen, dtype=np.int64),
@@ -52,6 +56,7 @@ class Measuring:
             ref_logps=reference if "reference" in needs else None,
             old_logps=own if "old_logps" in needs else None,
             hidden=layout.place(states.float()) if "hidden" in needs else None,
+            guides=dict(zip(self.guides, guided, strict=True)),
         )
         measured = door.call(self.objective, "measure", batch, candidate=self.candidate)
         who = f"{door.origin(self.objective).who}, in measure"
@@ -79,7 +84,16 @@ class Measuring:
             ref_logps=_padded([reference[row] for row in rows]) if "reference" in needs else None,
             measured={name: _padded([values[row] for row in rows]) for name, values in self.found.items()},
             number=number,
+            passages=self._passages([self.dataset.sequences[row].response for row in rows]),
         )
+
+    def _passages(self, responses: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:
+        if self.decode is None:
+            return {}
+        return {
+            name: _padded([passages_of(ids, self.decode, expression) for ids in responses])
+            for name, expression in expressions_of(self.objective, self.candidate).items()
+        }
 
     def known(self, rows: NDArray[np.int64], given: TokenAdvantages) -> tuple[PerToken, dict[str, PerToken]]:
         """Advantages, and all else that the loss is to know, for each sequence of the dataset; empty for the others."""

@@ -33,7 +33,7 @@ from moalign.engine.trainee import FrozenReward, Job, Trained, Trainee
 from moalign.engine.views import reads
 from moalign.errors import ConfigError, MoalignError, TrainingError, UserError
 from moalign.lora import posterior_file
-from moalign.sweeps import conditioned, outcomes, starts, views
+from moalign.sweeps import conditioned, guides, outcomes, starts, views
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.workshop import Workshop
 from moalign.types import Candidate, Outcome
@@ -253,7 +253,7 @@ def job_of(candidate: Candidate, workshop: Workshop, history: Sequence[Outcome])
         reference=plan.reference,
         begins_with=workshop.compared_with,
         labels_rounds=plan.labels_rounds,
-        guides=workshop.guides_of(variant.objective),
+        guides=workshop.guides_of(variant.objective) if guides.in_loss(variant.objective) else {},
     )
 
 
@@ -330,6 +330,7 @@ def batch_source(candidate: Candidate, workshop: Workshop, slot: str = TRAINED) 
         views=_views(candidate, workshop),
         filtering=_filtering(candidate, workshop),
         draw=None if workshop.outside is None else workshop.outside.sample,
+        guides=workshop.guides_of(variant.objective) if guides.in_measure(variant.objective) else {},
     )
 
 

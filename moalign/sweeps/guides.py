@@ -28,6 +28,16 @@ def folders_of(objective: Objective) -> dict[str, Path]:
     return {name: Path(path).expanduser() for name, path in sorted(found.items())}
 
 
+def in_measure(objective: Objective) -> bool:
+    """Whether the log-probabilities under them are known once for a round, where the loss measures it."""
+    return "token_advantages" in objective.wants
+
+
+def in_loss(objective: Objective) -> bool:
+    """Whether each step needs them: their log-probabilities, or the whole of what they say."""
+    return not in_measure(objective) or "distributions" in objective.wants
+
+
 def check(plan: Plan) -> None:
     """Raise ConfigError where a folder holds no adapter, or the configuration leaves no place for one."""
     folders, name = folders_of(plan.objective), plan.config.loss.name

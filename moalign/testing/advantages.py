@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from moalign.api import TokenAdvantages
 from moalign.testing.batch import at_start, plain_terms
-from moalign.testing.rounds import MadeUpRound, advantages_of, made_up_round, weighed
+from moalign.testing.rounds import MadeUpRound, advantages_of, asked, made_up_round, weighed
 from moalign.testing.watched import copied
 
 if TYPE_CHECKING:
@@ -131,12 +132,51 @@ def greedy_responses_are_compared_with(t: Trial) -> None:
     t.review.require(_agrees(before[order], after), tried, "other advantages", change)
 
 
+def other_policies_are_measured(t: Trial) -> None:
+    """A loss that weighs tokens reads its guides where a round is measured, and another guide changes something."""
+    if not t.weighs_tokens:
+        return
+    batch = t.batch()
+    before = asked(t, "a round of responses", made_up_round(t, batch))
+    for name, values in batch.guides.items():
+        tried = f"other log-probabilities under '{name}' where the round is measured"
+        given = made_up_round(t, replace(batch, guides={**batch.guides, name: 1.7 * values}))
+        change = "do not ask for it, or use what `measure` finds in batch.guides: the engine pays for it"
+        _require_another(t, tried, given, before, change)
+
+
+def passages_matter(t: Trial) -> None:
+    """What tokens of no passage would count is not what those of passages do."""
+    if not t.weighs_tokens:
+        return
+    given = made_up_round(t)
+    assert given.tokens is not None
+    before = asked(t, "a round of responses", given)
+    for name, numbers in given.tokens.passages.items():
+        tried = f"a round in which no text matches the passage '{name}'"
+        without = replace(given.tokens, passages={**given.tokens.passages, name: 0 * numbers})
+        change = "do not ask for it, or use tokens.passages: the engine looks for it in every response"
+        _require_another(t, tried, replace(given, tokens=without), before, change)
+
+
+def _require_another(t: Trial, tried: str, given: MadeUpRound, before: TokenAdvantages, change: str) -> None:
+    """Advantages, or something else that the loss is to know."""
+    after = asked(t, tried, given)
+    pairs = [(before.advantages, after.advantages)]
+    pairs += [(known, after.known[kind]) for kind, known in before.known.items()]
+    assert given.tokens is not None
+    same = all(_agrees(one * given.tokens.mask, other * given.tokens.mask) for one, other in pairs)
+    t.review.require(not same, tried, "the same advantages, and nothing else that is known", change)
+
+
 CHECKS_OF_ADVANTAGES: tuple[Callable[[Trial], None], ...] = (
     advantages_are_one_number_per_response,
     advantages_go_with_their_responses,
     other_prompts_leave_advantages_alone,
     a_better_response_becomes_likelier,
     greedy_responses_are_compared_with,
+    other_policies_are_measured,
+    passages_matter,
 )
 
 

@@ -18,6 +18,7 @@ from moalign.testing.owned import (
     parameters_are_trained,
     parameters_have_first_values,
 )
+from moalign.testing.passages import passages_are_expressions
 from moalign.testing.review import Review, described, first, run
 from moalign.testing.rounds import advantages_of, made_up_round, weighed
 from moalign.testing.terms import shiftable_is_honest, weight_is_left_to_the_engine
@@ -120,8 +121,11 @@ class Trial:
         return weighed(self, batch, signal, at_sampling)
 
     def told(self, batch: Batch) -> Batch:
-        """With distributions over a vocabulary that belong to its log-probabilities, where the loss reads them."""
-        return spoken(batch) if "distributions" in self.plugin.wants else batch
+        """As its loss is told of it: with distributions over a vocabulary that belong to its log-probabilities, where
+        it reads them, and without guides where these are read before, as a round is measured."""
+        if "distributions" in self.plugin.wants:
+            return spoken(batch)
+        return replace(batch, guides={}) if self.weighs_tokens else batch
 
     def loss(self, tried: str, batch: Batch, terms: PairTerms | None = None) -> Tensor:
         """The losses, one per pair or response, with their shape and finiteness checked and the inputs watched."""
@@ -313,7 +317,8 @@ def no_need_is_unused(t: Trial) -> None:
         tried, given = changed.pop("pairs")
         change = "declare symmetric = False, or do not read which of the two is chosen"
         t.review.require(agrees(before, t.loss(tried, given)), tried, "other losses, though symmetric is True", change)
-    asked = {name for name in changed if ": " in name}  # guides and views, which are declared by methods
+    # guides and views, which are declared by methods; a loss that weighs tokens reads guides as it measures
+    asked = set() if t.weighs_tokens else {name for name in changed if ": " in name}
     for name in sorted(asked | (t.plugin.wants & changed.keys() - ({"groups"} if t.weighs_tokens else set()))):
         tried, given = changed[name]
         change = f'take "{name}" out of `needs`: the engine pays for it (or use it)'
@@ -327,6 +332,7 @@ CHECKS: tuple[Callable[[Trial], None], ...] = (
     declarations_are_known,
     folders_follow_from_options,
     views_are_texts,
+    passages_are_expressions,
     parameters_have_first_values,
     needs_are_enough,
     one_finite_value_per_pair,

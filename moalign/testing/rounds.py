@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from moalign.api import Batch, TokenAdvantages, Tokens
+from moalign.testing import passages
 from moalign.testing.batch import RESPONSES, rearranged
 from moalign.testing.watched import copied, unchanged
 
@@ -52,12 +53,12 @@ class MadeUpRound:
         ratios = None if self.log_ratios is None else self.log_ratios.flip(0) * 2
         tokens = self.tokens
         if tokens is not None and tokens.ref_logps is not None:
-            tokens = replace(tokens, ref_logps=tokens.ref_logps * 2)
+            tokens = replace(tokens, ref_logps=tokens.ref_logps.flip(0) * 2 * tokens.mask)
         return replace(self, log_ratios=ratios, tokens=tokens)
 
 
-def made_up_round(t: Trial) -> MadeUpRound:
-    """3 responses to each prompt and 1 to the last one.
+def made_up_round(t: Trial, batch: Batch | None = None) -> MadeUpRound:
+    """3 responses to each prompt and 1 to the last one. ``batch``: of which its tokens are measured; None: the trial's.
 
     Responses to one prompt do not stand side by side, and the numbers of the prompts leave gaps.
     """
@@ -70,7 +71,8 @@ def made_up_round(t: Trial) -> MadeUpRound:
         greedy = torch.full_like(signal, 0.25) if "greedy" in t.plugin.wants else None
         return MadeUpRound(signal, groups, log_ratios if "reference" in t.plugin.wants else None, None, greedy)
     rows = torch.cat([torch.arange(t.prompts * RESPONSES).view(-1, RESPONSES).t().flatten(), torch.tensor([0])])
-    return MadeUpRound(signal, groups, None, _mapped(tokens_of(t, t.batch()), lambda each: each[rows]))
+    tokens = tokens_of(t, t.batch() if batch is None else batch)
+    return MadeUpRound(signal, groups, None, _mapped(tokens, lambda each: each[rows]))
 
 
 def advantages_of(t: Trial, tried: str, given: MadeUpRound) -> Tensor:
@@ -134,6 +136,7 @@ def tokens_of(t: Trial, batch: Batch) -> Tokens:
         old_logps=own.logps.double() if "old_logps" in needs else None,
         ref_logps=own.ref_logps.double() if own.ref_logps is not None and "reference" in needs else None,
         measured={name: values.double() for name, values in _measured(t, own).items()},
+        passages=passages.made_up(t, own.mask.double()),
     )
 
 
@@ -180,5 +183,7 @@ def _mapped(tokens: Tokens | None, change: Any) -> Any:
     if tokens is None:
         return None
     old, reference = (None if each is None else change(each) for each in (tokens.old_logps, tokens.ref_logps))
-    measured = {name: change(values) for name, values in tokens.measured.items()}
-    return Tokens(change(tokens.mask), change(tokens.ended), old, reference, measured, tokens.number)
+    measured, within = (
+        {name: change(values) for name, values in known.items()} for known in (tokens.measured, tokens.passages)
+    )
+    return Tokens(change(tokens.mask), change(tokens.ended), old, reference, measured, tokens.number, within)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import ClassVar, cast
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from moalign.api import Batch, Objective, PairTerms, TokenAdvantages, Tokens
+from moalign.api import Batch, Objective, PairTerms
 
 
 class Sampled(Objective):
@@ -150,115 +150,11 @@ class UpsideDown(Sampled):
         return -super().advantages(signal, groups, log_ratios)
 
 
-class Baseline(Objective):
-    """Right: a reward less a learned baseline, for each token; what those below spoil."""
+class PassagesOfResponses(Sampled):
+    """Weighs responses, and names a passage of them."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"groups", "hidden", "token_advantages"})
-    shiftable: ClassVar[bool] = False
-
-    def parameters(self, width: int, generator: Generator) -> Mapping[str, Tensor]:
-        return {"weight": torch.rand(width, generator=generator)}
-
-    def values(self, batch: Batch) -> Tensor:
-        assert batch.hidden is not None
-        return batch.hidden.detach() @ batch.parameters["weight"]
-
-    def measure(self, batch: Batch) -> Mapping[str, Tensor]:
-        return {"values": self.values(batch)}
-
-    def token_advantages(self, signal: Tensor, groups: Tensor, tokens: Tokens) -> TokenAdvantages:
-        targets = signal[:, None] * tokens.mask
-        return TokenAdvantages(targets - tokens.measured["values"], {"targets": targets})
-
-    def loss(self, batch: Batch, terms: PairTerms) -> Tensor:
-        error = (self.values(batch) - batch.known["targets"]) ** 2
-        return ((error - batch.logps * cast("Tensor", batch.token_advantages)) * batch.mask).sum(-1)
-
-
-class TokensOfPairs(Baseline):
-    """Wants an advantage for each token of the responses of a file."""
-
-    needs: ClassVar[frozenset[str]] = frozenset({"pairs", "hidden", "token_advantages"})
-
-
-class BareAdvantages(Baseline):
-    """Returns a tensor."""
-
-    def token_advantages(self, signal: Tensor, groups: Tensor, tokens: Tokens) -> TokenAdvantages:
-        return cast("TokenAdvantages", super().token_advantages(signal, groups, tokens).advantages)
-
-
-class TargetsOfResponses(Baseline):
-    """Lets the loss know one number per response."""
-
-    def token_advantages(self, signal: Tensor, groups: Tensor, tokens: Tokens) -> TokenAdvantages:
-        return TokenAdvantages(super().token_advantages(signal, groups, tokens).advantages, {"targets": signal})
-
-
-class WritesIntoTheMask(Baseline):
-    """Weighs the mask in place."""
-
-    def token_advantages(self, signal: Tensor, groups: Tensor, tokens: Tokens) -> TokenAdvantages:
-        tokens.mask.mul_(0.5)
-        return super().token_advantages(signal, groups, tokens)
-
-
-class MeasuresResponses(Baseline):
-    """Measures one value per response."""
-
-    def measure(self, batch: Batch) -> Mapping[str, Tensor]:
-        return {"values": self.values(batch).mean(-1)}
-
-
-class HidesTheHidden(Baseline):
-    """Reads hidden states without declaring them."""
-
-    needs: ClassVar[frozenset[str]] = frozenset({"groups", "token_advantages"})
-
-
-class NeverReadsTheHidden(Baseline):
-    """Declares hidden states that it has no use for."""
-
-    def values(self, batch: Batch) -> Tensor:
-        return batch.mask * batch.parameters["weight"].sum()
-
-
-class LucksOut(Baseline):
-    """Draws its first values from no generator that anybody seeded."""
-
-    def parameters(self, width: int, generator: Generator) -> Mapping[str, Tensor]:
-        unseeded = torch.Generator()
-        unseeded.seed()
-        return {"weight": torch.rand(width, generator=unseeded)}
-
-
-class DoublePrecision(Baseline):
-    """Owns float64."""
-
-    def parameters(self, width: int, generator: Generator) -> Mapping[str, Tensor]:
-        return {"weight": torch.zeros(width, dtype=torch.float64)}
-
-
-class Backwards(Baseline):
-    """Learns at a negative rate."""
-
-    def lr_factor(self, name: str) -> float:
-        return -1.0
-
-
-class Idle(Baseline):
-    """Owns a parameter that it never reads."""
-
-    def parameters(self, width: int, generator: Generator) -> Mapping[str, Tensor]:
-        return {**super().parameters(width, generator), "bias": torch.zeros(1)}
-
-
-class WritesIntoParameters(Baseline):
-    """Keeps its weights short, on the side."""
-
-    def loss(self, batch: Batch, terms: PairTerms) -> Tensor:
-        batch.parameters["weight"].detach().mul_(0.99)
-        return super().loss(batch, terms)
+    def passages(self) -> Mapping[str, str]:
+        return {"digits": "[0-9]+"}
 
 
 class Greedy(Sampled):
@@ -305,18 +201,7 @@ class TakesNoGreedy(Sampled):
 
 
 WRONG = {
-    TokensOfPairs: 'declare "groups" too: only tokens',
-    BareAdvantages: "return a moalign.api.TokenAdvantages",
-    TargetsOfResponses: r"targets of torch.float64 \[9\]",
-    WritesIntoTheMask: "tokens changed during the call",
-    MeasuresResponses: r"'values', torch.float64 \[9\]",
-    HidesTheHidden: "let `measure` read what `needs` declares",
-    NeverReadsTheHidden: 'take "hidden" out',
-    LucksOut: "draw from the generator that is handed over",
-    DoublePrecision: r"'weight': torch.float64 \[4\]",
-    Backwards: r"lr_factor\('weight'\)",
-    Idle: "none for 'bias'",
-    WritesIntoParameters: "parameters changed during the call",
+    PassagesOfResponses: "only `token_advantages` is told of passages",
     GroupsAndPairs: "without the others",
     OldPairs: 'declare "groups" too',
     ReadsTheOld: 'declare "old_logps" in `needs`',
@@ -339,4 +224,4 @@ WRONG = {
     TakesNoGreedy: "advantages must be found",
 }
 
-UNUSUAL = (Sampled, Curious, Baseline, Greedy)
+UNUSUAL = (Sampled, Curious, Greedy)

@@ -6,9 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import field_validator
-
 from moalign.api import Reward, Sample
+from moalign_plugins._expressions import Expression
 
 REGISTRATION = {
     "name": "regex",
@@ -20,20 +19,11 @@ REGISTRATION = {
 class Regex(Reward):
     """``matched`` or ``unmatched``, by Python's ``re`` with its inline flags, such as (?i) and (?s)."""
 
-    pattern: str
+    pattern: Expression
     where: Literal["anywhere", "whole"] = "anywhere"
     """whole: all of the response, white space around it apart"""
     matched: float = 1.0
     unmatched: float = 0.0
-
-    @field_validator("pattern")
-    @classmethod
-    def _compiles(cls, pattern: str) -> str:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from None
-        return pattern
 
     def score(self, samples: Sequence[Sample]) -> list[float | None]:
         expression = re.compile(self.pattern)

@@ -273,6 +273,27 @@ def test_pairs_have_the_product_of_their_responses_weights():
     assert 0 < len(got) < len(every.pairs)
 
 
+class Both(Weights):
+    """Pairs count the less the more their responses do."""
+
+    def keep_pairs(self, about, pairs, generator):
+        place = torch.tensor(self.each, dtype=torch.float64)[torch.arange(len(about.signal)) % 4]
+        found = 1 / place[pairs].prod(1)
+        return Kept(found, ("",) * len(found))
+
+
+def test_weights_of_pairs_are_multiplied_by_those_of_their_responses(grouped):
+    """2 times a half is 1: nothing is left of the first weights."""
+    data = batch_source(HALF, grouped).at(0)[0]
+    pairs = np.array([[0, 2], [4, 7], [6, 7]])
+    data = replace(data, pairs=pairs, pair_objective=np.full(3, -1), strength=np.ones(3))
+    chooser, signal = Filtering(Both(each=(2.0, 1.0, 4.0, 0.5)), data.objectives, "", 0), data.rewards.mean(1)
+    weighed, _ = chooser.responses(0, data, data.rewards, signal)
+    assert weighed.weights.tolist() == [8.0, 1.0, 2.0]
+    both, figures = chooser.pairs(0, weighed, data.rewards, signal)
+    assert both.weights is None and both.pairs.tolist() == pairs.tolist() and figures == {"filter/pairs/kept": 1.0}
+
+
 LINES = [
     ("grpo", {"name": "best", "keep": 2}),
     ("grpo", "best-random"),

@@ -117,8 +117,10 @@ class Filtering:
         if not np.isfinite(weights).all():
             raise PluginError(f"{self._who}: its weights are so large that those of pairs are infinite")
         kept = weights > 0
-        found = of_pairs(dataset, kept, dataset.counts)
-        return found if (weights[kept] == 1).all() else replace(found, weights=weights[kept])
+        if kept.all() and dataset.weights is None and (weights == 1).all():
+            return dataset  # the very arrays, which candidates share
+        alike = bool((weights[kept] == 1).all())
+        return replace(of_pairs(dataset, kept, dataset.counts), weights=None if alike else weights[kept])
 
 
 def checked(found: Any, count: int, who: str) -> Kept:

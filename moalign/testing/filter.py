@@ -84,12 +84,12 @@ class Trial:
         """Checked for kind, shape, weights and reasons, with the inputs watched."""
         import torch
 
-        given = [_copied(about)]
+        given: list[Any] = [_copied(about)]
         count = len(about.signal)
         if method == METHODS[1]:
             given.append(pairs_of(about))
             count = len(given[1])
-        kept_inputs = [_copied(about), *(each.clone() for each in given[1:])]
+        kept_inputs: list[Any] = [_copied(about), *(each.clone() for each in given[1:])]
         change = f"{method} must take the responses of any round"
         generator = torch.Generator().manual_seed(1000 * self.seed + seed)
         try:

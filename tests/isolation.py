@@ -116,3 +116,43 @@ def rewarded(**options: Any) -> dict[str, Any]:
 
 
 assert tuple(KINDS) == ORDER
+
+
+# --- changes of a configuration with which the bad plugin is asked about sampled responses ---------------------------
+
+
+def shaping(queue):
+    """Sampled responses of one round; the bad transform is asked once for each candidate."""
+    return {
+        "objectives": {"helpful": {"reward": "length", "transform": {"name": "bad", "queue": str(queue)}}}
+        | {"harmless": {"reward": "length", "direction": "min"}},
+        "rollouts": {"rounds": 1, "prompts": 4, "samples": 3, "prompts_per_step": 2, "max_new_tokens": 4},
+        "loss": "rebel",
+        "combine": "linear",
+    }
+
+
+def choosing(queue):
+    """The same with the bad filter, asked once for each candidate likewise."""
+    changes = shaping(queue)
+    plain = changes["objectives"]["harmless"]
+    return changes | {
+        "objectives": {"helpful": {"reward": "length"}, "harmless": plain},
+        "rollouts": changes["rollouts"] | {"filter": {"name": "bad", "queue": str(queue)}},
+    }
+
+
+def sampling(queue, **rollouts):
+    """Responses from the bad sampler, asked for once for each round: the first one all candidates share."""
+    changes = shaping(queue)
+    plain = {"reward": "length", "direction": "min"}
+    sampled = {"rounds": 1, "sampler": {"name": "bad", "queue": str(queue)}} | rollouts
+    return changes | {
+        "objectives": {"helpful": {"reward": "length"}, "harmless": plain},
+        "rollouts": changes["rollouts"] | sampled,
+    }
+
+
+def comparing(queue):
+    """The bad loss compares with the bad reference, which each candidate asks from its first step on."""
+    return {"reference": {"name": "bad", "queue": str(queue)}}

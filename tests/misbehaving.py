@@ -352,69 +352,30 @@ class Choice(api.Filter):
         return api.Kept(ones.float() if how == "wrong dtype" else spoilt(ones, how), ("",) * len(ones))
 
 
-@api.hookimpl
-def register_objectives(register):
-    register("bad", Loss, summary="bad")
-    register("bad-regression", Regression, summary="bad")
+PLUGINS = {
+    "objectives": {"bad": Loss, "bad-regression": Regression},
+    "combiners": {"bad": Rule, "bad-difference": Difference},
+    "rewards": {"bad": Score},
+    "transforms": {"bad": Shape},
+    "searches": {"bad": Three},
+    "readers": {"bad": Rows},
+    "observers": {"bad": Tale, "other": Tale, "third": Tale},
+    "samplers": {"bad": Source},
+    "decoders": {"bad": Speech},
+    "conditioners": {"bad": "misbehaving_one_model:Wish"},
+    "reward_models": {"bad": "misbehaving_one_model:Judge"},
+    "references": {"bad": Policy},
+    "filters": {"bad": Choice},
+}
 
 
-@api.hookimpl
-def register_combiners(register):
-    register("bad", Rule, summary="bad")
-    register("bad-difference", Difference, summary="bad")
+def hook(kinds):
+    @api.hookimpl
+    def registers(register):
+        for name, plugin in PLUGINS[kinds].items():
+            register(name, plugin, summary="bad")
+
+    return registers
 
 
-@api.hookimpl
-def register_rewards(register):
-    register("bad", Score, summary="bad")
-
-
-@api.hookimpl
-def register_transforms(register):
-    register("bad", Shape, summary="bad")
-
-
-@api.hookimpl
-def register_searches(register):
-    register("bad", Three, summary="bad")
-
-
-@api.hookimpl
-def register_readers(register):
-    register("bad", Rows, summary="bad")
-
-
-@api.hookimpl
-def register_observers(register):
-    for name in ("bad", "other", "third"):
-        register(name, Tale, summary="bad")
-
-
-@api.hookimpl
-def register_samplers(register):
-    register("bad", Source, summary="bad")
-
-
-@api.hookimpl
-def register_decoders(register):
-    register("bad", Speech, summary="bad")
-
-
-@api.hookimpl
-def register_conditioners(register):
-    register("bad", "misbehaving_one_model:Wish", summary="bad")
-
-
-@api.hookimpl
-def register_reward_models(register):
-    register("bad", "misbehaving_one_model:Judge", summary="bad")
-
-
-@api.hookimpl
-def register_references(register):
-    register("bad", Policy, summary="bad")
-
-
-@api.hookimpl
-def register_filters(register):
-    register("bad", Choice, summary="bad")
+globals().update({f"register_{kinds}": hook(kinds) for kinds in PLUGINS})

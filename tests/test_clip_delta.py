@@ -32,6 +32,7 @@ def guided(steps: Tensor = STEPS, log_ratios: Tensor | None = None) -> Tokens:
     """``log_ratios``: of the guide to the reference."""
     tokens = tokens_of()
     own = 3 * drawn(7, *MASK.shape) if log_ratios is None else log_ratios
+    assert tokens.ref_logps is not None
     measured = {**tokens.measured, "guide": tokens.ref_logps + own * MASK}
     return replace(tokens, measured=measured, passages={"step": steps})
 
@@ -39,6 +40,7 @@ def guided(steps: Tensor = STEPS, log_ratios: Tensor | None = None) -> Tokens:
 def by_hand(objective: ClipDelta, tokens: Tokens) -> tuple[list[list[float]], list[list[float]]]:
     """Of each response c_k and d_k, from the text of the method."""
     clipped, rewards = [], []
+    assert tokens.ref_logps is not None
     for row, length in enumerate(LENGTHS.tolist()):
         numbers = list(range(1, length + 1)) if objective.step is None else tokens.passages["step"][row].tolist()
         last = [max(t for t in range(length) if numbers[t] == k) for k in sorted(set(numbers[:length]) - {0})]

@@ -54,6 +54,7 @@ def bonuses(objective: GRPOCare, signal: Tensor, tokens: Tokens) -> list[float]:
         rows = [row for row in range(len(signal)) if GROUPS[row] == group]
         mean = sum(float(signal[row]) for row in rows) / len(rows)
         sure: dict[int, float] = {}
+        assert tokens.ref_logps is not None
         for row in rows:
             numbers = tokens.passages["answer"][row].tolist()
             places = [t for t in range(6) if numbers[t] and numbers[t] == max(numbers)]
@@ -69,6 +70,7 @@ def bonuses(objective: GRPOCare, signal: Tensor, tokens: Tokens) -> list[float]:
 
 def added(objective: GRPOCare, signal: Tensor, tokens: Tokens) -> Tensor:
     """What the objective adds to the signal."""
+    assert tokens.ref_logps is not None
     confidence, answered = objective.confidence(tokens.ref_logps, tokens.passages["answer"])
     return objective.bonus * signal * objective.consistent(signal, GROUPS, confidence, answered)
 

@@ -12,9 +12,8 @@ import pytest
 from command_line import moalign
 from distributions import install
 from documents import folders
-from isolation import HOOKS, IN_A_PROCESS_OF_ITS_OWN, content, rewarded
+from isolation import HOOKS, IN_A_PROCESS_OF_ITS_OWN, choosing, comparing, content, rewarded, sampling
 from sweeps import write_pairs
-from test_isolation_running import choosing, comparing, sampling
 
 from moalign import calls, registry
 from moalign.calls import BACKWARD, IMPORT, Call, Death

@@ -13,7 +13,22 @@ import isolation
 import numpy
 import pytest
 import torch
-from isolation import ENDS, FAILS, HARMLESS, HOOKS, IN_A_PROCESS_OF_ITS_OWN, REFUSED, TOLD, WITHOUT, cases, rewarded
+from isolation import (
+    ENDS,
+    FAILS,
+    HARMLESS,
+    HOOKS,
+    IN_A_PROCESS_OF_ITS_OWN,
+    REFUSED,
+    TOLD,
+    WITHOUT,
+    cases,
+    choosing,
+    comparing,
+    rewarded,
+    sampling,
+    shaping,
+)
 from sweeps import Warned, contents, write_pairs
 
 from moalign import calls, config, registry
@@ -143,27 +158,6 @@ def test_a_reward_fails_one_candidate_and_the_others_finish(sweep, healthy, tmp_
     check_failures("reward", front, tmp_path / "run", healthy[True])
 
 
-def shaping(queue):
-    """Sampled responses of one round; the bad transform is asked once for each candidate."""
-    return {
-        "objectives": {"helpful": {"reward": "length", "transform": {"name": "bad", "queue": str(queue)}}}
-        | {"harmless": {"reward": "length", "direction": "min"}},
-        "rollouts": {"rounds": 1, "prompts": 4, "samples": 3, "prompts_per_step": 2, "max_new_tokens": 4},
-        "loss": "rebel",
-        "combine": "linear",
-    }
-
-
-def choosing(queue):
-    """The same with the bad filter, asked once for each candidate likewise."""
-    changes = shaping(queue)
-    plain = changes["objectives"]["harmless"]
-    return changes | {
-        "objectives": {"helpful": {"reward": "length"}, "harmless": plain},
-        "rollouts": changes["rollouts"] | {"filter": {"name": "bad", "queue": str(queue)}},
-    }
-
-
 BY_ROUND = {"transform": shaping, "filter": choosing}
 
 
@@ -176,17 +170,6 @@ def test_what_is_asked_about_rounds_fails_one_candidate_and_the_others_finish(as
     for how, each in zip(ways, front["failed"], strict=True):
         assert names(asked) in each["error"] and WHY.get(how, "") in each["error"], how
     assert list(scores(front)) == ["c0.00", "c1.00"]
-
-
-def sampling(queue, **rollouts):
-    """Responses from the bad sampler, asked for once for each round: the first one all candidates share."""
-    changes = shaping(queue)
-    plain = {"reward": "length", "direction": "min"}
-    sampled = {"rounds": 1, "sampler": {"name": "bad", "queue": str(queue)}} | rollouts
-    return changes | {
-        "objectives": {"helpful": {"reward": "length"}, "harmless": plain},
-        "rollouts": changes["rollouts"] | sampled,
-    }
 
 
 def test_a_sampler_fails_one_candidate_and_the_others_finish(sweep, tmp_path):
@@ -208,11 +191,6 @@ def test_a_sampler_that_fails_for_all_is_asked_for_each(sweep, tmp_path):
     (failed,) = front["failed"]
     assert failed["id"] == "c0.50" and names("sampler") in failed["error"]
     assert list(scores(front)) == ["c0.00", "c1.00"]
-
-
-def comparing(queue):
-    """The bad loss compares with the bad reference, which each candidate asks from its first step on."""
-    return {"reference": {"name": "bad", "queue": str(queue)}}
 
 
 def test_a_reference_fails_one_candidate_and_the_others_finish(sweep, tmp_path):

@@ -152,7 +152,7 @@ LEGITIMATE = {
     "sweeps/run.py": dict.fromkeys(("format", "prompts"), "a key of run.json"),
     "sweeps/workshop.py": {"implicit": MARGINS},
     "testing/batch.py": {"preference": "a field of Batch"},
-    "testing/combiner.py": {"scale": TERMS},
+    "testing/combiner.py": {"margin": TERMS, "scale": TERMS},
     "testing/combiner_trial.py": {"preference": "an argument's name", "margin": TERMS, "scale": TERMS},
     "testing/terms.py": {"margin": TERMS, "scale": TERMS},
     "testing/review.py": {"random": "Python's module"},

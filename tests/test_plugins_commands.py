@@ -6,6 +6,7 @@ import json
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from command_line import moalign
@@ -15,7 +16,7 @@ from moalign.api import Objective, Reader
 from moalign.commands import plugin_examination
 from moalign.commands.plugin_options import options
 
-ONLY_STRANGERS = {"MOALIGN_DISABLE_PLUGINS": "moalign"}
+ONLY_STRANGERS: dict[str, Any] = {"MOALIGN_DISABLE_PLUGINS": "moalign"}
 DEADLINE = 4
 
 # What a plugin does, the finding, and what must stand in it. The first ones would kill the process that imports them.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from moalign.api import ConfigError, Filter, Kept, MoalignError, Sampled
 from moalign.testing.review import Review, described, run, short
+from moalign.testing.watched import copied, unchanged
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,19 +85,19 @@ class Trial:
         """Checked for kind, shape, weights and reasons, with the inputs watched."""
         import torch
 
-        given = [_copied(about)]
+        given: list[Any] = [copied(about)]
         count = len(about.signal)
         if method == METHODS[1]:
             given.append(pairs_of(about))
             count = len(given[1])
-        kept_inputs = [_copied(about), *(each.clone() for each in given[1:])]
+        before = [copied(each) for each in given]
         change = f"{method} must take the responses of any round"
         generator = torch.Generator().manual_seed(1000 * self.seed + seed)
         try:
             found = self.review.call(tried, change, getattr(self.plugin, method), *given, generator)
         except MoalignError as error:
             self.review.fail(tried, described(error), change, error)
-        same = _alike(given[0], kept_inputs[0]) and all(map(torch.equal, given[1:], kept_inputs[1:]))
+        same = all(map(unchanged, before, given))
         change = "compute new tensors; write into none that was handed over"
         self.review.require(same, tried, "what was handed over changed during the call", change)
         self.review.require(isinstance(found, Kept), tried, short(found), "return a moalign.api.Kept")
@@ -203,15 +204,3 @@ def pairs_of(about: Sampled) -> Tensor:
 def rows_of(about: Sampled, rows: Tensor) -> Sampled:
     values = {name: getattr(about, name)[rows] for name in ("signal", "rewards", "groups", "lengths", "ended")}
     return replace(about, **values, texts=tuple(about.texts[row] for row in rows.tolist()))
-
-
-def _copied(about: Sampled) -> Sampled:
-    values: dict[str, Any] = {each.name: getattr(about, each.name) for each in fields(about)}
-    return replace(about, **{name: value.clone() for name, value in values.items() if hasattr(value, "clone")})
-
-
-def _alike(first: Sampled, second: Sampled) -> bool:
-    import torch
-
-    both = ((getattr(first, each.name), getattr(second, each.name)) for each in fields(first))
-    return all(torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other for one, other in both)

@@ -49,6 +49,7 @@ def tokens_of(answers: Tensor | None = None, reference: Tensor | None = None) ->
 
 def bonuses(objective: GRPOCare, signal: Tensor, tokens: Tokens) -> list[float]:
     """In plain Python, from the text of the method."""
+    assert tokens.ref_logps is not None
     found = [0.0] * len(signal)
     for group in set(GROUPS.tolist()):
         rows = [row for row in range(len(signal)) if GROUPS[row] == group]
@@ -69,6 +70,7 @@ def bonuses(objective: GRPOCare, signal: Tensor, tokens: Tokens) -> list[float]:
 
 def added(objective: GRPOCare, signal: Tensor, tokens: Tokens) -> Tensor:
     """What the objective adds to the signal."""
+    assert tokens.ref_logps is not None
     confidence, answered = objective.confidence(tokens.ref_logps, tokens.passages["answer"])
     return objective.bonus * signal * objective.consistent(signal, GROUPS, confidence, answered)
 

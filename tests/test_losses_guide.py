@@ -20,6 +20,7 @@ SAMPLES = {
     "rto",
     "grpo-care",
     "clip-delta",
+    "prime",
 }  # of what the policy itself samples
 
 

@@ -81,6 +81,7 @@ ORDINARY_WORDS = {
     "listed",
     "mixture",
     "preference",
+    "prime",
     "prompts",
     "random",
     "regex",

@@ -30,7 +30,7 @@ END = TOKENIZER.eos_token_id
 
 
 def decode(ids) -> str:
-    return TOKENIZER.decode(list(ids), skip_special_tokens=True)
+    return str(TOKENIZER.decode(list(ids), skip_special_tokens=True))
 
 
 def ids_of(text: str) -> list[int]:

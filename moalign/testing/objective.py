@@ -22,6 +22,7 @@ from moalign.testing.batch import (
     rows_of,
     spoken,
 )
+from moalign.testing.companions import NAME, companion_learns, companion_of
 from moalign.testing.owned import (
     first_values,
     losses_of,
@@ -119,7 +120,7 @@ class Trial:
             scored=bool(self.plugin.wants & {"margins", "groups"}),
             seed=self.seed + seed,
             dtype=dtype or torch.float64,
-            guides=sorted(folders(self)),
+            guides=[*sorted(folders(self)), *([] if companion_of(self) is None else [NAME])],
             views=names_of_views(self),
         )
         own = first_values(self)
@@ -338,6 +339,7 @@ CHECKS: tuple[Callable[[Trial], None], ...] = (
     folders_follow_from_options,
     views_are_texts,
     passages_are_expressions,
+    companion_learns,
     parameters_have_first_values,
     needs_are_enough,
     one_finite_value_per_pair,

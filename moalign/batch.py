@@ -47,7 +47,8 @@ class Batch:
                           their mean as the step begins, the same number for every row; None unless the objective
                           needs "mismatched"
     ``guides``            by name, ``logps`` under the frozen adapters that ``Objective.guides`` names, [N,T] each; with
-                          "token_advantages" only where a round is measured
+                          "token_advantages" only where a round is measured; "companion": under the adapter that
+                          ``Objective.companion`` trains
     ``distributions``     by name, log-probabilities of all V tokens at each of the S response tokens, in the order of
                           ``mask.nonzero()``, [S,V] each: "policy", with the graph, "reference" where it is needed, and
                           the guides by their names. None of them unless the objective needs "distributions"

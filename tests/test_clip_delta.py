@@ -31,6 +31,7 @@ STEPS = torch.tensor([[1, 1, 2, 3, 3, 0], [0] * 6, [1, 2, 0, 0, 0, 0], [1, 0, 2,
 def guided(steps: Tensor = STEPS, log_ratios: Tensor | None = None) -> Tokens:
     """``log_ratios``: of the guide to the reference."""
     tokens = tokens_of()
+    assert tokens.ref_logps is not None
     own = 3 * drawn(7, *MASK.shape) if log_ratios is None else log_ratios
     assert tokens.ref_logps is not None
     measured = {**tokens.measured, "guide": tokens.ref_logps + own * MASK}
@@ -39,6 +40,7 @@ def guided(steps: Tensor = STEPS, log_ratios: Tensor | None = None) -> Tokens:
 
 def by_hand(objective: ClipDelta, tokens: Tokens) -> tuple[list[list[float]], list[list[float]]]:
     """Of each response c_k and d_k, from the text of the method."""
+    assert tokens.ref_logps is not None
     clipped, rewards = [], []
     assert tokens.ref_logps is not None
     for row, length in enumerate(LENGTHS.tolist()):

@@ -49,6 +49,7 @@ def tokens_of(answers: Tensor | None = None, reference: Tensor | None = None) ->
 
 def bonuses(objective: GRPOCare, signal: Tensor, tokens: Tokens) -> list[float]:
     """In plain Python, from the text of the method."""
+    assert tokens.ref_logps is not None
     found = [0.0] * len(signal)
     for group in set(GROUPS.tolist()):
         rows = [row for row in range(len(signal)) if GROUPS[row] == group]

@@ -21,6 +21,7 @@ POLICY_GRADIENTS = {
     "rto",
     "grpo-care",
     "clip-delta",
+    "prime",
     "asymmetric-apo",
     "rapo",
     "kdrl",

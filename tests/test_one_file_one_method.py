@@ -89,6 +89,7 @@ ORDINARY_WORDS = {
     "margin",
     "mixture",
     "preference",
+    "prime",
     "prompts",
     "random",
     "regex",

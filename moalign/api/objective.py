@@ -116,6 +116,18 @@ class Objective(Plugin):
         """
         return {}
 
+    def companion(self) -> Objective | None:
+        """A loss that trains a second adapter beside the candidate's, such as a reward model that learns from the
+        responses' outcomes; None: there is none. Only beside "token_advantages".
+
+        It needs "groups", and may need "reference". It is trained on the same responses in the same steps, with the
+        candidate's settings and the learning rate times ``lr_factor("companion")``; its batch has what ``known`` of
+        this loss says, and neither advantages nor parameters. ``measure`` finds log-probabilities under it, as it is
+        when the round has been sampled, in ``Batch.guides["companion"]``. It begins as the base, or as the companion
+        of the adapter from which training starts, and is written beside the candidate's adapter.
+        """
+        return None
+
     def passages(self) -> Mapping[str, str]:
         """Passages of sampled responses that ``token_advantages`` is to find, such as an answer or the steps to it:
         names, and regular expressions of Python's ``re``.
@@ -146,5 +158,5 @@ class Objective(Plugin):
         return {}
 
     def lr_factor(self, name: str) -> float:
-        """What the learning rate of the adapter is multiplied by for the parameter ``name``."""
+        """What the learning rate of the adapter is multiplied by for the parameter ``name``, or for "companion"."""
         return 1.0

@@ -22,6 +22,7 @@ from moalign import door, lora
 from moalign.calls import BACKWARD
 from moalign.data.dataset import PairDataset
 from moalign.data.tokenise import Sequence as TokenSequence
+from moalign.engine import companions
 from moalign.engine.batches import BatchSource, refresh
 from moalign.engine.frozen import Frozen, Share
 from moalign.engine.layout import Layout
@@ -63,17 +64,20 @@ def train_together(
     """Train candidates, all of them one step at a time.
 
     One whose numbers stay non-finite, or whose plugin fails, is given up, with its ``error`` set; the others go on.
-    Errors that are nobody's own, such as torch.OutOfMemoryError, are raised.
+    Errors that are nobody's own, such as torch.OutOfMemoryError, are raised. Companions of theirs are trained along.
     """
-    _prepare(model, trainees)
+    everybody = companions.beside(trainees)
+    _prepare(model, everybody)
     try:
-        _loop(model, trainees, cache, accelerator)
+        _loop(model, everybody, cache, accelerator)
     finally:
+        companions.share_errors(everybody)
         cache.save()  # also what a failed candidate met first: a resumed run must find the same values
 
 
 def _loop(model: LanguageModel, trainees: Sequence[Trainee], cache: LogpCache, accelerator: Accelerator) -> None:
     for step in range(max(trainee.job.settings.steps for trainee in trainees)):
+        companions.share_errors(trainees)
         going = [trainee for trainee in trainees if trainee.goes_on(step)]
         arrangement = _Arrangements(model)
         shares = []

@@ -14,15 +14,17 @@ from typing import Any
 import torch
 
 from moalign import calls, lora, preference, storage
+from moalign.api import Objective
 from moalign.data.batching import groups_of
 from moalign.data.dataset import PairDataset
-from moalign.engine import owned, snapshots
+from moalign.engine import companions, owned, snapshots
 from moalign.engine.advantages import Advantages
 from moalign.engine.batches import BatchSource, OfflineSource, RolloutSource
 from moalign.engine.conditioned import ConditionedPairs, ConditionedRollouts
 from moalign.engine.evaluate import Evaluation
 from moalign.engine.filtering import Filtering
 from moalign.engine.model import TRAINED
+from moalign.engine.references import BASE, FrozenPolicy
 from moalign.engine.rollouts import Rollout
 from moalign.engine.round_views import RoundViews
 from moalign.engine.row_conditions import RowConditions
@@ -143,6 +145,9 @@ def _finish(
         conditions = conditioned.keep(trainee, candidate.preference, workshop, folder)
         lora.write(workshop.model.policy, trainee.slot, folder, workshop.model.fingerprint)
         owned.write(folder, trainee.owned, workshop.model.fingerprint)
+        if companions.companion_of(trainee.job.objective) is not None:
+            beside = companions.slot_of(trainee.slot)
+            lora.write(workshop.model.policy, beside, folder / companions.NAME, workshop.model.fingerprint)
         if trainee.moments.count:
             found = snapshots.posterior(workshop.model.policy, trainee.slot, trainee.parameters, trainee.moments)
             posterior_file.write(found, folder, workshop.model.fingerprint)
@@ -330,8 +335,14 @@ def batch_source(candidate: Candidate, workshop: Workshop, slot: str = TRAINED) 
         views=_views(candidate, workshop),
         filtering=_filtering(candidate, workshop),
         draw=None if workshop.outside is None else workshop.outside.sample,
-        guides=workshop.guides_of(variant.objective) if guides.in_measure(variant.objective) else {},
+        guides=_measured(variant.objective, workshop),
     )
+
+
+def _measured(objective: Objective, workshop: Workshop) -> dict[str, FrozenPolicy]:
+    """The policies that the loss reads where a round is measured; a companion is the base until it is trained."""
+    found = workshop.guides_of(objective) if guides.in_measure(objective) else {}
+    return found if companions.companion_of(objective) is None else {**found, companions.NAME: BASE}
 
 
 def _check_prompts(dataset: PairDataset, responses: int, workshop: Workshop) -> None:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from moalign import lora
 from moalign.engine import memory
+from moalign.engine.companions import companion_of
 from moalign.engine.train import train_together
 from moalign.engine.trainee import Trainee
 from moalign.errors import ConfigError, UserError
@@ -135,6 +136,7 @@ def memory_of(
     source = batch_source(candidates[0], workshop)
     steps = range(0, settings.steps, -(-settings.steps // MEMORY_STEPS)) if source.cacheable else range(1)
     entropy = any("entropy" in workshop.plan.needs(candidate) for candidate in candidates)
+    trained = 1 if companion_of(workshop.plan.objective) is None else 2  # adapters for each candidate
     formula = memory.measure(workshop.model, settings.gradient_checkpointing, entropy)
     sizes = [memory.passes(workshop.model, *source.at(step), settings.tokens_per_pass) for step in steps]
 
@@ -144,7 +146,7 @@ def memory_of(
         kept += int(formula.adapter * number * comparing.adapters_kept(workshop.plan))
         if workshop.plan.weighs_losses:  # a gradient of each objective
             kept += len(workshop.plan.objectives) * formula.adapter * number
-        return formula.training(number, each) - formula.base + own + kept
+        return formula.training(number * trained, each) - formula.base + own + kept
 
     return formula.base, {number: max(beyond(number, each) for each in sizes) for number in numbers}
 

@@ -15,6 +15,7 @@ from moalign.api import Objective
 from moalign.batch import AdapterShape
 from moalign.data.dataset import PairDataset, judged_by, merge_judges
 from moalign.engine import model as models
+from moalign.engine.companions import companion_of
 from moalign.engine.conditioned import told
 from moalign.engine.conditioning import Conditioning
 from moalign.engine.evaluate import Evaluation, HeldOut, Wish, evaluate, samples
@@ -227,6 +228,7 @@ def open_workshop(plan: Plan, directory: Path, observer: Observer, *, keep_cache
     if model.uncached:
         observer.on_phase(f"prompts are computed anew for each response that is sampled: {model.uncached}")
     _check_condition(plan, model)
+    _check_companion(plan, model)
     observer.on_phase("reading the data")
     workshop = Workshop(
         plan=plan,
@@ -264,4 +266,14 @@ def _check_condition(plan: Plan, model: LanguageModel) -> None:
         raise ConfigError(
             f"condition: it gates the adapter of linear layers row by row, and {reason}; leave that out of "
             "model.lora.targets"
+        )
+
+
+def _check_companion(plan: Plan, model: LanguageModel) -> None:
+    """Raise ConfigError where the adapter sits where two cannot share a pass, and the loss trains two."""
+    reason = lora.why_not_together(model.policy)
+    if reason is not None and companion_of(plan.objective) is not None:
+        raise ConfigError(
+            f"loss: '{plan.config.loss.name}' trains a second adapter in the same passes, and {reason}; leave that out "
+            "of model.lora.targets, or use another loss"
         )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from moalign.api import Batch, Objective, PairTerms
 from moalign.testing.advantages import CHECKS_OF_ADVANTAGES
 from moalign.testing.batch import agrees, at_start, made_up, otherwise, padded, plain_terms, rearranged, rows_of, spoken
+from moalign.testing.companions import NAME, companion_learns, companion_of
 from moalign.testing.owned import (
     first_values,
     losses_of,
@@ -109,7 +110,7 @@ class Trial:
             scored=bool(self.plugin.wants & {"margins", "groups"}),
             seed=self.seed + seed,
             dtype=dtype or torch.float64,
-            guides=sorted(folders(self)),
+            guides=[*sorted(folders(self)), *([] if companion_of(self) is None else [NAME])],
             views=names_of_views(self),
         )
         own = first_values(self)
@@ -333,6 +334,7 @@ CHECKS: tuple[Callable[[Trial], None], ...] = (
     folders_follow_from_options,
     views_are_texts,
     passages_are_expressions,
+    companion_learns,
     parameters_have_first_values,
     needs_are_enough,
     one_finite_value_per_pair,

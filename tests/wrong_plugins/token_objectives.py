@@ -8,6 +8,7 @@ from typing import ClassVar, cast
 
 import torch
 from torch import Generator, Tensor
+from wrong_plugins.pupils import Taught, TaughtAtTheBegin, TaughtByAll, TaughtEverywhere, TaughtOfPairs
 
 from moalign.api import Batch, Objective, PairTerms, TokenAdvantages, Tokens
 
@@ -84,6 +85,60 @@ class NoExpression(CountsDigits):
     """Takes any text for an expression."""
 
     digits: str = "[0-9"
+
+
+class Teaches(Baseline):
+    """Right: a token of which its companion is surer counts more."""
+
+    pupil: ClassVar[type[Objective]] = Taught
+
+    def companion(self) -> Objective:
+        return self.pupil()
+
+    def measure(self, batch: Batch) -> Mapping[str, Tensor]:
+        return {**super().measure(batch), "companion": batch.guides["companion"]}
+
+    def token_advantages(self, signal: Tensor, groups: Tensor, tokens: Tokens) -> TokenAdvantages:
+        given = super().token_advantages(signal, groups, tokens)
+        return replace(given, advantages=given.advantages + 0.1 * tokens.measured["companion"])
+
+
+class TeachesInVain(Teaches):
+    """Has a second adapter trained, and never asks what it says."""
+
+    def token_advantages(self, signal: Tensor, groups: Tensor, tokens: Tokens) -> TokenAdvantages:
+        return Baseline.token_advantages(self, signal, groups, tokens)
+
+
+class TeachesOneForAll(Teaches):
+    """Its companion reduces."""
+
+    pupil: ClassVar[type[Objective]] = TaughtByAll
+
+
+class TeachesEverywhere(Teaches):
+    """Its companion learns from padding."""
+
+    pupil: ClassVar[type[Objective]] = TaughtEverywhere
+
+
+class TeachesFromTheBegin(Teaches):
+    """Its companion reads a column that need not be a token's."""
+
+    pupil: ClassVar[type[Objective]] = TaughtAtTheBegin
+
+
+class TeachesPairs(Teaches):
+    """Its companion learns from pairs that nobody has."""
+
+    pupil: ClassVar[type[Objective]] = TaughtOfPairs
+
+
+class TeachesNothing(Teaches):
+    """Its companion is a name."""
+
+    def companion(self) -> Objective:
+        return "pupil"  # type: ignore[return-value]
 
 
 class TokensOfPairs(Baseline):
@@ -176,6 +231,12 @@ WRONG = {
     NeverListens: r"use what `measure` finds in batch\.guides",
     CountsAllAlike: r"use tokens\.passages",
     NoExpression: r"'digits' is '\[0-9'",
+    TeachesInVain: r"under 'companion' where the round is measured",
+    TeachesOneForAll: r"return one loss per response, \[N\]",
+    TeachesEverywhere: "a gradient outside the mask",
+    TeachesFromTheBegin: r"find a response's tokens by batch\.mask",
+    TeachesPairs: r"it needs \['pairs'\]",
+    TeachesNothing: r"return a moalign\.api\.Objective",
     TokensOfPairs: 'declare "groups" too: only tokens',
     BareAdvantages: "return a moalign.api.TokenAdvantages",
     TargetsOfResponses: r"targets of torch.float64 \[9\]",
@@ -189,4 +250,4 @@ WRONG = {
     Idle: "none for 'bias'",
     WritesIntoParameters: "parameters changed during the call",
 }
-UNUSUAL = (Baseline, ListensToAGuide, CountsDigits)
+UNUSUAL = (Baseline, ListensToAGuide, CountsDigits, Teaches)

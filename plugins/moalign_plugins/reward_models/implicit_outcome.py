@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from moalign.api import Batch, DataError, PluginError
+from moalign.api import Batch, PluginError
+from moalign_plugins._outcomes import cross_entropy
 from moalign_plugins.reward_models._implicit import Implicit
 
 if TYPE_CHECKING:
@@ -35,16 +36,9 @@ class ImplicitFromOutcomes(Implicit):
     """units of the reward per nat of log-ratio"""
 
     def loss(self, batch: Batch) -> Tensor:
-        from torch.nn.functional import logsigmoid
-
         if batch.rewards is None:
             raise PluginError('the reward model reads rewards but does not declare "rewards" in `needs`')
         reward = self.scores(batch)[:, 0]
         known = ~batch.rewards[:, 0].isnan()
         outcome = batch.rewards[:, 0].where(known, 0.0).to(reward.dtype)
-        if ((outcome < 0) | (outcome > 1)).any():
-            raise DataError(
-                "a score of an outcome is not from 0 (wrong) to 1 (right); is the objective's direction max?"
-            )
-        entropy = -outcome * logsigmoid(reward) - (1 - outcome) * logsigmoid(-reward)
-        return entropy.where(known, 0.0)
+        return cross_entropy(reward, outcome).where(known, 0.0)

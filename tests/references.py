@@ -13,7 +13,7 @@ from torch import Tensor
 from moalign import config, lora, registry
 from moalign.api import Candidate, Preference, Reference
 from moalign.config import Config
-from moalign.engine.references import BASE, FrozenPolicy
+from moalign.engine.reference_policy import BASE, FrozenPolicy
 from moalign.engine.train import train_together
 from moalign.engine.trainee import Trainee
 from moalign.sweeps.candidate import batch_source, job_of, slots

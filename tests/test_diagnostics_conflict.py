@@ -12,7 +12,7 @@ from moalign.config import LoraSettings, ModelSettings
 from moalign.data.dataset import PairDataset
 from moalign.data.tokenise import Sequence
 from moalign.diagnostics import conflict
-from moalign.diagnostics.pair_gradients import gradient_products
+from moalign.diagnostics.pair_gradients import pair_gradient_products
 from moalign.engine.metrics import StepMetrics
 from moalign.engine.model import LanguageModel, load
 from moalign.lora import Stack
@@ -106,7 +106,7 @@ def test_one_pass_an_objective_gives_the_gradients_taken_by_hand(adapted, object
     model, made = adapted
     dataset = judged(model.head.weight.shape[0])
     regress = "margins" in objective.wants
-    found = gradient_products(model, made, slot, objective, dataset)
+    found = pair_gradient_products(model, made, slot, objective, dataset)
     known = range(3) if regress else range(2)
     table = torch.stack([by_hand(model, dataset, slot, index, 0.3, regress) for index in known])
     expected = table @ table.t()
@@ -123,7 +123,7 @@ def test_pairs_turned_round_are_in_full_conflict_where_nothing_is_learned_yet(ad
     lora.initialise(model.policy, "two", 3)
     try:
         found = conflict.cosines(
-            gradient_products(model, made, "two", DPO(), judged(model.head.weight.shape[0])).numpy()
+            pair_gradient_products(model, made, "two", DPO(), judged(model.head.weight.shape[0])).numpy()
         )
     finally:
         made.block.normal_(std=SPREAD, generator=torch.Generator().manual_seed(1))

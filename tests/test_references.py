@@ -12,7 +12,7 @@ from references import HALF, built, deltas, norm, offline, online, same, trained
 from moalign import lora
 from moalign.api import Move, Objective, Progress, Reference
 from moalign.engine.model import TRAINED
-from moalign.engine.references import BASE, FrozenPolicy, MovingReference
+from moalign.engine.reference_policy import BASE, FrozenPolicy, MovingReference
 from moalign.errors import PluginError
 from moalign.lora import frozen
 from moalign.sweeps.candidate import job_of

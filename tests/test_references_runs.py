@@ -14,7 +14,7 @@ from sweeps import Warned, contents, small_config, write_pairs
 
 from moalign import config, lora, recipes, registry
 from moalign.engine.model import TRAINED
-from moalign.engine.references import BASE
+from moalign.engine.reference_policy import BASE
 from moalign.engine.scoring import logps_under
 from moalign.errors import ConfigError, RunError
 from moalign.lora import frozen

@@ -16,7 +16,7 @@ from moalign import registry
 from moalign.config import Config
 from moalign.engine import shaping as shaping_module
 from moalign.engine.batches import RolloutSource
-from moalign.engine.shaping import References
+from moalign.engine.shaping import BaseResponses
 from moalign.errors import ConfigError, PluginError
 from moalign.sweeps import front, run
 from moalign.sweeps.candidate import batch_source
@@ -145,17 +145,17 @@ def test_the_base_is_asked_once_for_all_candidates_and_for_what_needs_it(setting
         workshop.first_round.clear()
         batch_source(candidate, workshop).at(0)
     assert asked == [(5, 3)]
-    assert workshop.references is not None and workshop.references.samples == {"short": 3}
-    assert all(base.rewards.shape == (3, 1) for base in workshop.references.to([*workshop.references._known]))
+    assert workshop.base_responses is not None and workshop.base_responses.samples == {"short": 3}
+    assert all(base.rewards.shape == (3, 1) for base in workshop.base_responses.to([*workshop.base_responses._known]))
 
 
 def test_what_the_base_says_does_not_depend_on_who_asks_first(settings):
-    def references() -> References:
-        found = workshop_of(settings).references
+    def sampled() -> BaseResponses:
+        found = workshop_of(settings).base_responses
         assert found is not None
         return found
 
-    one, other = references(), references()
+    one, other = sampled(), sampled()
     every = range(len(one.prompts))
     for prompt in every:
         one.to([prompt])
@@ -166,7 +166,7 @@ def test_what_the_base_says_does_not_depend_on_who_asks_first(settings):
 
 
 def test_no_transform_that_compares_means_no_sample_of_the_base(tiny_model_path, prompts):
-    assert workshop_of(settings_of(tiny_model_path, prompts, PLAIN)).references is None
+    assert workshop_of(settings_of(tiny_model_path, prompts, PLAIN)).base_responses is None
 
 
 def test_losses_on_pairs_learn_from_shaped_rewards_too(tiny_model_path, prompts):

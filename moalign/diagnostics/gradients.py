@@ -69,7 +69,7 @@ def products(
     """
     wants = objective.wants
     if pairs is not None and "groups" not in wants and any(_has_pairs(pairs, index, wants) for index in _range(pairs)):
-        found = pair_gradients.gradient_products(model, stack, slot, objective, pairs, candidate)
+        found = pair_gradients.pair_gradient_products(model, stack, slot, objective, pairs, candidate)
         return found.numpy(), "labelled pairs"
     if wants.isdisjoint({"groups", "margins"}):
         return None, "no conflict matrix: the loss learns from labelled pairs, and there are none"
@@ -80,7 +80,7 @@ def products(
     if len(dataset.pairs) == 0:
         return None, "no conflict matrix: it takes two responses to a prompt, each with all rewards"
     if "groups" not in wants:
-        found = pair_gradients.gradient_products(model, stack, slot, objective, dataset, candidate)
+        found = pair_gradients.pair_gradient_products(model, stack, slot, objective, dataset, candidate)
     else:
         advantages = _advantages(objective, dataset, sampled, candidate)
         found = gram.gradient_products(model, slot, objective, dataset, advantages, candidate)

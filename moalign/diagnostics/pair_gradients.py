@@ -34,7 +34,7 @@ def pairs_of(dataset: PairDataset, objective: int, scored: bool) -> NDArray[np.i
     return np.flatnonzero(np.isfinite(dataset.rewards[dataset.pairs, objective]).all(1))
 
 
-def gradient_products(
+def pair_gradient_products(
     model: LanguageModel,
     stack: Stack,
     slot: str,

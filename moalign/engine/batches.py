@@ -25,7 +25,7 @@ from moalign.engine.filtering import Filtering
 from moalign.engine.gram import gradient_products
 from moalign.engine.model import LanguageModel
 from moalign.engine.owned import first_values
-from moalign.engine.references import BASE, FrozenPolicy, MovingReference, distance_on
+from moalign.engine.reference_policy import BASE, FrozenPolicy, MovingReference, distance_on
 from moalign.engine.rewards import Scored
 from moalign.engine.rollouts import Draw, Rollout, Score, prompts_of_round, sample, sequence_of
 from moalign.engine.round_views import RoundViews

@@ -17,7 +17,7 @@ from moalign.data.dataset import PairDataset
 from moalign.data.tokenise import Sequence as TokenSequence
 from moalign.engine.model import LanguageModel
 from moalign.engine.passes import PairPass
-from moalign.engine.references import BASE, FrozenPolicy
+from moalign.engine.reference_policy import BASE, FrozenPolicy
 from moalign.engine.scoring import LogpCache
 from moalign.engine.trainee import Job, Trainee
 from moalign.ops import TokenLogps

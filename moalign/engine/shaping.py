@@ -35,7 +35,7 @@ class Base:
 
 
 @dataclass
-class References:
+class BaseResponses:
     """The base's responses to the prompts of a run, sampled and scored once for all candidates.
 
     ``samples``: how many for each of the objectives that are compared with them, and ``score`` gives the rewards [N,K]
@@ -91,7 +91,7 @@ class Shaping:
     chains: Mapping[str, tuple[Transform, ...]]
     objectives: tuple[str, ...]
     candidate: str
-    references: References | None = None
+    base_responses: BaseResponses | None = None
     states: dict[str, list[Mapping[str, Any]]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -99,10 +99,10 @@ class Shaping:
 
     def comparable(self, rewards: Floats, groups: NDArray[np.int64]) -> Floats:
         """The rewards [N,M], unknown where the base's responses to the prompt, to be compared with, have none."""
-        if self.references is None:
+        if self.base_responses is None:
             return rewards
         compared = np.array(rewards)
-        for column, (name, count) in enumerate(self.references.samples.items()):
+        for column, (name, count) in enumerate(self.base_responses.samples.items()):
             known = [np.isfinite(base.rewards[:count, column]).any() for base in self._base(groups)]
             compared[~np.array(known), self.objectives.index(name)] = np.nan
         return compared
@@ -145,8 +145,8 @@ class Shaping:
 
     def _reference(self, name: str, number: int, groups: NDArray[np.int64], place: int) -> Tensor:
         """The base's rewards [N,R] as the pointwise transforms before this place of the chain leave them."""
-        assert self.references is not None
-        column, (prompts, index) = list(self.references.samples).index(name), np.unique(groups, return_inverse=True)
+        assert self.base_responses is not None
+        column, (prompts, index) = list(self.base_responses.samples).index(name), np.unique(groups, return_inverse=True)
         bases = self._base(prompts)
         rewards = np.stack([base.rewards[:, column] for base in bases])
         known = np.isfinite(rewards)
@@ -163,9 +163,9 @@ class Shaping:
         return torch.from_numpy(rewards[index])
 
     def _base(self, groups: NDArray[np.int64]) -> list[Base]:
-        assert self.references is not None
+        assert self.base_responses is not None
         with calls.on_behalf_of(self.candidate):
-            return self.references.to(groups.tolist())
+            return self.base_responses.to(groups.tolist())
 
     def _start(self, transform: Transform) -> Mapping[str, Any]:
         state = door.call(transform, "init", candidate=self.candidate)

@@ -24,7 +24,7 @@ from moalign.engine.conditioning import Conditioning
 from moalign.engine.early_stop import EarlyStop
 from moalign.engine.metrics import StepMetrics, number
 from moalign.engine.model import LanguageModel
-from moalign.engine.references import BASE, FrozenPolicy, MovingReference, distance_on
+from moalign.engine.reference_policy import BASE, FrozenPolicy, MovingReference, distance_on
 from moalign.engine.weighing import Weighing
 from moalign.errors import ConfigError, MoalignError, RunError, TrainingError
 from moalign.lora.posterior import Moments

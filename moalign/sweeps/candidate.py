@@ -384,8 +384,8 @@ def _shaping(candidate: Candidate, workshop: Workshop) -> Shaping | None:
     plan = workshop.plan
     if not plan.transforms:
         return None
-    references = workshop.references_of(plan.variant(candidate.changes).seed)
-    return Shaping(plan.transforms, plan.objectives, candidate.id, references)
+    base = workshop.base_responses_of(plan.variant(candidate.changes).seed)
+    return Shaping(plan.transforms, plan.objectives, candidate.id, base)
 
 
 def _samples(workshop: Workshop, measured: Evaluation) -> str:

@@ -13,7 +13,7 @@ from moalign.errors import ConfigError, MoalignError, PluginError
 
 if TYPE_CHECKING:
     from moalign.engine.model import LanguageModel
-    from moalign.engine.references import FrozenPolicy
+    from moalign.engine.reference_policy import FrozenPolicy
     from moalign.sweeps.plan import Plan
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -68,7 +68,7 @@ def check_folder(option: str, folder: Path) -> None:
 def load(option: str, folder: Path, slot: str, model: LanguageModel) -> FrozenPolicy:
     """The adapter in a slot of its own, which has the adapter's rank. Raises ConfigError naming the option."""
     from moalign import lora
-    from moalign.engine.references import FrozenPolicy
+    from moalign.engine.reference_policy import FrozenPolicy
 
     check_folder(option, folder)
     try:

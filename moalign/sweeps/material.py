@@ -40,7 +40,7 @@ Scorers = Mapping[str, Scorer]
 class Material:
     """``train`` is None where the policy samples its own responses to ``prompts``, scored by ``score``.
 
-    ``score_references``: the same for the base's responses that transforms compare with, of the plan's ``references``.
+    ``score_base``: the same for the base's responses that transforms compare with, of the plan's ``base_samples``.
     ``looked_at``: held-out pairs with all that the training loss reads, where train.early_stop asks for them.
     ``margins`` tells per objective where reward differences come from: scores, reward or implicit.
     ``texts``: the prompts as they are in the data; ``longest_prompt``: tokens of one that is sampled from.
@@ -56,7 +56,7 @@ class Material:
     counts: Mapping[str, int]
     warnings: tuple[str, ...]
     digest: str
-    score_references: Score | None = None
+    score_base: Score | None = None
     texts: tuple[Prompt, ...] = ()
     longest_prompt: int = 0
 
@@ -108,8 +108,8 @@ def gather(plan: Plan, model: LanguageModel, warn: Callable[[str], None]) -> Mat
         counts={reason: number for reason, number in counts.items() if number or reason.startswith("held-out")},
         warnings=() if train is None else train.warnings,
         digest=hashlib.sha256("/".join(hashes).encode()).hexdigest(),
-        score_references=_score_of(scorers, asked, tuple(plan.references), dispensable=False)
-        if plan.references
+        score_base=_score_of(scorers, asked, tuple(plan.base_samples), dispensable=False)
+        if plan.base_samples
         else None,
         texts=tuple(prompt for prompt, _ in asked),
         longest_prompt=limit + room,

@@ -93,7 +93,7 @@ class Plan:
         return self.conditioner is not None and self.conditioner.by == "text"
 
     @property
-    def references(self) -> dict[str, int]:
+    def base_samples(self) -> dict[str, int]:
         """How many of the base's responses to each prompt an objective's transforms compare with, where one does."""
         most = {name: max(map(references_of, chain)) for name, chain in self.transforms.items()}
         return {name: count for name, count in most.items() if count}

@@ -21,14 +21,14 @@ from moalign.engine.conditioning import Conditioning
 from moalign.engine.evaluate import Evaluation, HeldOut, Wish, evaluate, samples
 from moalign.engine.model import LanguageModel
 from moalign.engine.outside import Outside
-from moalign.engine.references import BASE, FrozenPolicy
+from moalign.engine.reference_policy import BASE, FrozenPolicy
 from moalign.engine.rollouts import Rollout
 from moalign.engine.round_views import Known
 from moalign.engine.row_conditions import RowConditions, embeddings_of
 from moalign.engine.scoring import LogpCache
-from moalign.engine.shaping import References
+from moalign.engine.shaping import BaseResponses
 from moalign.errors import ConfigError, ModelError, PluginError
-from moalign.sweeps import checks, comparing, first_references, guides
+from moalign.sweeps import checks, comparing, first_reference, guides
 from moalign.sweeps.material import Material, gather
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import Plan
@@ -57,7 +57,7 @@ class Workshop:
     slots: dict[str, str] = field(default_factory=dict)
     compared_with: FrozenPolicy = BASE
     _pairs: dict[tuple[int, ...], PairDataset] = field(default_factory=dict)
-    _references: dict[int, References] = field(default_factory=dict)
+    _base_responses: dict[int, BaseResponses] = field(default_factory=dict)
     _guides: dict[Path, FrozenPolicy] = field(default_factory=dict)
 
     def pairs_for(self, candidate: Candidate) -> PairDataset:
@@ -78,22 +78,22 @@ class Workshop:
         return merge_judges(found) if found is not None and self.plan.merges_judges else found
 
     @property
-    def references(self) -> References | None:
-        """``references_of`` the run's seed."""
-        return self.references_of(self.plan.config.seed)
+    def base_responses(self) -> BaseResponses | None:
+        """``base_responses_of`` the run's seed."""
+        return self.base_responses_of(self.plan.config.seed)
 
-    def references_of(self, seed: int) -> References | None:
+    def base_responses_of(self, seed: int) -> BaseResponses | None:
         """The base's responses that transforms compare with, for all candidates of a seed; None where none does."""
         material, config = self.material, self.plan.config
-        if material.score_references is None or config.rollouts is None:
+        if material.score_base is None or config.rollouts is None:
             return None
-        if seed not in self._references:
-            samples = self.plan.references
+        if seed not in self._base_responses:
+            samples = self.plan.base_samples
             draw = None if self.outside is None else self.outside.sample
-            self._references[seed] = References(
-                self.model, material.prompts, material.score_references, samples, config.rollouts, seed, draw
+            self._base_responses[seed] = BaseResponses(
+                self.model, material.prompts, material.score_base, samples, config.rollouts, seed, draw
             )
-        return self._references[seed]
+        return self._base_responses[seed]
 
     @cached_property
     def outside(self) -> Outside | None:
@@ -237,7 +237,7 @@ def open_workshop(plan: Plan, directory: Path, observer: Observer, *, keep_cache
         material=gather(plan, model, observer.on_warning),
         cache=LogpCache(model, directory / "cache" if keep_cache else None),
         accelerator=accelerator,
-        compared_with=first_references.load(plan, model, observer.on_warning),
+        compared_with=first_reference.load(plan, model, observer.on_warning),
     )
     if plan.reads_levels and _implicit(workshop):
         raise ConfigError(f"data.margins: auto finds no rewards, and {checks.no_levels(plan)}")

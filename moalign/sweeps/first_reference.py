@@ -7,7 +7,7 @@ from pathlib import Path
 
 from moalign import lora
 from moalign.engine.model import LanguageModel
-from moalign.engine.references import BASE, FrozenPolicy
+from moalign.engine.reference_policy import BASE, FrozenPolicy
 from moalign.errors import RunError, UserError
 from moalign.lora import frozen, mixing, unsigned
 from moalign.sweeps import comparing

@@ -17,7 +17,7 @@ from moalign.api import Objective
 from moalign.data.dataset import PairDataset
 from moalign.engine import owned
 from moalign.engine.batches import RolloutSource
-from moalign.engine.references import FrozenPolicy
+from moalign.engine.reference_policy import FrozenPolicy
 from moalign.engine.trainee import Trainee
 from moalign.errors import PluginError, TrainingError
 from moalign.seeds import derive

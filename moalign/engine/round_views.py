@@ -11,8 +11,8 @@ from moalign.data.tokenise import Ids
 from moalign.data.views import CUT
 from moalign.engine import views
 from moalign.engine.model import LanguageModel
+from moalign.engine.reference_policy import FrozenPolicy
 from moalign.engine.reference_responses import Said, responses
-from moalign.engine.references import FrozenPolicy
 from moalign.errors import DataError, TrainingError
 from moalign.types import Message, Sample
 

@@ -24,7 +24,7 @@ from moalign.engine.conditioned import ConditionedPairs, ConditionedRollouts
 from moalign.engine.evaluate import Evaluation
 from moalign.engine.filtering import Filtering
 from moalign.engine.model import TRAINED
-from moalign.engine.references import BASE, FrozenPolicy
+from moalign.engine.reference_policy import BASE, FrozenPolicy
 from moalign.engine.rollouts import Rollout
 from moalign.engine.round_views import RoundViews
 from moalign.engine.row_conditions import RowConditions

@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from moalign.api import MoalignError, Objective
-from moalign.testing.batch import OF_TOKENS, agrees, copied, padded, plain_terms
+from moalign.testing.batch import OF_TOKENS, agrees, padded, plain_terms
 from moalign.testing.review import described, short
 from moalign.testing.rounds import weighed
+from moalign.testing.watched import copied
 
 if TYPE_CHECKING:
     from moalign.api import Batch

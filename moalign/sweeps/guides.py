@@ -30,7 +30,7 @@ def folders_of(objective: Objective) -> dict[str, Path]:
 
 def in_measure(objective: Objective) -> bool:
     """Whether the log-probabilities under them are known once for a round, where the loss measures it."""
-    return "token_advantages" in objective.wants
+    return "token_advantages" in objective.wants and type(objective).measure is not Objective.measure
 
 
 def in_loss(objective: Objective) -> bool:

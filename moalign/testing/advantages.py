@@ -133,8 +133,8 @@ def greedy_responses_are_compared_with(t: Trial) -> None:
 
 
 def other_policies_are_measured(t: Trial) -> None:
-    """A loss that weighs tokens reads its guides where a round is measured, and another guide changes something."""
-    if not t.weighs_tokens:
+    """A loss that measures its tokens reads its guides there, once for a round, and another guide changes something."""
+    if not t.measures_guides:
         return
     batch = t.batch()
     before = asked(t, "a round of responses", made_up_round(t, batch))

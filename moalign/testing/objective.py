@@ -85,6 +85,11 @@ class Trial:
         return "groups" in self.plugin.wants
 
     @property
+    def measures_guides(self) -> bool:
+        """Whether guides are read once for a round, where the loss measures its tokens, and not in each step."""
+        return self.weighs_tokens and type(self.plugin).measure is not Objective.measure
+
+    @property
     def weighs_tokens(self) -> bool:
         return "token_advantages" in self.plugin.wants
 
@@ -126,7 +131,7 @@ class Trial:
         it reads them, and without guides where these are read before, as a round is measured."""
         if "distributions" in self.plugin.wants:
             return spoken(batch)
-        return replace(batch, guides={}) if self.weighs_tokens else batch
+        return replace(batch, guides={}) if self.measures_guides else batch
 
     def loss(self, tried: str, batch: Batch, terms: PairTerms | None = None) -> Tensor:
         """The losses, one per pair or response, with their shape and finiteness checked and the inputs watched."""
@@ -319,7 +324,7 @@ def no_need_is_unused(t: Trial) -> None:
         change = "declare symmetric = False, or do not read which of the two is chosen"
         t.review.require(agrees(before, t.loss(tried, given)), tried, "other losses, though symmetric is True", change)
     # guides and views, which are declared by methods; a loss that weighs tokens reads guides as it measures
-    asked = set() if t.weighs_tokens else {name for name in changed if ": " in name}
+    asked = set() if t.measures_guides else {name for name in changed if ": " in name}
     for name in sorted(asked | (t.plugin.wants & changed.keys() - ({"groups"} if t.weighs_tokens else set()))):
         tried, given = changed[name]
         change = f'take "{name}" out of `needs`: the engine pays for it (or use it)'

@@ -111,14 +111,14 @@ def test_at_the_first_update_of_a_round_ratio_and_values_are_those_of_its_sampli
     seen: list[tuple[float, float, float]] = []
     loss_of = loop.loss_of
 
-    def looking(batch, job, metrics, thorough=True):
+    def looking(batch, job, *others):
         ratio = ((batch.logps - batch.old_logps) * batch.mask).detach().exp()
         values = job.objective.values(batch).detach()
         moved = float((values - batch.known["values"]).abs().max())
         seen.append((float((ratio - 1).abs().max()), moved, float(values.abs().max())))
         assert batch.advantages is None and batch.hidden.shape == (*batch.mask.shape, 32)
         assert not (batch.hidden * (1 - batch.mask[..., None])).any()
-        return loss_of(batch, job, metrics, thorough)
+        return loss_of(batch, job, *others)
 
     monkeypatch.setattr(loop, "loss_of", looking)
     trained(workshop, [trainee_of(workshop, CANDIDATES[1], NAMES[0])])

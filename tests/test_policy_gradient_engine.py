@@ -283,11 +283,11 @@ def test_the_ratio_to_the_policy_that_sampled_is_one_at_the_first_update(shares,
     """In all layouts of rows, each response of every candidate, whose adapters are different."""
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def looking(batch, job, metrics, thorough=True):
+    def looking(batch, job, *others):
         assert batch.old_logps is not None and batch.ref_logps is not None
         moved = ((batch.logps - batch.old_logps) * batch.mask).detach()
         seen.append((moved, ((batch.logps - batch.ref_logps) * batch.mask).detach()))
-        return loss_of(batch, job, metrics, thorough)
+        return loss_of(batch, job, *others)
 
     def end(self, step):
         self.parameters[0].grad.zero_()

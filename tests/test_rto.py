@@ -126,9 +126,9 @@ def test_the_guide_is_read_once_in_a_round_and_is_the_adapter(settings, tmp_path
     measure, loss_of = RTO.measure, loop.loss_of
     monkeypatch.setattr(RTO, "measure", lambda self, batch: measured.append(batch) or measure(self, batch))
 
-    def looking(batch, job, metrics, thorough=True):
+    def looking(batch, job, *others):
         seen.append((batch, job))
-        return loss_of(batch, job, metrics, thorough)
+        return loss_of(batch, job, *others)
 
     monkeypatch.setattr(loop, "loss_of", looking)
     sequences: dict[tuple[int, ...], int] = {}

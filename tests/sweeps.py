@@ -7,8 +7,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from moalign import config
+from moalign import config, registry
 from moalign.config import Config
+from moalign.demo.grammar import PROMPTS
+from moalign.sweeps import run
 from moalign.sweeps.observe import Observer
 
 
@@ -53,3 +55,23 @@ class Warned(Observer):
 
     def on_warning(self, what):
         self.warnings.append(what)
+
+
+def steps_on_the_assistant(
+    folder: Path, prompts: int = 4, transform: dict[str, Any] | None = None, **changes: Any
+) -> list[dict[str, Any]]:
+    """Metrics of each step of a short run in the built-in world, in which a reply with a kind word is right."""
+    rows = [json.dumps({"prompt": each}) + "\n" for each in PROMPTS[:prompts]]
+    (folder / "prompts.jsonl").write_text("".join(rows))
+    right: dict[str, Any] = {"reward": {"name": "regex", "pattern": "(Good luck|Stay safe)"}}
+    content = {
+        "model": {"path": "tiny-assistant"},
+        "objectives": {"right": right if transform is None else right | {"transform": transform}},
+        "data": {"path": str(folder / "prompts.jsonl"), "held_out": 0.25},
+        "search": {"name": "grid", "points": 1},
+        "train": {"steps": 2, "lr": 1e-3},
+        "evaluate": {"samples": 1, "max_new_tokens": 8},
+    }
+    run.start(config.from_mapping(content | changes), folder / "run", registry.discover(), Observer())
+    (file,) = (folder / "run").glob("candidates/*/metrics.jsonl")
+    return [json.loads(line) for line in file.read_text().splitlines()]

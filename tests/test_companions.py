@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 import torch
 from interruptions import StopAfterSteps
-from sweeps import contents
+from sweeps import contents, steps_on_the_assistant
 from torch import Tensor
 from value_heads import settings_of, trained, write_prompts
 
 from moalign import config, lora, registry, storage
 from moalign.api import Batch, Objective, PairTerms
-from moalign.demo.grammar import PROMPTS
 from moalign.engine import companions
 from moalign.engine.batches import OfflineSource, RolloutSource
 from moalign.engine.judging import Judging
@@ -137,20 +136,12 @@ def test_a_warm_start_goes_on_with_the_parents_companion(tiny_model_path, prompt
 
 
 def test_one_line_on_the_assistant(tmp_path):
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": each}) + "\n" for each in PROMPTS[:4]))
-    content = {
-        "model": {"path": "tiny-assistant"},
-        "objectives": {"right": {"reward": {"name": "regex", "pattern": "(Good luck|Stay safe)"}}},
-        "data": {"path": str(tmp_path / "prompts.jsonl"), "held_out": 0.25},
-        "search": {"name": "grid", "points": 1},
-        "loss": "prime",
-        "rollouts": {"rounds": 2, "samples": 6, "prompts": 3, "prompts_per_step": 3, "max_new_tokens": 40},
-        "train": {"steps": 4, "lr": 1e-3},
-        "evaluate": {"samples": 1, "max_new_tokens": 8},
-    }
-    run.start(config.from_mapping(content), tmp_path / "run", registry.discover(), Observer())
-    (file,) = (tmp_path / "run").glob("candidates/*/metrics.jsonl")
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines = steps_on_the_assistant(
+        tmp_path,
+        loss="prime",
+        rollouts={"rounds": 2, "samples": 6, "prompts": 3, "prompts_per_step": 3, "max_new_tokens": 40},
+        train={"steps": 4, "lr": 1e-3},
+    )
     assert [line["loss/ranked"] == 0.5 for line in lines[:3]] == [True, True, False]
     assert lines[1]["companion/loss"] < lines[0]["companion/loss"]
 

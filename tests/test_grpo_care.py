@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 import torch
 from interruptions import StopAfterSteps
-from sweeps import contents
+from sweeps import contents, steps_on_the_assistant
 from torch import Tensor
 from value_heads import settings_of, write_prompts
 
 from moalign import config, registry
 from moalign.api import Tokens
-from moalign.demo.grammar import PROMPTS
 from moalign.errors import ConfigError
 from moalign.sweeps import run
 from moalign.sweeps.observe import Observer
@@ -211,21 +210,12 @@ def test_an_average_that_never_moves_is_the_base(tiny_model_path, prompts, tmp_p
 
 
 def test_one_line_on_the_assistant(tmp_path):
-    """The answer is the last sentence; a reply with a kind word is right."""
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": each}) + "\n" for each in PROMPTS[:4]))
-    content = {
-        "model": {"path": "tiny-assistant"},
-        "objectives": {"right": {"reward": {"name": "regex", "pattern": "(Good luck|Stay safe)"}}},
-        "data": {"path": str(tmp_path / "prompts.jsonl"), "held_out": 0.25},
-        "search": {"name": "grid", "points": 1},
-        "loss": {"name": "grpo-care", "answer": r"[^.]+\.?\s*$"},
-        "reference": "moving-average",
-        "rollouts": {"rounds": 2, "samples": 6, "prompts": 3, "prompts_per_step": 3, "max_new_tokens": 40},
-        "train": {"steps": 2, "lr": 1e-3},
-        "evaluate": {"samples": 1, "max_new_tokens": 8},
-    }
-    run.start(config.from_mapping(content), tmp_path / "run", registry.discover(), Observer())
-    (file,) = (tmp_path / "run").glob("candidates/*/metrics.jsonl")
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    """The answer is the last sentence."""
+    lines = steps_on_the_assistant(
+        tmp_path,
+        loss={"name": "grpo-care", "answer": r"[^.]+\.?\s*$"},
+        reference="moving-average",
+        rollouts={"rounds": 2, "samples": 6, "prompts": 3, "prompts_per_step": 3, "max_new_tokens": 40},
+    )
     assert len(lines) == 2 and all(line["loss/answered"] == 1 for line in lines)
     assert any(line["loss/consistent"] > 0 for line in lines)

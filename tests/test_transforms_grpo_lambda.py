@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import pytest
 import torch
+from sweeps import steps_on_the_assistant
 from test_transforms import about, shaped, transform
 from torch import Tensor
-
-from moalign import registry
-from moalign.demo.grammar import PROMPTS
-from moalign.sweeps import run
-from moalign.sweeps.observe import Observer
 
 EXACT = {"rtol": 0, "atol": 1e-14}
 GROUPS = [3, 3, 3, 3, 8, 8, 8, 8, 1, 1, 1, 1, 5, 5, 5, 5]
@@ -114,27 +109,13 @@ def test_right_is_more_than_the_threshold():
 
 def test_one_line_shapes_what_the_assistant_says(tmp_path):
     """Replies with a kind word are right; in half of the groups they pay for their length."""
-    from moalign import config
-
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": each}) + "\n" for each in PROMPTS[:8]))
-    content = {
-        "model": {"path": "tiny-assistant"},
-        "objectives": {
-            "right": {
-                "reward": {"name": "regex", "pattern": "(Good luck|Stay safe)"},
-                "transform": {"name": "grpo-lambda", "share": 0.5},
-            }
-        },
-        "data": {"path": str(tmp_path / "prompts.jsonl"), "held_out": 0.25},
-        "search": {"name": "grid", "points": 1},
-        "loss": "grpo",
-        "rollouts": {"rounds": 2, "samples": 4, "prompts": 4, "prompts_per_step": 4, "max_new_tokens": 12},
-        "train": {"steps": 2, "lr": 1e-3},
-        "evaluate": {"samples": 1, "max_new_tokens": 8},
-    }
-    run.start(config.from_mapping(content), tmp_path / "run", registry.discover(), Observer())
-    (file,) = (tmp_path / "run").glob("candidates/*/metrics.jsonl")
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines = steps_on_the_assistant(
+        tmp_path,
+        prompts=8,
+        transform={"name": "grpo-lambda", "share": 0.5},
+        loss="grpo",
+        rollouts={"rounds": 2, "samples": 4, "prompts": 4, "prompts_per_step": 4, "max_new_tokens": 12},
+    )
     assert len(lines) == 2
     for line in lines:
         assert 0.4 * line["right/reward"] < line["right/shaped"] < line["right/reward"]  # alpha is 0.6

@@ -25,6 +25,11 @@ class Filter(Plugin):
     is how often it occurs among the pairs of responses that are there so often.
     """
 
+    @classmethod
+    def has(cls, method: str) -> bool:
+        """Whether it chooses by this one of its two methods."""
+        return getattr(cls, method) is not getattr(Filter, method)
+
     def check(self, objectives: Sequence[str]) -> None:
         """Raise ConfigError where the options do not work with these objectives. Called before a model is loaded."""
 

@@ -108,8 +108,8 @@ class Objective(Plugin):
     def guides(self) -> Mapping[str, str]:
         """Frozen adapters whose token log-probabilities the loss reads in ``Batch.guides``: names, and their folders.
 
-        With "token_advantages" in ``needs`` it is ``measure`` that finds them there, once in a round, and the loss
-        finds what that has returned.
+        Where a loss with "token_advantages" in ``needs`` has a ``measure`` of its own, it is this that finds them
+        there, once in a round, and the loss finds what that has returned.
 
         The name is that of the option which holds the folder, and the value follows from the options alone. A folder
         is an adapter of the run's own base as moalign writes it, such as a candidate of another run.

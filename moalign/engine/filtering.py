@@ -25,11 +25,6 @@ RESPONSES, PAIRS = "keep_responses", "keep_pairs"
 OWN = frozenset({"kept", "pairs"})  # figures that are no reasons
 
 
-def chooses(plugin: Filter, method: str) -> bool:
-    """Whether the filter has this method of its own."""
-    return getattr(type(plugin), method) is not getattr(Filter, method)
-
-
 @dataclass(frozen=True)
 class Filtering:
     """One candidate's filter. ``rule``: how rewards are combined for it, where the loss combines none; else None."""
@@ -49,7 +44,7 @@ class Filtering:
         Raises TrainingError where no response, or no pair of two, is left, PluginError where the filter returns what it
         must not.
         """
-        if not chooses(self.plugin, RESPONSES):
+        if not self.plugin.has(RESPONSES):
             return dataset, {}
         rows = np.flatnonzero(np.isfinite(signal))
         kept = self._asked(number, RESPONSES, len(rows), self._about(number, dataset, raw, signal, rows))
@@ -71,7 +66,7 @@ class Filtering:
         self, number: int, dataset: PairDataset, raw: NDArray[np.float64], signal: NDArray[np.float64]
     ) -> tuple[PairDataset, dict[str, float]]:
         """The same for the dataset's labelled pairs."""
-        if not chooses(self.plugin, PAIRS):
+        if not self.plugin.has(PAIRS):
             return dataset, {}
         rows = np.flatnonzero(np.isfinite(signal))
         pairs = torch.from_numpy(np.searchsorted(rows, dataset.pairs))

@@ -26,11 +26,8 @@ def check(plan: Plan) -> None:
     rollouts = plan.config.rollouts
     if plan.filter is None or rollouts is None or rollouts.filter is None:
         return
-    name, loss, kind = rollouts.filter.name, plan.config.loss.name, type(plan.filter)
-    of_responses, of_pairs = (
-        getattr(kind, method) is not getattr(Filter, method) for method in ("keep_responses", "keep_pairs")
-    )
-    if of_pairs and not of_responses and not plan.labels_rounds:
+    name, loss = rollouts.filter.name, plan.config.loss.name
+    if plan.filter.has("keep_pairs") and not plan.filter.has("keep_responses") and not plan.labels_rounds:
         raise ConfigError(
             f"rollouts.filter: '{name}' chooses among labelled pairs of responses, and loss '{loss}' has none; use a "
             "filter of responses, or a loss on labelled pairs"

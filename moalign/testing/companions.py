@@ -6,9 +6,9 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from moalign.api import MoalignError, Objective
+from moalign.api import Objective
 from moalign.testing.batch import OF_TOKENS, agrees, padded, plain_terms
-from moalign.testing.review import described, short
+from moalign.testing.review import short
 from moalign.testing.rounds import weighed
 from moalign.testing.watched import copied
 
@@ -23,10 +23,7 @@ SUPPLIED = {"groups", "reference"}
 def companion_of(t: Trial) -> Objective | None:
     """The loss, if there is one."""
     tried, change = "companion()", "return a moalign.api.Objective, or None where there is no second adapter"
-    try:
-        found: Any = t.review.call(tried, change, t.plugin.companion)
-    except MoalignError as error:
-        t.review.fail(tried, described(error), change, error)
+    found: Any = t.review.answer(tried, change, t.plugin.companion)
     t.review.require(found is None or isinstance(found, Objective), tried, short(found), change)
     return found
 
@@ -55,10 +52,7 @@ def companion_learns(t: Trial) -> None:
     tried = "the companion's loss, of responses with rewards from 0 to 1"
     leaf = batch.logps.clone().requires_grad_()
     change = "let it read what `known` of this loss says, and log-probabilities, and nothing else"
-    try:
-        losses: Any = t.review.call(tried, change, found.loss, replace(copied(batch), logps=leaf), plain_terms(batch))
-    except MoalignError as error:
-        t.review.fail(tried, described(error), change, error)
+    losses: Any = t.review.answer(tried, change, found.loss, replace(copied(batch), logps=leaf), plain_terms(batch))
     kind = f"{losses.dtype} {list(losses.shape)}" if isinstance(losses, torch.Tensor) else type(losses).__name__
     right = isinstance(losses, torch.Tensor) and losses.shape == given.groups.shape and losses.dtype == leaf.dtype
     t.review.require(right, tried, kind, "return one loss per response, [N], in the dtype of batch.logps")

@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from moalign.api import ConfigError, Filter, Kept, MoalignError, Sampled
-from moalign.testing.review import Review, described, run, short
+from moalign.api import ConfigError, Filter, Kept, Sampled
+from moalign.testing.review import Review, run, short
 from moalign.testing.watched import copied, unchanged
 
 if TYPE_CHECKING:
@@ -93,10 +93,7 @@ class Trial:
         before = [copied(each) for each in given]
         change = f"{method} must take the responses of any round"
         generator = torch.Generator().manual_seed(1000 * self.seed + seed)
-        try:
-            found = self.review.call(tried, change, getattr(self.plugin, method), *given, generator)
-        except MoalignError as error:
-            self.review.fail(tried, described(error), change, error)
+        found: Any = self.review.answer(tried, change, getattr(self.plugin, method), *given, generator)
         same = all(map(unchanged, before, given))
         change = "compute new tensors; write into none that was handed over"
         self.review.require(same, tried, "what was handed over changed during the call", change)
@@ -192,7 +189,7 @@ CHECKS: tuple[Callable[[Trial], None], ...] = (
 
 
 def own(plugin: Filter) -> list[str]:
-    return [name for name in METHODS if getattr(type(plugin), name) is not getattr(Filter, name)]
+    return [name for name in METHODS if plugin.has(name)]
 
 
 def pairs_of(about: Sampled) -> Tensor:

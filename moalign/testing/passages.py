@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from moalign.api import MoalignError
-from moalign.testing.review import described, short
+from moalign.testing.review import short
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,10 +17,7 @@ if TYPE_CHECKING:
 def expressions(t: Trial) -> dict[str, str]:
     """Those of the passages that the loss reads."""
     change = "return regular expressions by name, both text, from passages; an empty mapping where there are none"
-    try:
-        found: Any = t.review.call("passages()", change, t.plugin.passages)
-    except MoalignError as error:
-        t.review.fail("passages()", described(error), change, error)
+    found: Any = t.review.answer("passages()", change, t.plugin.passages)
     good = isinstance(found, Mapping) and all(isinstance(text, str) for pair in found.items() for text in pair)
     t.review.require(good, "passages()", short(found), change)
     return dict(found)

@@ -16,7 +16,7 @@ from moalign.config import Config
 from moalign.sweeps import front, run
 from moalign.sweeps.observe import Observer
 
-LOSSES: list[Any] = ["p3o", "drpo", "asymmetric-apo", "rapo", "superhf", "distribution-matching", "kdrl"]
+LOSSES: list[Any] = ["p3o", "chi-squared", "drpo", "asymmetric-apo", "rapo", "superhf", "distribution-matching", "kdrl"]
 
 
 def settings_of(loss: Any) -> Config:

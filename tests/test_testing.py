@@ -169,6 +169,7 @@ OTHERWISE = [
     ("objective", "prime", {"whiten": False, "lowest": -0.5, "highest": 0.5, "gamma": 0.9}),
     ("objective", "prime", {"beta": 0.1, "kl": "k3", "process_beta": 1.0}),
     ("objective", "rejection-sampling", {"keep": 2, "average": False}),
+    ("objective", "chi-squared", {"of": "square", "beta": 0.1}),
     ("objective", "superhf", {"beta": 0.0}),
     ("objective", "distribution-matching", {"divergence": "forward-kl"}),
     ("objective", "distribution-matching", {"divergence": "chi2", "baseline": False, "beta": 1.0}),

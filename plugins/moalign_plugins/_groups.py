@@ -31,6 +31,12 @@ def group_deviation(values: Tensor, groups: Tensor) -> Tensor:
     return (group_mean(centred**2, groups) * size / (size - 1).clamp(min=1)).sqrt()
 
 
+def leave_one_out(values: Tensor, groups: Tensor) -> Tensor:
+    """Each value less the mean of the others in its group, [N]; 0 for a group of one."""
+    size = group_size(values, groups)
+    return size / (size - 1).clamp(min=1) * (values - group_mean(values, groups))
+
+
 def group_log_softmax(values: Tensor, groups: Tensor) -> Tensor:
     """values - log of the sum of exp(values) within the group, for each response [N]."""
     index, counts = _numbered(groups)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moalign_plugins._groups import group_mean, group_size
+from moalign_plugins._groups import leave_one_out
 from moalign_plugins.objectives._policy_gradient import PolicyGradient
 
 if TYPE_CHECKING:
@@ -26,6 +26,4 @@ class RLOO(PolicyGradient):
     """
 
     def advantages(self, signal: Tensor, groups: Tensor, log_ratios: Tensor | None) -> Tensor:
-        rewards = self.shaped(signal, log_ratios)
-        size = group_size(rewards, groups)
-        return size / (size - 1).clamp(min=1) * (rewards - group_mean(rewards, groups))
+        return leave_one_out(self.shaped(signal, log_ratios), groups)

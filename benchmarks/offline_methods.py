@@ -7,7 +7,7 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,7 +19,7 @@ import yaml
 from rich.console import Console
 
 from benchmarks import measure, offline_data, tables
-from benchmarks.processes import Child, ChildError
+from benchmarks.processes import ChildError, in_turn
 from benchmarks.train_setup import Assignment, make_quiet
 from benchmarks.train_task import Task
 from moalign import config, recipes
@@ -102,7 +102,8 @@ def main(
             raise typer.BadParameter(f"there is no {name!r}{nearest(name, ways()['methods'])}", param_hint="--method")
     wanted = requests(method, noise, longer, seed, further or (), threads)
     with console.status("") as status:
-        for request, found in each(tables.missing(wanted, report)[:at_most], status.update):
+        asked = tables.missing(wanted, report)[:at_most]
+        for request, found in in_turn(work, asked, threads, lambda each: status.update(each.name)):
             report["not_run"].pop(request.name, None)
             if isinstance(found, ChildError):
                 report["not_run"][request.name] = str(found).strip().splitlines()[-1]
@@ -128,26 +129,6 @@ def requests(
         seeds or SEEDS, longer or (1, LONGER), noises or NOISES, methods or list(ways()["methods"])
     )
     return [Request(method, noise, times, seed, tuple(further), threads) for seed, times, noise, method in every]
-
-
-def each(
-    wanted: Sequence[Request], before: Callable[[str], None]
-) -> Iterator[tuple[Request, dict[str, Any] | ChildError]]:
-    """Every request with what it reached, or why it reached nothing. One process serves them all, as opening the
-    libraries takes a tenth of a sweep; another follows where one fails, which must not take the others with it."""
-    left = list(wanted)
-    while left:
-        threads = left[0].threads
-        child = Child(work, tuple(left), "default", **({"OMP_NUM_THREADS": str(threads)} if threads else {}))
-        try:
-            while left:
-                before(left[0].name)
-                _, found = child.receive()
-                yield left.pop(0), found
-        except ChildError as error:
-            yield left.pop(0), error
-        finally:
-            child.close()
 
 
 def work(wanted: Sequence[Request], connection: Connection) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -83,7 +84,7 @@ class Request:
     @property
     def marks(self) -> list[int]:
         """The steps after which the policies are measured; the last one is the end."""
-        return sorted({-(-self.steps * (look + 1) // self.number_of_looks) for look in range(self.number_of_looks)})
+        return marks(self.steps, self.number_of_looks)
 
     def settings(self, *more: str) -> Any:
         """The configuration: the recipe's, with this rule and loss, in this world; a constant learning rate after the
@@ -132,13 +133,36 @@ class Watch:
     looking: float = 0.0
 
 
-def train(request: Request) -> dict[str, Any]:
-    """All candidates in one pass, from a fresh adapter; their shares after each of the marks."""
-    plan = plan_of(request.settings())
+class Training(Protocol):
+    """What can be trained: a configuration, the steps after which it is measured, and in which world."""
+
+    @property
+    def world(self) -> str: ...
+
+    @property
+    def marks(self) -> list[int]: ...
+
+    def settings(self) -> Any: ...
+
+
+def marks(steps: int, looks: int) -> list[int]:
+    """At even distances over the steps; the last one is the end."""
+    return sorted({-(-steps * (look + 1) // looks) for look in range(looks)})
+
+
+def train(
+    request: Training,
+    registry: Any = None,
+    probe_of: Callable[[Any], Callable[[Sequence[str]], dict[str, Any]]] | None = None,
+) -> dict[str, Any]:
+    """All candidates in one pass, from a fresh adapter; after each of the marks what the probe finds, by default the
+    shares of ``Probe``. ``registry``: of the plugins; default: those installed."""
+    plan = plan_of(request.settings(), registry)
     with tempfile.TemporaryDirectory(prefix="moalign-online-") as directory:
         workshop = open_workshop(plan, Path(directory))
         candidates = plan.propose([])
-        watch, probe = Watch(), Probe(request.world, workshop.model)
+        watch = Watch()
+        probe = probe_of(workshop.model) if probe_of else Probe(request.world, workshop.model)
         start = time.perf_counter()
 
         def on_step(step: int, trainees: Sequence[Any]) -> None:
@@ -227,18 +251,26 @@ class Probe:
         return found | {"share": sum(best) / len(best), "worst": min(best), "each": best}
 
 
-def most_of_linear() -> list[float]:
-    """For each of the second world's targets, the share that the best linear weights and price of KL could reach."""
+@functools.cache
+def base_logps(prompts: tuple[str, ...]) -> torch.Tensor:
+    """Log-probabilities of every reply to the prompts under the untouched base, [P,R]."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from moalign.demo import ceiling, grammar, utility
+    from moalign.demo import ceiling
     from moalign.demo.enumeration import enumerate_replies, reply_logps
 
-    world = utility.second_world(grammar.HELD_OUT_PROMPTS)
     model = AutoModelForCausalLM.from_pretrained(ceiling.MODEL_DIRECTORY, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(ceiling.MODEL_DIRECTORY)
     with torch.no_grad():
-        reference = reply_logps(model, enumerate_replies(tokenizer, world.prompts))
+        return reply_logps(model, enumerate_replies(tokenizer, prompts))
+
+
+def most_of_linear() -> list[float]:
+    """For each of the second world's targets, the share that the best linear weights and price of KL could reach."""
+    from moalign.demo import grammar, utility
+
+    reference = base_logps(tuple(grammar.HELD_OUT_PROMPTS))
+    world = utility.second_world(grammar.HELD_OUT_PROMPTS)
     return [utility.most_of_linear(world, targets, reference).share for targets in utility.TARGETS]
 
 
@@ -268,11 +300,11 @@ def _seconds(workshop: Any, group: Sequence[Any]) -> float:
     return sum(steps) / len(steps)
 
 
-def plan_of(settings: Any) -> Any:
-    from moalign import registry
+def plan_of(settings: Any, registry: Any = None) -> Any:
+    from moalign import registry as installed
     from moalign.sweeps.plan import prepare
 
-    return prepare(settings, registry.discover())
+    return prepare(settings, registry or installed.discover())
 
 
 def open_workshop(plan: Any, directory: Path) -> Any:

@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import os
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
@@ -76,6 +76,29 @@ def run_apart(target: Callable[[Any, Connection], None], argument: object, threa
         return child.result(lambda text: None)
     finally:
         child.close()
+
+
+def in_turn(
+    target: Callable[[Any, Connection], None], wanted: Sequence[Any], threads: int | None, before: Callable[[Any], None]
+) -> Iterator[tuple[Any, Any]]:
+    """Each of ``wanted`` with what the target sends as its "result", or the ChildError with which it failed.
+
+    One process serves them all, in their order, as opening the libraries takes long; another follows where one fails,
+    which must not take the others with it. ``before`` is told what comes next.
+    """
+    left = list(wanted)
+    variables = {"OMP_NUM_THREADS": str(threads)} if threads else {}
+    while left:
+        child = Child(target, tuple(left), "default", **variables)
+        try:
+            while left:
+                before(left[0])
+                _, found = child.receive()
+                yield left.pop(0), found
+        except ChildError as error:
+            yield left.pop(0), error
+        finally:
+            child.close()
 
 
 def _enter(target: Callable[[Any, Connection], None], argument: object, connection: Connection) -> None:

@@ -1,0 +1,222 @@
+"""Gold reward against the distance from the base, where what is trained on is a proxy: which remedies help how far."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+import yaml
+from rich.console import Console
+from torch import Tensor
+
+from benchmarks import measure, online_run, overoptimisation_tables, tables
+from benchmarks.processes import ChildError, in_turn
+from benchmarks.proxies import MEMBERS, Proxies, proxies
+from benchmarks.train_setup import Assignment, make_quiet
+from benchmarks.train_task import Task
+from moalign import config, recipes
+from moalign.api import Combining
+from moalign.config import Config
+from moalign.sweeps import callables
+from moalign.types import Sample
+from moalign.validation import nearest
+
+WAYS = Path(__file__).with_name("overoptimisation.yaml")
+SEEDS = (0, 1, 2)
+RHO = 0.7
+OBJECTIVES = {"two": ("quality", "second")}  # else one
+
+Scorer = Callable[[Sequence[Sample]], list[float]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One training on proxies: everything that decides its figures. ``number_of_looks`` over the ``steps``."""
+
+    way: str
+    seed: int
+    rho: float = RHO
+    steps: int = 90
+    number_of_looks: int = 15
+    further: tuple[str, ...] = ()
+    threads: int | None = None
+    world: str = online_run.FIRST
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a result is known again by."""
+        found = {name: getattr(self, name) for name in ("way", "seed", "rho", "steps", "number_of_looks")}
+        return found | {"rewards": ways()["ways"][self.way]["rewards"], "changes": list(self.changes)}
+
+    @property
+    def name(self) -> str:
+        return f"{self.way}, seed {self.seed}"
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        length = (f"train.steps={self.steps}", f"rollouts.rounds={self.steps}", f"seed={self.seed}")
+        return (*ways()["common"], *length, *ways()["ways"][self.way]["changes"], *self.further)
+
+    @property
+    def marks(self) -> list[int]:
+        return online_run.marks(self.steps, self.number_of_looks)
+
+    def rewards(self, made: Proxies) -> dict[str, Scorer]:
+        """What each objective is trained on."""
+        way = ways()["ways"][self.way]
+        if way["rewards"] == "two":
+            return {name: functools.partial(made.score, member) for member, name in enumerate(OBJECTIVES["two"])}
+        if way["rewards"] == "single":
+            return {"quality": functools.partial(made.score, 0)}
+        together = Combining(combine=way["rewards"], lam=way.get("lam"))
+
+        def score(samples: Sequence[Sample]) -> list[float]:
+            each = [made.score(member, samples) for member in range(MEMBERS)]
+            return [together.combined(scores) for scores in zip(*each, strict=True)]
+
+        return {"quality": score}
+
+    def settings(self) -> Config:
+        """The configuration; a constant learning rate after the warm-up. Raises ConfigError where moalign knows none
+        of it."""
+        content = yaml.safe_load(recipes.read(online_run.RECIPE))
+        names = OBJECTIVES.get(ways()["ways"][self.way]["rewards"], ("quality",))
+        content |= {"objectives": {name: {} for name in names}, "evaluate": {"kind": "generate", "samples": 1}}
+        content["train"]["schedule"] = "constant"
+        return callables.replaced(config.from_mapping(content, self.changes), dict.fromkeys(names, _nothing))
+
+
+def _nothing(samples: Sequence[Sample]) -> list[float]:
+    raise NotImplementedError("a name alone; the reward itself is in the registry")
+
+
+@functools.cache
+def ways() -> Mapping[str, Any]:
+    """``overoptimisation.yaml``: what all have in common, and the ways by name."""
+    return yaml.safe_load(WAYS.read_text(encoding="utf-8"))
+
+
+def main(
+    way: Annotated[list[str] | None, typer.Option(help="by its name; may be repeated; default all")] = None,
+    seed: Annotated[list[int] | None, typer.Option(min=0, help="may be repeated; default 0 1 2")] = None,
+    rho: Annotated[float, typer.Option(min=0, max=1, help="correlation of proxy and gold reward")] = RHO,
+    steps: Annotated[int, typer.Option(min=1, help="of every training")] = Request.steps,
+    further: Annotated[
+        list[str] | None, typer.Option("--set", help="key.path=value, for every training; may be repeated")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="of torch; default: torch's own choice")] = None,
+    at_most: Annotated[int | None, typer.Option(min=1, help="so many trainings now; --append goes on")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="JSON; a Markdown table and a picture are written beside it")
+    ] = None,
+    append: Annotated[bool, typer.Option(help="keep what is in the output already, and run what is missing")] = False,
+) -> None:
+    """Training after training, each measured exactly as it goes; no network. The output is written after each."""
+    console = Console()
+    report = tables.begin(
+        "overoptimisation", measure.command_line("benchmarks.overoptimisation"), output if append else None
+    )
+    report["commands"] = list(dict.fromkeys(report["commands"]))
+    report.setdefault("not_run", {})
+    for name in way or ():
+        if name not in ways()["ways"]:
+            raise typer.BadParameter(f"there is no {name!r}{nearest(name, ways()['ways'])}", param_hint="--way")
+    wanted = [
+        Request(name, each, rho, steps, further=tuple(further or ()), threads=threads)
+        for each, name in itertools.product(seed or SEEDS, way or list(ways()["ways"]))
+    ]
+    with console.status("") as status:
+        asked = tables.missing(wanted, report)[:at_most]
+        for request, found in in_turn(work, asked, threads, lambda each: status.update(each.name)):
+            report["not_run"].pop(request.name, None)
+            if isinstance(found, ChildError):
+                report["not_run"][request.name] = str(found).strip().splitlines()[-1]
+            else:
+                report["results"].append(request.identity | found)
+            if output is not None and report["results"]:
+                tables.write(output, report, overoptimisation_tables.text_of(report))
+                overoptimisation_tables.draw(report["results"], output.with_suffix(".png"))
+    tables.show(overoptimisation_tables.tables_of(report), console)
+    if report["results"]:
+        console.print(measure.hardware_line(report["results"][-1]["hardware"]), highlight=False)
+
+
+def work(wanted: Sequence[Request], connection: Connection) -> None:
+    """The child process."""
+    with tempfile.TemporaryDirectory(prefix="moalign-overoptimisation-") as folder:
+        make_quiet(Assignment("", Task("", 0), folder, "cpu", wanted[0].threads, profile=False))
+        for request in wanted:
+            found = reached(request)
+            connection.send(("result", found | {"hardware": measure.hardware(torch.device("cpu"))}))
+
+
+def reached(request: Request) -> dict[str, Any]:
+    """What one training finds on its way, and beside it the exact optima for the proxy and for the gold reward."""
+    from moalign import registry
+
+    made = proxies(request.rho, request.seed)
+    installed = callables.installed(registry.discover(), request.rewards(made))
+    found = online_run.train(request, installed, lambda model: functools.partial(look, Probe(model, made)))
+    return {name: found[name] for name in ("looks", "step_seconds")} | {
+        "overrated": [list(pair) for pair in made.overrated],
+        "deviation": made.deviation(made.gold),
+        "optima": {name: optima(made, reward) for name, reward in (("proxy", made.members[0]), ("gold", made.gold))},
+    }
+
+
+class Probe:
+    """Log-probabilities of all outcomes under the policy in a slot, [P,R+1]."""
+
+    def __init__(self, model: Any, made: Proxies) -> None:
+        from moalign.demo.enumeration import enumerate_replies
+
+        self.model, self.made = model, made
+        self.replies = enumerate_replies(model.tokeniser.tokenizer, made.prompts)
+
+    @torch.no_grad()
+    def __call__(self, slot: str) -> Tensor:
+        from moalign import lora
+        from moalign.demo import world as worlds
+        from moalign.demo.enumeration import reply_logps
+
+        with lora.active(self.model.policy, slot):
+            return worlds.outcomes(reply_logps(self.model.policy, self.replies))
+
+
+def look(probe: Probe, slots: Sequence[str]) -> dict[str, Any]:
+    """Of the one policy that is trained."""
+    (slot,) = slots
+    return figures(probe.made, probe(slot))
+
+
+def figures(made: Proxies, policy: Tensor) -> dict[str, float]:
+    """Gained rewards, KL and chi2 from the base of a policy [P,R+1], means over prompts; ``mass``: of well-formed."""
+    away = policy - made.base
+    return {
+        "gold": made.gained(policy, made.gold),
+        "proxy": made.gained(policy, made.members[0]),
+        "kl": float((policy.exp() * away).sum(-1).mean()),
+        "chi2": float((policy.exp() * away.expm1()).sum(-1).mean()),
+        "mass": float((1 - policy[:, -1].exp()).mean()),
+    }
+
+
+def optima(made: Proxies, rewards: Tensor) -> list[dict[str, float]]:
+    """The best policies for the rewards at prices of KL from 1 down to 0.01: base times exp(r / price), exactly."""
+    prices = [10 ** (-step / 10) for step in range(21)]
+    return [figures(made, (made.base + rewards / price).log_softmax(-1)) for price in prices]
+
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app.command()(main)
+
+if __name__ == "__main__":
+    app()

@@ -113,6 +113,7 @@ class LearnedWeights(Combiner):
         if int(sizes.max()) < least:
             raise PluginError(
                 f"combiner 'learned-weights' with loss '{self.loss}' learns from {least} or more responses to a "
-                f"prompt, and no prompt of the round has more than {int(sizes.max())}; set rollouts.samples to {least} or more"
+                f"prompt, and no prompt of the round has more than {int(sizes.max())}; set rollouts.samples to "
+                f"{least} or more"
             )
         yield from (seen.rewards[seen.groups == group] for group in groups[sizes >= least])

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from moalign.api import PluginError, Preference, PreferenceError, Round
-from moalign_plugins.combiners.dynamic_gradient import DynamicGradient, ascended, floored, shortened
+from moalign_plugins.combiners._simplex import ascended, floored
+from moalign_plugins.combiners.dynamic_gradient import DynamicGradient, shortened
 from moalign_plugins.combiners.dynamic_hypervolume import DynamicHypervolume, widened
 from moalign_plugins.combiners.lagrangian import Lagrangian
 from moalign_plugins.combiners.linear import Linear
@@ -246,7 +247,7 @@ def test_it_is_exponentiated_gradient_ascent_on_the_simplex():
     gram = GRADIENTS @ GRADIENTS.T
     influence = GRADIENTS @ GRADIENTS.sum(0)  # the diagonal included
     expected = WEIGHTS * (0.1 * influence).exp()
-    found = ascended(WEIGHTS, gram, 0.1)
+    found = ascended(WEIGHTS, gram.sum(1), 0.1)
     torch.testing.assert_close(found, expected / expected.sum(), **EXACT)
     assert found.sum().item() == pytest.approx(1, rel=1e-12) and (found > 0).all()
     order = influence.argsort()
@@ -255,9 +256,11 @@ def test_it_is_exponentiated_gradient_ascent_on_the_simplex():
 
 def test_identical_and_cancelling_gradients_leave_the_weights():
     same = GRADIENTS[:1].expand(3, 6)
-    torch.testing.assert_close(ascended(WEIGHTS, same @ same.T, 5.0), WEIGHTS, **EXACT)
+    torch.testing.assert_close(ascended(WEIGHTS, (same @ same.T).sum(1), 5.0), WEIGHTS, **EXACT)
     cancelling = torch.stack([GRADIENTS[0], GRADIENTS[1], -GRADIENTS[0] - GRADIENTS[1]])
-    torch.testing.assert_close(ascended(WEIGHTS, cancelling @ cancelling.T, 1.0), WEIGHTS, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        ascended(WEIGHTS, (cancelling @ cancelling.T).sum(1), 1.0), WEIGHTS, rtol=1e-9, atol=1e-12
+    )
 
 
 def test_gradients_are_cut_to_a_length_in_their_inner_products():
@@ -291,7 +294,8 @@ def test_weights_move_round_by_round_and_never_below_their_floor():
     rounds, grams = [drawn()] * 12, [gram] * 12
     found = [state["weights"] for state in states(rule, preference, rounds, grams)]
     torch.testing.assert_close(
-        tensor(list(found[0].values())), torch.cat([ascended(tensor([0.75, 0.25]), gram[:2, :2], 0.5), tensor([0.0])])
+        tensor(list(found[0].values())),
+        torch.cat([ascended(tensor([0.75, 0.25]), gram[:2, :2].sum(1), 0.5), tensor([0.0])]),
     )
     assert all(weights["c"] == 0 for weights in found)
     assert found[-1] == pytest.approx({"a": 0.95, "b": 0.05, "c": 0.0}, rel=1e-9)

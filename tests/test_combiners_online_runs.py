@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from math import exp, tanh
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ COMBINERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "lagrangian": ({"name": "lagrangian", "rate": 0.25}, BOUNDS),
     "schedule": ({"name": "schedule", "rounds": 2}, WEIGHTS),
     "dynamic-gradient": ({"name": "dynamic-gradient", "step": 1.0, "max_norm": None}, LEANING),
+    "learned-weights": ({"name": "learned-weights", "outer": "brief", "beta": 0.05, "rate": 0.2}, LEANING),
     "mgda": ({"name": "mgda"}, LEANING),
     "upgrad": ({"name": "upgrad"}, LEANING),
     "cagrad": ({"name": "cagrad", "sum_to_one": False}, LEANING),
@@ -118,6 +120,16 @@ def followed(rounds: list[dict], preference: dict) -> tuple[str, list[float]]:
     return "weights/brief", [first, *others]
 
 
+def learned(rounds: list[dict], preference: dict) -> tuple[str, list[float]]:
+    """Brief judges, and wordy is its opposite: brief gains wherever responses differ, until wordy is at its floor."""
+    weights = [preference["brief"], *(row["combine/weights/brief"] for row in rounds)]
+    assert all(after >= before * (1 - 1e-12) for before, after in pairwise(weights))
+    assert weights[-1] <= (1 - 0.1 * preference["wordy"]) * (1 + 1e-12)
+    assert (weights[-1] > weights[0] + 0.01) == (preference["brief"] != 1)
+    assert all(row["combine/weights/brief"] + row["combine/weights/wordy"] == pytest.approx(1) for row in rounds)
+    return "outer_loss", [-row["brief/reward"] for row in rounds]
+
+
 def balanced(rounds: list[dict], preference: dict) -> tuple[str, list[float]]:
     """In the first round the gradients are opposite, and cancel for equal weights whatever is preferred."""
     first, *others = [row["combine/weights/brief"] for row in rounds]
@@ -137,6 +149,7 @@ def worst_served(rounds: list[dict], preference: dict) -> tuple[str, list[float]
 
 EXPECTED = {
     "dynamic-gradient": followed,
+    "learned-weights": learned,
     "mgda": balanced,
     "upgrad": balanced,
     "cagrad": worst_served,

@@ -107,6 +107,7 @@ OPTIONS = {
     "gated": {"gates": [{"objective": "concise", "above": 0.2}]},
     "product": {"penalties": ["concise"]},
     "reward-robust": {"nominal": "concise"},
+    "learned-weights": {"outer": "concise", "beta": 0.1},
     "par-margins": {"reference": 0.3},
     "log-sigmoid-margins": {"reference": -0.5},
     "auto": {"points": 5},  # all of its points: test_searches_auto.py
@@ -146,6 +147,11 @@ OTHERWISE = [
     ("combiner", "interior-point", {"t": 1.0, "floor": 0.1, "rescale": True}),
     ("combiner", "dynamic-hypervolume", {"scale": 2.0}),
     ("combiner", "dynamic-gradient", {"max_norm": None, "floor": 0.0, "step": 1.0}),
+    (
+        "combiner",
+        "learned-weights",
+        {"outer": "concise", "beta": 0.05, "loss": "preference", "floor": 0.0, "rate": 1.0},
+    ),
     ("combiner", "mgda", {"normalise": False, "sum_to_one": False}),
     ("combiner", "cagrad", {"normalise": True, "radius": 0.9}),
     ("combiner", "upgrad", {"normalise": True, "sum_to_one": False}),

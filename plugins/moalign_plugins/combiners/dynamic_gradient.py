@@ -11,6 +11,7 @@ from moalign.api import Combiner, Preference, Round
 from moalign_plugins.combiners._gradients import wanted_products
 from moalign_plugins.combiners._preferences import needs_weights
 from moalign_plugins.combiners._scalarised import weighted_sum
+from moalign_plugins.combiners._simplex import ascended, floored
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +57,7 @@ class DynamicGradient(Combiner):
             gram = shortened(gram, self.max_norm)
         weights = self._weights(state, seen.start)
         moved = weights.clone()
-        moved[counts] = floored(ascended(weights[counts], gram, self.step), self.floor * first[counts])
+        moved[counts] = floored(ascended(weights[counts], gram.sum(1), self.step), self.floor * first[counts])
         return {**state, "weights": dict(zip(state["objectives"], moved.tolist(), strict=True))}
 
     def signal(self, rewards: Tensor, preference: Tensor, groups: Tensor, state: Mapping[str, Any]) -> Tensor:
@@ -70,24 +71,3 @@ def shortened(gram: Tensor, longest: float) -> Tensor:
     """The inner products of gradients that are cut to the length ``longest``; [M,M] -> [M,M]."""
     factors = (longest / gram.diagonal().clamp(min=0).sqrt()).clamp(max=1.0)
     return factors[:, None] * gram * factors[None, :]
-
-
-def ascended(weights: Tensor, gram: Tensor, step: float) -> Tensor:
-    """Exponentiated gradient ascent, w_k exp(step I_k) / sum_j w_j exp(step I_j); positive weights [K] -> [K]."""
-    return (weights.log() + step * gram.sum(1)).softmax(0)
-
-
-def floored(weights: Tensor, floors: Tensor) -> Tensor:
-    """The nearest weights (in KL from them) that are at least ``floors``, whose sum is below 1; [K] -> [K].
-
-    Those below their floor are set to it, and the others shrink in proportion until all are above.
-    """
-    low = weights < floors
-    while bool(low.any()):
-        left = 1 - floors[low].sum()
-        shrunk = weights * left / weights[~low].sum()
-        lower = low | (shrunk < floors)
-        if bool((lower == low).all()):
-            return floors.where(low, shrunk)
-        low = lower
-    return weights

@@ -181,7 +181,8 @@ class Registry:
     def build(self, kind: str, name: str, options: Mapping[str, Any], key: str, deadline: float | None = None) -> Any:
         """The plugin with its options validated; ``key`` is where the configuration names it, for messages.
 
-        ``deadline``: seconds that a call into it may take.
+        ``deadline``: seconds that a call into it may take. What an option names whose field is of a kind, such as
+        ``reward: Reward``, is built likewise.
 
         Raises UnknownPluginError, ConfigError (bad options, each key named; a library that it requires is not
         installed) or PluginError.
@@ -202,9 +203,13 @@ class Registry:
         for death in deaths():
             if death.call.dispensable == ("reader", origin.who):
                 raise PluginError(death.reason)
+        inner = {
+            each.option: self.build(each.kind, each.name, each.options, f"{key}.{each.option}", deadline)
+            for each in _inner(plugin, options, key)
+        }
         try:
             with under_way(origin.call(CONSTRUCTOR)):
-                built = plugin(**options)
+                built = plugin(**{**options, **inner})
         except ValidationError as error:
             raise ConfigError(explain(error, plugin, key)) from None
         except (MoalignError, KeyboardInterrupt):
@@ -213,6 +218,37 @@ class Registry:
             raise PluginError(f"{origin.who} could not be built: {described(error)}") from error
         built._origin = origin
         return built
+
+    def named(self, kind: str, name: str, options: Mapping[str, Any]) -> Iterator[Entry]:
+        """The plugin of this kind and name, and those that its options name."""
+        entry = self.find(kind, name)
+        yield entry
+        for each in _inner(self.load(entry), options, kind):
+            yield from self.named(each.kind, each.name, each.options)
+
+
+@dataclass(frozen=True)
+class _Inner:
+    """A plugin that an option of another one names."""
+
+    option: str
+    kind: str
+    name: str
+    options: Mapping[str, Any]
+
+
+def _inner(plugin: type[Plugin], options: Mapping[str, Any], key: str) -> Iterator[_Inner]:
+    """Of the options whose field is of a kind, a name or a mapping with one; a plugin that is built already stays."""
+    for option, field in plugin.model_fields.items():
+        kind = next((kind for kind, base in KINDS.items() if field.annotation is base), None)
+        if kind is None or option not in options or isinstance(options[option], Plugin):
+            continue
+        value = options[option]
+        choice = {"name": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else {}
+        name = choice.pop("name", None)
+        if not isinstance(name, str):
+            raise ConfigError(f"{key}.{option}: name a {kind}, such as {{name: ..., option: value}}")
+        yield _Inner(option, kind, name, choice)
 
 
 def discover(no_plugin: Iterable[str] = (), entry_points: Iterable[metadata.EntryPoint] | None = None) -> Registry:

@@ -91,6 +91,7 @@ ROWS = {
         {"prompt": "Why?", "completion": "Because.", "label": True, "objective": "kind"},
         {"prompt": SPEECH, "completion": [REPLY], "label": "false", "objective": "kind"},
     ],
+    "improvement": [PAIR, {"prompt": "Why?", "response": "So."}, {"prompt": SPEECH, "responses": ["So.", "No."]}],
     "qa-feedback": [QUESTION],
     **{name: rows_of(name) for name, _ in FORMS.values()},
 }
@@ -125,8 +126,11 @@ OPTIONS = {
 }
 # It whitens the advantages of a round, and divides process rewards by the largest of it.
 EXEMPT = {"prime": ("other_prompts_leave_advantages_alone",)}
-# They need a file, a model or a server, and are checked in test_rewards_*.py.
-ELSEWHERE = {"exact-answer", "sequence-classification", "implicit-reward", "http", "ensemble", "trained-reward-model"}
+# They need a file, a model, a server or another reward: test_rewards_*.py, test_improvement.py.
+ELSEWHERE = {
+    *("exact-answer", "sequence-classification", "implicit-reward", "http", "ensemble", "trained-reward-model"),
+    "reward improvement",
+}
 OTHERWISE = [
     ("objective", "dpo", {"label_smoothing": 0.1}),
     ("objective", "ipo", {"average": True}),
@@ -199,6 +203,8 @@ OTHERWISE = [
     ("reader", "hh-rlhf", {"turns": "text", "objective": "helpful"}),
     ("reader", "rewardbench", {"by_subset": True}),
     ("reader", "stepwise", {"separator": " "}),
+    ("reader", "improvement", {"better": "both", "objective": "kind"}),
+    ("reader", "improvement", {"gaps": True}),
     ("reward", "format", {"keys": ["a"]}),
     ("decoder", "best-of-n", {"n": 9, "candidate": "second"}),
     ("decoder", "guidance", {"scale": -0.5, "towards": "second", "away": "first"}),

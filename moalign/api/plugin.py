@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 class Plugin(BaseModel):
     """Base of every kind. Unknown keys are refused, fields cannot change after construction.
 
-    The string below a field is what ``moalign plugins show`` says about it.
+    The string below a field is what ``moalign plugins show`` says about it. A field whose type is a kind, such as
+    ``reward: Reward``, is a plugin of that kind, which the configuration names with its options as everywhere.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)

@@ -357,4 +357,4 @@ def _entries(config: Config, registry: Registry) -> tuple[Entry, ...]:
         choices.append(("conditioner", config.condition))
     if config.reference is not None:
         choices.append(("reference", config.reference))
-    return tuple(registry.find(kind, choice.name) for kind, choice in choices)
+    return tuple(each for kind, choice in choices for each in registry.named(kind, choice.name, choice.options))

@@ -222,6 +222,7 @@ class Terminal:
     def __init__(self, *arguments: object):
         self.child, self._screen = pty.fork()
         if self.child == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background processes are to ignore it
             os.execv(sys.executable, [sys.executable, "-c", SLOWLY, *map(str, arguments)])
         self.seen, self._read = "", 0
 

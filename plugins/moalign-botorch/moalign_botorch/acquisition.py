@@ -34,6 +34,7 @@ def improvement(
     from botorch.acquisition.multi_objective.logei import qLogNoisyExpectedHypervolumeImprovement
     from botorch.sampling.normal import SobolQMCNormalSampler
 
+    _compile_nothing()
     return qLogNoisyExpectedHypervolumeImprovement(
         model=model,
         ref_point=list(reference),
@@ -43,6 +44,14 @@ def improvement(
         alpha=_COARSE.get(len(reference), _COARSER),
         X_pending=torch.tensor(list(pending), dtype=torch.float64) if pending else None,
     )
+
+
+def _compile_nothing() -> None:
+    """botorch would have a kernel of its own compiled at first use, if there is a compiler: half a minute, which a few
+    dozen points never repay. And a run goes on by computing again what was proposed, so that must not depend on it."""
+    from botorch.acquisition.multi_objective import logei
+
+    logei._load_attempted = True  # it has no other switch
 
 
 def promising(

@@ -98,3 +98,16 @@ def test_a_climb_ends_no_lower_than_it_began_and_not_at_what_is_known():
     assert worth[0] >= worth[1:].max() - 1e-6
     near = [(0.4 + NEAR / 4, 0.6 - NEAR / 4)]
     assert promising(model, data.weights, (-0.1, -0.1), data.weights, near, 16, 2, 4) is None
+
+
+def test_nothing_is_compiled(monkeypatch):
+    """botorch would, with the machine's compiler, where there is one."""
+    from botorch.acquisition.multi_objective import logei
+    from torch.utils import cpp_extension
+
+    asked = []
+    monkeypatch.setattr(cpp_extension, "load", lambda **options: asked.append(options))
+    monkeypatch.setattr(logei, "_load_attempted", False)
+    data = line((0.1, 0.5, 0.8))
+    improvement(fit(data), data.weights, (-0.2, -0.2), (), 16, 1)
+    assert not asked and logei._C is None

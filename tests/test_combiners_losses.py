@@ -187,7 +187,6 @@ def test_no_loss_rises_on_the_way_to_the_pareto_set(kind: type[OverGradients], p
 
 
 def test_mgda_stops_on_the_pareto_set():
-    installed(MGDA)
     at = tensor([0.3, 0.0])
     losses, gradients = quadratic(at)
     found = tensor(weights_at(MGDA(), step(losses, (0.5, 0.5), gradients=gradients)))

@@ -17,6 +17,7 @@ from moalign.sweeps import front, run
 from moalign.sweeps.observe import Observer
 
 LOSSES: list[Any] = ["p3o", "chi-squared", "drpo", "asymmetric-apo", "rapo", "superhf", "distribution-matching", "kdrl"]
+PLAIN: list[Any] = ["reinforce", "rloo", "remax", "grpo", "gspo", "ppo"]  # broken off and resumed in files of their own
 
 
 def settings_of(loss: Any) -> Config:
@@ -61,3 +62,9 @@ def test_one_line_trains_and_what_was_broken_off_goes_on_bit_for_bit(loss, teach
         run.start(settings, tmp_path / "parts", registered, StopAfterSteps(7))  # in the second candidate's second round
     run.resume(tmp_path / "parts", registered, Observer())
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("loss", PLAIN)
+def test_one_line_trains(loss, tmp_path):
+    found = run.start(settings_of(loss), tmp_path / "run", registry.discover(), Observer())
+    assert not found["failed"] and [point["kind"] for point in found["points"]] == ["trained"] * 2

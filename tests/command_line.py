@@ -1,4 +1,5 @@
-"""The command line without five seconds of imports for each command: ``moalign`` in forks of one prepared process.
+"""The command line without five seconds of imports for each command: ``moalign`` in forks of one prepared process, and
+with ``-c`` as its first argument a program, as ``python -c`` runs it.
 
 The prepared process has imported the libraries, and nothing of moalign; a fork of it begins as a new interpreter would:
 with the caller's arguments, variables, directory, path and standard files. What is true of a process from its very
@@ -162,11 +163,14 @@ def _begin(request: Any, files: list[int], behind: list[str]) -> list[str]:
 
 
 def run() -> int:
-    """The command's exit status."""
-    from moalign.cli import main
-
+    """The exit status of the command or program."""
     try:
-        main()
+        if sys.argv[1:2] == ["-c"]:
+            exec(compile(sys.argv[2], "<string>", "exec"), {"__name__": "__main__"})
+        else:
+            from moalign.cli import main
+
+            main()
     except SystemExit as end:
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import isolation
 import pytest
 from command_line import moalign
 from distributions import install
-from documents import folders
 from isolation import HOOKS, IN_A_PROCESS_OF_ITS_OWN, choosing, comparing, content, rewarded, sampling
 from sweeps import write_pairs
 
@@ -155,22 +151,30 @@ def test_a_reader_that_takes_the_process_ends_the_command(how, check):
     assert error.startswith(f"error: reader 'bad' of misbehaving 2.5, in read, {HOW[how]}")
 
 
+@pytest.fixture(scope="module")
+def decoded(site, tiny_model_path, tmp_path_factory):
+    """A run of four candidates, for decoders to speak with."""
+    folder = tmp_path_factory.mktemp("decoded")
+    pairs = write_pairs(folder / "pairs.jsonl", prompts=12)
+    train = {"steps": 1, "pairs_per_step": 2, "lr": 1e-2, "together": 4}
+    (folder / "sweep.yaml").write_text(json.dumps(content(tiny_model_path, pairs, plugin_deadline=1.5, train=train)))
+    assert moalign("sweep", folder / "sweep.yaml", "--out", folder / "run", path=(site,)).returncode == 0
+    return folder / "run"
+
+
 @pytest.mark.parametrize("how", WAYS)
-def test_a_decoder_that_takes_the_process_is_named(how, begin, site, tmp_path):
+def test_a_decoder_that_takes_the_process_is_named(how, decoded, site):
     """As a command has it: the work in a process of its own."""
-    assert begin(train={"steps": 1, "pairs_per_step": 2, "lr": 1e-2, "together": 4}).returncode == 0
     program = f"""
 import sys
 from moalign import open_run, supervisor
 code = supervisor.stand_by()
 if code is not None:
     sys.exit(code)
-decoding = open_run({str(tmp_path / "run")!r}).decoder("misbehaving:bad", prefer="helpful", how={how!r})
+decoding = open_run({str(decoded)!r}).decoder("misbehaving:bad", prefer="helpful", how={how!r})
 decoding.generate(["q1: "], max_new_tokens=2)
 """
-    command = [sys.executable, "-c", program]
-    environment = os.environ | {"PYTHONPATH": folders(site)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    done = moalign("-c", program, path=(site,))
     assert done.returncode == 1 and not lines(done, "warning")
     (error,) = lines(done, "error")
     assert error.startswith(f"error: decoder 'bad' of misbehaving 2.5, in scores, {HOW[how]}")

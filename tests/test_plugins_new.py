@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import subprocess
 import sys
@@ -257,10 +256,9 @@ def test_the_filter_keeps_what_is_above_the_mean(built):
 @pytest.mark.skipif(importlib.util.find_spec("moalign.testing") is None, reason="the conformance kit is not there")
 def test_the_tests_of_the_packages_pass(packages):
     homes = [str(package(packages, kind)) for kind in KINDS]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(packages), *homes]
-    search = os.pathsep.join(filter(None, [*homes, os.environ.get("PYTHONPATH", "")]))
-    environment = os.environ | {"PYTHONPATH": search}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=packages, timeout=120, env=environment)
+    options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(packages)]
+    program = f"import pytest, sys\nsys.exit(pytest.main({[*options, *homes]!r}))"
+    done = moalign("-c", program, cwd=packages, path=tuple(map(Path, homes)))
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from command_line import moalign
 from distributions import register
 from documents import ROOT, blocks_of, folders, shell
 from guide import Reader
@@ -170,4 +171,4 @@ def test_every_built_in_is_listed():
 
 def test_the_python_name_is_the_function_and_stays_it():
     code = "import moalign; first = moalign.sweep; import moalign.sweeps.run; assert moalign.sweep is first"
-    assert shell(f'{sys.executable} -c "{code}"', ROOT).returncode == 0
+    assert moalign("-c", code).returncode == 0

@@ -28,7 +28,7 @@ from moalign.validation import nearest
 
 WAYS = Path(__file__).with_name("online_methods.yaml")
 SEEDS = (0, 1, 2)
-BESIDE = ("grpo", "rloo")  # what the others are compared with
+OBJECTIVES = ("helpful", "harmless")  # in the order of the world's expected rewards
 
 
 @dataclass(frozen=True)
@@ -179,15 +179,17 @@ def base() -> list[float]:
 
     prompts = tuple(grammar.HELD_OUT_PROMPTS)
     reference = online_run.base_logps(prompts)
-    return [float(value) for value in worlds.evaluate(worlds.tiny_world(prompts), reference, reference).expected]
+    return [
+        float(value) for value in worlds.evaluate(worlds.tiny_world(prompts, OBJECTIVES), reference, reference).expected
+    ]
 
 
 def gained(found: Mapping[str, Any], look: Mapping[str, Any]) -> float:
     """The weighted reward gained over the base, mean over the candidates, each by its own weights."""
     return statistics.mean(
         math.fsum(
-            weight * (reward - before)
-            for weight, reward, before in zip(candidate["preference"].values(), rewards, found["base"], strict=True)
+            candidate["preference"][name] * (reward - before)
+            for name, reward, before in zip(OBJECTIVES, rewards, found["base"], strict=True)
         )
         for candidate, rewards in zip(found["candidates"], look["expected"], strict=True)
     )

@@ -64,14 +64,15 @@ def test_a_training_is_measured_along_the_way_with_what_was_drawn(monkeypatch):
 
 
 def test_gained_reward_is_weighted_by_each_candidates_own_preference():
+    """The preference's order is another one than that of the world's rewards."""
     found = {
         "base": [0.5, 0.25],
         "candidates": [
-            {"preference": {"helpful": 1.0, "harmless": 0.0}},
-            {"preference": {"helpful": 0.5, "harmless": 0.5}},
+            {"preference": {"harmless": 0.0, "helpful": 1.0}},
+            {"preference": {"harmless": 0.25, "helpful": 0.75}},
         ],
     }
-    look = {"expected": [[0.75, 9.0], [0.5, 0.75]]}
+    look = {"expected": [[0.75, 9.0], [0.5, 1.25]]}
     assert online_methods.gained(found, look) == (0.25 + 0.25) / 2
 
 

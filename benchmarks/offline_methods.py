@@ -16,16 +16,13 @@ from typing import Annotated, Any
 import torch
 import typer
 import yaml
-from rich.console import Console
 
-from benchmarks import measure, offline_data, tables
-from benchmarks.processes import ChildError, in_turn
+from benchmarks import appending, measure, offline_data, tables
 from benchmarks.train_setup import Assignment, make_quiet
 from benchmarks.train_task import Task
 from moalign import config, recipes
 from moalign.config import Config
 from moalign.sweeps.observe import Observer
-from moalign.validation import nearest
 
 WAYS = Path(__file__).with_name("offline_methods.yaml")
 SEEDS = (0, 1, 2)
@@ -91,29 +88,13 @@ def main(
     append: Annotated[bool, typer.Option(help="keep what is in the output already, and run what is missing")] = False,
 ) -> None:
     """Sweep after sweep, each an ordinary one measured exactly; no network. The output is written after each."""
-    console = Console()
-    report = tables.begin(
-        "offline_methods", measure.command_line("benchmarks.offline_methods"), output if append else None
-    )
-    report["commands"] = list(dict.fromkeys(report["commands"]))
-    report.setdefault("not_run", {})
-    for name in method or ():
-        if name not in ways()["methods"]:
-            raise typer.BadParameter(f"there is no {name!r}{nearest(name, ways()['methods'])}", param_hint="--method")
+    appending.check_names(method, ways()["methods"], "--method")
     wanted = requests(method, noise, longer, seed, further or (), threads)
-    with console.status("") as status:
-        asked = tables.missing(wanted, report)[:at_most]
-        for request, found in in_turn(work, asked, threads, lambda each: status.update(each.name)):
-            report["not_run"].pop(request.name, None)
-            if isinstance(found, ChildError):
-                report["not_run"][request.name] = str(found).strip().splitlines()[-1]
-            else:
-                report["results"].append(request.identity | found)
-            if output is not None and report["results"]:
-                tables.write(output, report, text_of(report))
-    tables.show(tables_of(report), console)
-    if report["results"]:
-        console.print(measure.hardware_line(report["results"][-1]["hardware"]), highlight=False)
+    appending.run("offline_methods", wanted, work, tables_of, write, output, append, at_most)
+
+
+def write(output: Path, report: Mapping[str, Any]) -> None:
+    tables.write(output, report, text_of(report))
 
 
 def requests(

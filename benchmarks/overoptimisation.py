@@ -14,11 +14,9 @@ from typing import Annotated, Any
 import torch
 import typer
 import yaml
-from rich.console import Console
 from torch import Tensor
 
-from benchmarks import measure, online_run, overoptimisation_tables, tables
-from benchmarks.processes import ChildError, in_turn
+from benchmarks import appending, measure, online_run, overoptimisation_tables
 from benchmarks.proxies import MEMBERS, Proxies, proxies
 from benchmarks.train_setup import Assignment, make_quiet
 from benchmarks.train_task import Task
@@ -27,7 +25,6 @@ from moalign.api import Combining
 from moalign.config import Config
 from moalign.sweeps import callables
 from moalign.types import Sample
-from moalign.validation import nearest
 
 WAYS = Path(__file__).with_name("overoptimisation.yaml")
 SEEDS = (0, 1, 2)
@@ -120,33 +117,13 @@ def main(
     append: Annotated[bool, typer.Option(help="keep what is in the output already, and run what is missing")] = False,
 ) -> None:
     """Training after training, each measured exactly as it goes; no network. The output is written after each."""
-    console = Console()
-    report = tables.begin(
-        "overoptimisation", measure.command_line("benchmarks.overoptimisation"), output if append else None
-    )
-    report["commands"] = list(dict.fromkeys(report["commands"]))
-    report.setdefault("not_run", {})
-    for name in way or ():
-        if name not in ways()["ways"]:
-            raise typer.BadParameter(f"there is no {name!r}{nearest(name, ways()['ways'])}", param_hint="--way")
+    appending.check_names(way, ways()["ways"], "--way")
     wanted = [
         Request(name, each, rho, steps, further=tuple(further or ()), threads=threads)
         for each, name in itertools.product(seed or SEEDS, way or list(ways()["ways"]))
     ]
-    with console.status("") as status:
-        asked = tables.missing(wanted, report)[:at_most]
-        for request, found in in_turn(work, asked, threads, lambda each: status.update(each.name)):
-            report["not_run"].pop(request.name, None)
-            if isinstance(found, ChildError):
-                report["not_run"][request.name] = str(found).strip().splitlines()[-1]
-            else:
-                report["results"].append(request.identity | found)
-            if output is not None and report["results"]:
-                tables.write(output, report, overoptimisation_tables.text_of(report))
-                overoptimisation_tables.draw(report["results"], output.with_suffix(".png"))
-    tables.show(overoptimisation_tables.tables_of(report), console)
-    if report["results"]:
-        console.print(measure.hardware_line(report["results"][-1]["hardware"]), highlight=False)
+    show = overoptimisation_tables.tables_of
+    appending.run("overoptimisation", wanted, work, show, overoptimisation_tables.write, output, append, at_most)
 
 
 def work(wanted: Sequence[Request], connection: Connection) -> None:

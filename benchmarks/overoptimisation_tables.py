@@ -15,6 +15,12 @@ FAMILIES = ("nothing", "KL", "chi-squared", "ensemble", "PAR", "log-sigmoid", "g
 LINES = ("-", "--", ":")
 
 
+def write(output: Path, report: Mapping[str, Any]) -> None:
+    """JSON, Markdown and the picture."""
+    tables.write(output, report, text_of(report))
+    draw(report["results"], output.with_suffix(".png"))
+
+
 def text_of(report: Mapping[str, Any]) -> str:
     deviation = report["results"][0]["deviation"]
     about = [

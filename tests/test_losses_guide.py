@@ -21,7 +21,6 @@ def only_of_samples(loss: Any) -> bool:
 
 SHIPPED = [entry for entry in REGISTRY.of_kind("objective") if entry.distribution == "moalign"]
 SAMPLES = {entry.name for entry in SHIPPED if only_of_samples(REGISTRY.load(entry))}
-}
 
 
 def test_the_page_does_what_it_says(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import typer
 from rich.console import Console
@@ -13,6 +13,13 @@ from rich.console import Console
 from benchmarks import measure, tables
 from benchmarks.processes import ChildError, in_turn
 from moalign.validation import nearest
+
+Seeds = Annotated[list[int] | None, typer.Option(min=0, help="may be repeated; default 0 1 2")]
+Further = Annotated[list[str] | None, typer.Option("--set", help="key.path=value, for all; may be repeated")]
+Threads = Annotated[int | None, typer.Option(min=1, help="of torch; default: torch's own choice")]
+AtMost = Annotated[int | None, typer.Option(min=1, help="so many trainings now; --append goes on with others")]
+Output = Annotated[Path | None, typer.Option(help="JSON; what is made of it is written beside it")]
+Append = Annotated[bool, typer.Option(help="keep what is in the output already, and run what is missing")]
 
 
 class Request(tables.Request, Protocol):

@@ -78,14 +78,12 @@ def main(
     longer: Annotated[
         list[int] | None, typer.Option(min=1, help=f"times the steps; may be repeated; default 1 {LONGER}")
     ] = None,
-    seed: Annotated[list[int] | None, typer.Option(min=0, help="may be repeated; default 0 1 2")] = None,
-    further: Annotated[
-        list[str] | None, typer.Option("--set", help="key.path=value, for every sweep; may be repeated")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="of torch; default: torch's own choice")] = None,
-    at_most: Annotated[int | None, typer.Option(min=1, help="so many sweeps now; --append goes on with others")] = None,
-    output: Annotated[Path | None, typer.Option(help="JSON; a Markdown table is written beside it")] = None,
-    append: Annotated[bool, typer.Option(help="keep what is in the output already, and run what is missing")] = False,
+    seed: appending.Seeds = None,
+    further: appending.Further = None,
+    threads: appending.Threads = None,
+    at_most: appending.AtMost = None,
+    output: appending.Output = None,
+    append: appending.Append = False,
 ) -> None:
     """Sweep after sweep, each an ordinary one measured exactly; no network. The output is written after each."""
     appending.check_names(method, ways()["methods"], "--method")

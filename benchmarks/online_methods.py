@@ -103,15 +103,13 @@ def ways() -> Mapping[str, Any]:
 
 def main(
     method: Annotated[list[str] | None, typer.Option(help="by its name; may be repeated; default all")] = None,
-    seed: Annotated[list[int] | None, typer.Option(min=0, help="may be repeated; default 0 1 2")] = None,
+    seed: appending.Seeds = None,
     steps: Annotated[int, typer.Option(min=1, help="of every training")] = Request.steps,
-    further: Annotated[
-        list[str] | None, typer.Option("--set", help="key.path=value, for every training; may be repeated")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="of torch; default: torch's own choice")] = None,
-    at_most: Annotated[int | None, typer.Option(min=1, help="so many trainings now; --append goes on")] = None,
-    output: Annotated[Path | None, typer.Option(help="JSON; a Markdown table is written beside it")] = None,
-    append: Annotated[bool, typer.Option(help="keep what is in the output already, and run what is missing")] = False,
+    further: appending.Further = None,
+    threads: appending.Threads = None,
+    at_most: appending.AtMost = None,
+    output: appending.Output = None,
+    append: appending.Append = False,
 ) -> None:
     """Training after training, each measured exactly as it goes; no network. The output is written after each."""
     appending.check_names(method, ways()["methods"], "--method")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
@@ -19,9 +20,11 @@ READERS: dict[Kind, str] = {
 }
 
 
-def write(settings: Config, directory: Path, kind: Kind, noise: float) -> tuple[str, ...]:
+def write(settings: Config, directory: Path, kind: Kind, noise: float, *, swapped: bool = False) -> tuple[str, ...]:
     """Write a training file, of whose labels the share ``noise`` is wrong, and a held-out file without a wrong one;
-    returns the changes that name the two. A function of the configuration's seed; ``settings`` is one of ``judged``."""
+    returns the changes that name the two. A function of the configuration's seed; ``settings`` is one of ``judged``.
+    ``swapped``: of pairs, the other one of the two is chosen everywhere.
+    """
     from moalign.demo import grammar
 
     some = Random(derive(settings.seed, "prompts")).sample(grammar.TRAIN_PROMPTS, PROMPTS)
@@ -29,7 +32,7 @@ def write(settings: Config, directory: Path, kind: Kind, noise: float) -> tuple[
         ("training", some, RESPONSES, noise),
         ("held-out", grammar.HELD_OUT_PROMPTS, HELD_OUT_RESPONSES, 0.0),
     ):
-        make = labelled if kind == "pairs" else scored
+        make = partial(labelled, swapped=swapped) if kind == "pairs" else scored
         rows = make(settings, prompts, responses, derive(settings.seed, name), wrong)
         (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return (
@@ -40,14 +43,14 @@ def write(settings: Config, directory: Path, kind: Kind, noise: float) -> tuple[
 
 
 def labelled(
-    settings: Config, prompts: Sequence[str], responses: int, seed: int, noise: float
+    settings: Config, prompts: Sequence[str], responses: int, seed: int, noise: float, *, swapped: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """A row for each pair and objective; a wrong label is the other one."""
+    """A row for each pair and objective; a wrong label is the other one, and so are all if they are ``swapped``."""
     rng = Random(derive(seed, "noise"))
     for pair in judged(settings, prompts, responses, seed):
         for objective in settings.objective_names:
             row = pair.row(objective)
-            if rng.random() < noise:
+            if (rng.random() < noise) != swapped:
                 row = row | {"chosen": row["rejected"], "rejected": row["chosen"]}
             yield row | {"objective": objective}
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
@@ -28,6 +28,7 @@ WAYS = Path(__file__).with_name("offline_methods.yaml")
 SEEDS = (0, 1, 2)
 NOISES = (0.0, 0.25)
 POINTS = 3  # of the grid
+GUIDES = {"dpo": False, "swapped": True}  # runs of dpo on the same pairs; whether with all labels swapped
 LONGER = 4  # times the steps, to see what goes on to learn and what goes wrong
 
 
@@ -56,12 +57,23 @@ class Request:
     def name(self) -> str:
         return f"{self.method}, noise {self.noise:g}, {self.longer} times the steps, seed {self.seed}"
 
-    def settings(self, *more: str) -> Config:
-        """The configuration. Raises ConfigError where moalign knows none of it."""
-        content = yaml.safe_load(recipes.read("dpo"))
-        once = config.from_mapping(content, (*self.changes, *more))
+    @property
+    def guides(self) -> list[str]:
+        """Of ``GUIDES``, those whose adapters the method reads."""
+        return [name for name in GUIDES if any(f"{{{name}}}" in change for change in self.changes)]
+
+    def settings(self, *more: str, **guides: Path) -> Config:
+        """The configuration; ``guides``: the runs with the adapters that the method reads.
+
+        Raises ConfigError where moalign knows none of it.
+        """
+        content, changes = yaml.safe_load(recipes.read("dpo")), [*self.changes]
+        for name, directory in guides.items():
+            own = f"{directory}/candidates/{{candidate}}"  # each one's, of the same preference
+            changes = [change.replace(f"{{{name}}}", own) for change in changes]
+        once = config.from_mapping(content, (*changes, *more))
         steps = f"train.steps={once.train.steps * self.longer}"
-        return config.from_mapping(content, (*self.changes, steps, *more))
+        return config.from_mapping(content, (*changes, steps, *more))
 
 
 @functools.cache
@@ -111,19 +123,27 @@ def requests(
 
 
 def work(wanted: Sequence[Request], connection: Connection) -> None:
-    """The child process. The same file serves all methods that learn from it."""
+    """The child process. The same file serves all methods that learn from it, and so do the same guides."""
     with tempfile.TemporaryDirectory(prefix="moalign-offline-methods-") as folder:
         make_quiet(Assignment("", Task("", 0), folder, "cpu", wanted[0].threads, profile=False))
+        directories = (Path(tempfile.mkdtemp(dir=folder)) for _ in itertools.count())
 
         @functools.cache
-        def data(kind: offline_data.Kind, noise: float, seed: int) -> tuple[str, ...]:
-            files = Path(folder) / f"{kind}-{noise}-{seed}"
-            files.mkdir()
-            return offline_data.write(judges(seed), files, kind, noise)
+        def data(kind: offline_data.Kind, noise: float, seed: int, swapped: bool = False) -> tuple[str, ...]:
+            return offline_data.write(judges(seed), next(directories), kind, noise, swapped=swapped)
+
+        @functools.cache
+        def guide(name: str, noise: float, longer: int, seed: int) -> tuple[Path, Spent]:
+            settings = Request("dpo", noise, longer, seed).settings(*data("pairs", noise, seed, GUIDES[name]))
+            directory = next(directories) / "run"
+            return directory, train(settings, directory)
 
         for request in wanted:
             kind = ways()["methods"][request.method]["data"]
-            found = reached(request.settings(*data(kind, request.noise, request.seed)))
+            guides = {name: guide(name, request.noise, request.longer, request.seed) for name in request.guides}
+            runs = {name: directory for name, (directory, _) in guides.items()}
+            settings = request.settings(*data(kind, request.noise, request.seed), **runs)
+            found = reached(settings, next(directories) / "run", [spent for _, spent in guides.values()])
             connection.send(("result", found | {"hardware": measure.hardware(torch.device("cpu"))}))
 
 
@@ -133,27 +153,39 @@ def judges(seed: int) -> Config:
     return config.from_mapping(content, (*ways()["common"], "loss.beta=1.0", f"seed={seed}"))
 
 
-def reached(settings: Config) -> dict[str, Any]:
-    """The front of one loss, measured exactly."""
+class Spent(NamedTuple):
+    """On a run: what its candidates were trained on, and how long it took with their evaluation."""
+
+    tokens: int
+    seconds: float
+
+
+def train(settings: Config, directory: Path) -> Spent:
     from moalign import registry
-    from moalign.demo import job
     from moalign.sweeps import run
     from moalign.sweeps.archive import Archive
 
-    with tempfile.TemporaryDirectory(prefix="moalign-offline-methods-") as folder:
-        directory, start = Path(folder) / "run", time.perf_counter()
-        run.start(settings, directory, registry.discover(), Observer())
-        seconds = time.perf_counter() - start
-        exact, history = job.measure(directory, Observer()), Archive.open(directory).history
+    start = time.perf_counter()
+    run.start(settings, directory, registry.discover(), Observer())
+    return Spent(sum(outcome.tokens for outcome in Archive.open(directory).history), time.perf_counter() - start)
+
+
+def reached(settings: Config, directory: Path, before: Sequence[Spent] = ()) -> dict[str, Any]:
+    """The front of one loss, measured exactly; with what its guides cost ``before``."""
+    from moalign.demo import job
+    from moalign.sweeps.archive import Archive
+
+    spent = [*before, train(settings, directory)]
+    exact, history = job.measure(directory, Observer()), Archive.open(directory).history
     kept = ("id", "kind", "tokens", "scores", "kl", "preference")
     return {name: exact[name] for name in ("front_share", "front_share_worst", "hypervolume_share")} | {
-        "tokens": sum(outcome.tokens for outcome in history),
+        "tokens": sum(each.tokens for each in spent),
         "points": [
             {name: point[name] for name in kept} | {"well_formed": point["details"]["well-formed"]}
             for point in exact["points"]
         ],
         "failed": {outcome.id: outcome.error for outcome in history if outcome.status == "failed"},
-        "seconds": seconds,
+        "seconds": sum(each.seconds for each in spent),
     }
 
 

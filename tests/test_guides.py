@@ -181,6 +181,45 @@ def test_a_run_whose_guide_is_another_by_now_does_not_go_on(tiny_model_path, sma
         run.resume(tmp_path / "run", registry.discover(), Observer())
 
 
+def test_each_candidate_can_have_a_guide_of_its_own(tiny_model_path, small_run, tmp_path, monkeypatch):
+    """Each is what it is with that guide alone; and none lies about when its candidate is done."""
+    each, how = small_run / "candidates" / "{candidate}", {"train": {"steps": 2, "lr": 1e-2, "together": 1}}
+    settings, registered = settings_of(tiny_model_path, tmp_path, each, **how), registry.discover()
+    loaded = []
+    load = guides.load
+    monkeypatch.setattr(guides, "load", lambda *about: loaded.append(about[1:3]) or load(*about))
+    run.start(settings, tmp_path / "each", registered, Observer())
+    assert [(folder.name, slot) for folder, slot in loaded] == [("w-1.00-0.00", "guide0"), ("w-0.00-1.00", "guide0")]
+    for name in ("w-1.00-0.00", "w-0.00-1.00"):
+        alone = settings_of(tiny_model_path, tmp_path, small_run / "candidates" / name, **how)
+        run.start(alone, tmp_path / name, registered, Observer())
+        own, same = (tmp_path / each / "candidates" / name / lora.WEIGHTS_FILE for each in ("each", name))
+        # known log-probabilities come from batches laid out otherwise; with the other guide they are 1e-2 apart
+        torch.testing.assert_close(storage.read_tensors(own), storage.read_tensors(same), rtol=0, atol=1e-5)
+    parts = break_off_and_resume(settings, tmp_path / "parts", StopAfterCandidates())
+    assert contents(parts) == contents(tmp_path / "each")
+
+
+def test_a_candidate_without_a_guide_of_its_own_is_named_before_a_model_is_loaded(tiny_model_path, small_run, tmp_path):
+    shutil.copytree(small_run / GUIDED, tmp_path / "w-1.00-0.00")
+    settings = settings_of(tiny_model_path, tmp_path, tmp_path / "{candidate}")
+    with pytest.raises(ConfigError, match=r"loss\.guide: no adapter_config\.json in .*/w-0\.00-1\.00; give the folder"):
+        run.start(settings, tmp_path / "run", registry.discover(), Observer())
+    assert not (tmp_path / "run").exists()
+
+
+def test_guides_of_single_candidates_are_known_again(tiny_model_path, small_run, tmp_path):
+    for name in ("w-1.00-0.00", "w-0.00-1.00"):
+        shutil.copytree(small_run / "candidates" / name, tmp_path / name)
+    settings = settings_of(tiny_model_path, tmp_path, tmp_path / "{candidate}", train={"steps": 1, "together": 1})
+    run.start(settings, tmp_path / "run", registry.discover(), Observer())
+    run.resume(tmp_path / "run", registry.discover(), Observer())
+    shutil.rmtree(tmp_path / "w-0.00-1.00")
+    shutil.copytree(small_run / GUIDED, tmp_path / "w-0.00-1.00")
+    with pytest.raises(RunError, match=r"an adapter that the loss names changed since this run was started"):
+        run.resume(tmp_path / "run", registry.discover(), Observer())
+
+
 def test_a_conditioner_has_no_place_for_a_guide(tiny_model_path, small_run, tmp_path):
     settings = settings_of(tiny_model_path, tmp_path, small_run / GUIDED, condition="soup")
     with pytest.raises(ConfigError, match=r"condition: loss 'tgdpo' reads another policy"):

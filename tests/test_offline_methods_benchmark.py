@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,13 +11,11 @@ from benchmarks import offline_data, offline_methods
 from benchmarks.offline_methods import Request, requests, ways
 from moalign import registry
 from moalign.demo import grammar
+from moalign.sweeps import guides
 from moalign.sweeps.plan import prepare
 from moalign_plugins.objectives._policy_gradient import PolicyGradient
 
 PROMPTS = grammar.TRAIN_PROMPTS[:12]
-
-
-GUIDED = {"tgdpo", "align-distil", "align-distil-simple"}  # other adapters have to be trained first
 
 
 def test_every_loss_that_a_file_suffices_for_is_a_method():
@@ -28,7 +27,7 @@ def test_every_loss_that_a_file_suffices_for_is_a_method():
         if loss.needs & {"old_logps", "greedy", "token_advantages"} or issubclass(loss, PolicyGradient):
             of_samples.add(entry.name)
     shipped = {entry.name for entry in known.of_kind("objective")}
-    assert shipped - named - GUIDED - of_samples == set()
+    assert shipped - named - of_samples == set()
 
 
 @pytest.mark.parametrize("method", list(ways()["methods"]))
@@ -37,7 +36,12 @@ def test_what_it_compares_is_a_configuration(method, tmp_path):
     file.touch()
     kind = ways()["methods"][method]["data"]
     request = Request(method, 0.25, 4, seed=1)
-    settings = request.settings(f"data.path={file}", f"data.reader={offline_data.READERS[kind]}")
+    for folder in (tmp_path / "candidates" / name for name in ("w-1.00-0.00", "w-0.50-0.50", "w-0.00-1.00")):
+        folder.mkdir(parents=True)
+        for name in guides.FILES:
+            (folder / name).touch()
+    runs = dict.fromkeys(request.guides, tmp_path)
+    settings = request.settings(f"data.path={file}", f"data.reader={offline_data.READERS[kind]}", **runs)
     assert settings.train.steps == 600 and settings.seed == 1
     assert len(prepare(settings, registry.discover()).propose(())) == offline_methods.POINTS
 
@@ -55,6 +59,49 @@ def test_pairs_are_labelled_by_judges_and_so_many_are_turned():
     better = [grammar.score(row["prompt"], row["chosen"])[row["objective"]] for row in right]
     worse = [grammar.score(row["prompt"], row["rejected"])[row["objective"]] for row in right]
     assert sum(better) > sum(worse)
+
+
+def test_swapped_labels_are_the_other_of_each_pair_noise_and_all():
+    judges = offline_methods.judges(seed=0)
+    as_judged, swapped = (
+        list(offline_data.labelled(judges, PROMPTS, 8, 3, 0.25, swapped=turned)) for turned in (False, True)
+    )
+    assert [(row["rejected"], row["chosen"]) for row in swapped] == [
+        (row["chosen"], row["rejected"]) for row in as_judged
+    ]
+
+
+def test_guides_are_trained_once_on_the_same_pairs_and_cost_what_they_cost(monkeypatch):
+    """AlignDistil's contrary learns from swapped labels; each candidate hears the one of its own preference."""
+    ran = []
+
+    def train(settings, directory):
+        ran.append((settings, directory))
+        return offline_methods.Spent(100, 2.0)
+
+    def reached(settings, directory, before=()):
+        return {"options": settings.loss.options, "before": sum(before, ())}
+
+    class Parent:
+        def __init__(self):
+            self.heard = []
+
+        def send(self, message):
+            self.heard.append(message[1])
+
+    monkeypatch.setattr(offline_methods, "train", train)
+    monkeypatch.setattr(offline_methods, "reached", reached)
+    monkeypatch.setattr(offline_data, "write", lambda *about, swapped=False: (f"data.path=swapped-{swapped}",))
+    monkeypatch.setattr(offline_methods, "make_quiet", lambda assignment: None)
+    parent = Parent()
+    offline_methods.work([Request(name, 0.0, 1, 0) for name in ("dpo", "tgdpo", "align-distil")], parent)
+    (dpo, first), (swapped, second) = ran
+    assert [Path(each.data.path).name for each in (dpo, swapped)] == ["swapped-False", "swapped-True"]
+    assert {dpo.loss.name, swapped.loss.name} == {"dpo"}
+    plain, tgdpo, distil = parent.heard
+    assert plain["before"] == () and tgdpo["before"] == (100, 2.0) and distil["before"] == (100, 2.0) * 2
+    assert tgdpo["options"]["guide"] == distil["options"]["teacher"] == f"{first}/candidates/{{candidate}}"
+    assert distil["options"]["contrary"] == f"{second}/candidates/{{candidate}}"
 
 
 def test_scores_are_true_but_for_those_of_another_response():

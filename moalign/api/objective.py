@@ -112,7 +112,8 @@ class Objective(Plugin):
         there, once in a round, and the loss finds what that has returned.
 
         The name is that of the option which holds the folder, and the value follows from the options alone. A folder
-        is an adapter of the run's own base as moalign writes it, such as a candidate of another run.
+        is an adapter of the run's own base as moalign writes it, such as a candidate of another run. Where its path has
+        ``{candidate}`` in it, the id of whoever is trained takes that place.
         """
         return {}
 

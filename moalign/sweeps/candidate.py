@@ -118,6 +118,7 @@ def _train(
             made.error = error
         return made, lines
 
+    workshop.release_guides()
     with tempfile.TemporaryDirectory() as scratch:
         made = [trainee(*each) for each in zip(candidates, slots(len(candidates)), strict=True)]
         train_together(workshop.model, [each for each, _ in made], workshop.cache, workshop.accelerator)
@@ -258,7 +259,7 @@ def job_of(candidate: Candidate, workshop: Workshop, history: Sequence[Outcome])
         reference=plan.reference,
         begins_with=workshop.compared_with,
         labels_rounds=plan.labels_rounds,
-        guides=workshop.guides_of(variant.objective) if guides.in_loss(variant.objective) else {},
+        guides=workshop.guides_of(variant.objective, candidate.id) if guides.in_loss(variant.objective) else {},
     )
 
 
@@ -335,13 +336,13 @@ def batch_source(candidate: Candidate, workshop: Workshop, slot: str = TRAINED) 
         views=_views(candidate, workshop),
         filtering=_filtering(candidate, workshop),
         draw=None if workshop.outside is None else workshop.outside.sample,
-        guides=_measured(variant.objective, workshop),
+        guides=_measured(variant.objective, candidate.id, workshop),
     )
 
 
-def _measured(objective: Objective, workshop: Workshop) -> dict[str, FrozenPolicy]:
+def _measured(objective: Objective, candidate: str, workshop: Workshop) -> dict[str, FrozenPolicy]:
     """The policies that the loss reads where a round is measured; a companion is the base until it is trained."""
-    found = workshop.guides_of(objective) if guides.in_measure(objective) else {}
+    found = workshop.guides_of(objective, candidate) if guides.in_measure(objective) else {}
     return found if companions.companion_of(objective) is None else {**found, companions.NAME: BASE}
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from glob import escape, glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +18,24 @@ if TYPE_CHECKING:
     from moalign.sweeps.plan import Plan
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
+CANDIDATE = "{candidate}"  # in a folder's name: the id of whoever is trained, so that each has a guide of its own
 
 
-def folders_of(objective: Objective) -> dict[str, Path]:
-    """The folders that the loss names, by option. Raises PluginError where it names something else."""
+def folders_of(objective: Objective, candidate: str = CANDIDATE) -> dict[str, Path]:
+    """The folders that the loss names, by option; with an id, those of that candidate.
+
+    Raises PluginError where it names something else.
+    """
     found: Any = door.call(objective, "guides")
     if not isinstance(found, Mapping) or not all(isinstance(text, str) for pair in found.items() for text in pair):
         who = door.origin(objective).who
         raise PluginError(f"{who}, in guides: it must return folders by name, not {found!r}")
-    return {name: Path(path).expanduser() for name, path in sorted(found.items())}
+    return {name: Path(path.replace(CANDIDATE, candidate)).expanduser() for name, path in sorted(found.items())}
+
+
+def is_each_ones(folder: Path) -> bool:
+    """Whether every candidate has a folder of its own in this place."""
+    return CANDIDATE in str(folder)
 
 
 def in_measure(objective: Objective) -> bool:
@@ -39,10 +49,11 @@ def in_loss(objective: Objective) -> bool:
 
 
 def check(plan: Plan) -> None:
-    """Raise ConfigError where a folder holds no adapter, or the configuration leaves no place for one."""
+    """Raise ConfigError where a folder that serves all candidates holds no adapter, or there is no place for one."""
     folders, name = folders_of(plan.objective), plan.config.loss.name
     for option, folder in folders.items():
-        check_folder(option, folder)
+        if not is_each_ones(folder):
+            check_folder(option, folder)
     if folders and plan.conditioner is not None:
         raise ConfigError(
             f"condition: loss '{name}' reads another policy, which was not told the preferences that the prompts or "
@@ -53,6 +64,14 @@ def check(plan: Plan) -> None:
             f"combine: '{plan.config.combine.name}' reads inner products of the objectives' gradients, which are found "
             f"without other policies, and loss '{name}' reads one; use another loss or another rule"
         )
+
+
+def check_candidate(objective: Objective, candidate: str) -> None:
+    """Raise ConfigError where a candidate that is to be trained has no adapter in the folder that is its own."""
+    own = folders_of(objective, candidate)
+    for option, folder in folders_of(objective).items():
+        if is_each_ones(folder):
+            check_folder(option, own[option])
 
 
 def check_folder(option: str, folder: Path) -> None:
@@ -83,5 +102,23 @@ def load(option: str, folder: Path, slot: str, model: LanguageModel) -> FrozenPo
             f"loss.{option}: {error}; give an adapter that moalign wrote for this base, with this run's "
             "model.lora.targets and layers"
         ) from None
-    hashes = [storage.sha256_of(folder / file) for file in FILES]  # rank and alpha are in one, weights in the other
-    return FrozenPolicy(slot, hashlib.sha256("/".join(hashes).encode()).hexdigest())
+    return FrozenPolicy(slot, _identity([folder]))
+
+
+def identities(objective: Objective) -> dict[str, str]:
+    """What the adapters are known again by, by option; of all candidates', where each has its own."""
+    return {option: _identity(_alike(folder)) for option, folder in folders_of(objective).items()}
+
+
+def _alike(folder: Path) -> list[Path]:
+    """The folder; or, where each candidate has its own, all that hold an adapter."""
+    if not is_each_ones(folder):
+        return [folder]
+    found = map(Path, sorted(glob("*".join(map(escape, str(folder).split(CANDIDATE))))))
+    return [each for each in found if all((each / file).is_file() for file in FILES)]
+
+
+def _identity(folders: Sequence[Path]) -> str:
+    """Rank and alpha are in one file, weights in the other."""
+    hashes = [storage.sha256_of(folder / file) for folder in folders for file in FILES]
+    return hashlib.sha256("/".join(hashes).encode()).hexdigest()

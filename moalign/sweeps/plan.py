@@ -202,6 +202,8 @@ class Plan:
             raise PluginError(f"{who} with options of the loss that need {', '.join(sorted(more))} besides")
         if not guides.folders_of(changed.objective).items() <= guides.folders_of(self.objective).items():
             raise PluginError(f"{who} with options of the loss that name another adapter")
+        if candidate.kind == "trained":
+            guides.check_candidate(changed.objective, candidate.id)
         if candidate.parents or candidate.shares:
             if changed.lora != self.config.model.lora:
                 raise PluginError(f"{who} with a parent and changes of model.lora; it has the parent's rank and alpha")

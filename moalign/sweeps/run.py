@@ -22,7 +22,7 @@ from moalign.engine.lower_cache import LowerCache
 from moalign.engine.lower_worth import worth
 from moalign.errors import RunError, TrainingError
 from moalign.registry import Registry
-from moalign.sweeps import budget, callables, front, journal, outcomes, provenance, together
+from moalign.sweeps import budget, callables, front, guides, journal, outcomes, provenance, together
 from moalign.sweeps import known as known_now
 from moalign.sweeps.asked import ask_candidate
 from moalign.sweeps.candidate import train_candidates
@@ -137,6 +137,7 @@ def _changed_plugins(directory: Path, plugins: provenance.Used) -> provenance.Ch
 
 def _record(plan: Plan, directory: Path, workshop: Workshop, plugins: provenance.Used) -> None:
     """Write ``run.json`` once; later starts must agree with it in everything that decides the result."""
+    workshop.guides_of(plan.objective)  # one that cannot be read is refused before anything is trained
     record = {
         "format": 1,
         "id": secrets.token_hex(8),
@@ -149,7 +150,7 @@ def _record(plan: Plan, directory: Path, workshop: Workshop, plugins: provenance
         "data_counts": dict(workshop.material.counts),
         "margins": dict(workshop.material.margins),
         "reference": workshop.compared_with.identity,
-        "guides": {name: each.identity for name, each in workshop.guides_of(plan.objective).items()},
+        "guides": guides.identities(plan.objective),
         "device": str(workshop.model.device),
         "threads": torch.get_num_threads(),
         "prompts": workshop.model.unshared or "computed once for all responses to them",

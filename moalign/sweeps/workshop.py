@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -111,14 +112,29 @@ class Workshop:
             return []
         return [name for name, source in self.material.margins.items() if source == "implicit"]
 
-    def guides_of(self, objective: Objective) -> dict[str, FrozenPolicy]:
-        """The frozen adapters that a loss reads, each loaded once. Raises ConfigError naming the option."""
+    def guides_of(self, objective: Objective, candidate: str = guides.CANDIDATE) -> dict[str, FrozenPolicy]:
+        """The frozen adapters that a loss reads, each loaded once; without a candidate, those that serve all.
+
+        Raises ConfigError naming the option.
+        """
         found = {}
-        for option, folder in guides.folders_of(objective).items():
+        for option, folder in guides.folders_of(objective, candidate).items():
+            if guides.is_each_ones(folder):
+                continue
             if folder not in self._guides:
-                self._guides[folder] = guides.load(option, folder, f"guide{len(self._guides)}", self.model)
+                taken = {guide.adapter for guide in self._guides.values()}
+                slot = next(name for name in map("guide{}".format, count()) if name not in taken)
+                self._guides[folder] = guides.load(option, folder, slot, self.model)
             found[option] = self._guides[folder]
         return found
+
+    def release_guides(self) -> None:
+        """Let go of the guides that single candidates had for their own."""
+        shared = guides.folders_of(self.plan.objective).values()
+        for folder in self._guides.keys() - shared:
+            slot = self._guides.pop(folder).adapter
+            assert slot is not None  # it is no base
+            self.model.policy.delete_adapter(slot)
 
     def held_out_samples(self, adapters: Sequence[str | None]) -> list[list[Rollout]]:
         """Responses to the held-out prompts under each adapter (None: the untouched base), sampled in one go."""

@@ -16,7 +16,8 @@ class GuidedTokens(ValueHead):
     """Subclasses add what they make of ``log_ratios_of_guide`` to the rewards of the tokens."""
 
     guide: str
-    """folder of a trained adapter of the same base model, such as runs/first/candidates/only-helpful"""
+    """folder of a trained adapter of the same base model, such as runs/first/candidates/only-helpful; with {candidate}
+    in place of the last name, each candidate's own"""
 
     def guides(self) -> Mapping[str, str]:
         return {"guide": self.guide}

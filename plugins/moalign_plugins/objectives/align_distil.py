@@ -41,7 +41,8 @@ class AlignDistil(Objective):
     symmetric: ClassVar[bool] = True
 
     teacher: str
-    """folder of an adapter trained with DPO, such as runs/first/candidates/only-helpful"""
+    """folder of an adapter trained with DPO, such as runs/first/candidates/only-helpful; with {candidate} in place of
+    the last name, each candidate's own"""
     contrary: str
     """folder of an adapter of the same base that was trained with the labels swapped"""
     beta: float = Field(default=0.1, gt=0)

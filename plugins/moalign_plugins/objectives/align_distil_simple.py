@@ -40,7 +40,8 @@ class AlignDistilSimple(Objective):
     symmetric: ClassVar[bool] = True
 
     teacher: str
-    """folder of an adapter trained with DPO, such as runs/first/candidates/only-helpful"""
+    """folder of an adapter trained with DPO, such as runs/first/candidates/only-helpful; with {candidate} in place of
+    the last name, each candidate's own"""
     beta: float = Field(default=0.1, gt=0)
     """that of the teacher's DPO: what makes its log-ratios rewards"""
     kl_weight: float = Field(default=0.05, gt=0)

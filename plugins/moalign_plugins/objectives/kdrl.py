@@ -47,7 +47,8 @@ class KDRL(GroupRelativeTokens):
     }
 
     teacher: str
-    """folder of a trained adapter of the same base model, such as runs/first/candidates/only-helpful"""
+    """folder of a trained adapter of the same base model, such as runs/first/candidates/only-helpful; with {candidate}
+    in place of the last name, each candidate's own"""
     beta: float = Field(default=0.0, ge=0)
     """price of a nat of KL from the reference, in units of the advantage; 0 as in the paper"""
     distillation: float = Field(default=5e-3, ge=0)

@@ -36,7 +36,8 @@ class TGDPO(Objective):
     needs: ClassVar[frozenset[str]] = frozenset({"pairs", "reference"})
 
     guide: str
-    """folder of a trained adapter of the same base model, such as runs/first/candidates/only-helpful"""
+    """folder of a trained adapter of the same base model, such as runs/first/candidates/only-helpful; with {candidate}
+    in place of the last name, each candidate's own"""
     beta: float = Field(default=0.1, gt=0)
     """strength of the KL penalty towards the reference, and scale of the guide's rewards"""
     alpha: float = Field(default=0.5, ge=0)

@@ -51,7 +51,8 @@ class Request:
     def identity(self) -> dict[str, Any]:
         """What a result is known again by."""
         found = {name: getattr(self, name) for name in ("way", "seed", "rho", "steps", "number_of_looks")}
-        return found | {"rewards": ways()["ways"][self.way]["rewards"], "changes": list(self.changes)}
+        way = ways()["ways"][self.way]
+        return found | {key: way[key] for key in ("rewards", "lam") if key in way} | {"changes": list(self.changes)}
 
     @property
     def name(self) -> str:

@@ -157,6 +157,7 @@ def text_of(report: Mapping[str, Any]) -> str:
 
 def draw(results: Sequence[Found], file: Path) -> None:
     """Front share against training tokens, a panel for each world; colours are searches, shapes are methods."""
+    from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -167,8 +168,7 @@ def draw(results: Sequence[Found], file: Path) -> None:
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
     searches = [name for name in ways()["searches"] if any(found["search"] == name for found in results)]
     methods = [name for name in ways()["methods"] if any(found["method"] == name for found in results)]
-    colours = {name: f"C{place}" if place < 10 else "black" for place, name in enumerate(searches)}
-    colours |= dict(zip(searches[10:], ("black", "gold", "navy", "lime", "magenta", "teal"), strict=False))
+    colours = {name: colormaps["tab20"](place % 20) for place, name in enumerate(searches)}
     shapes = dict(zip(methods, "osD^vP*X<>hpd", strict=False))
     for panel, world in zip(panels, shown, strict=True):
         for (method, search), founds in cells([found for found in results if found["world"] == world]).items():

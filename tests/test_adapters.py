@@ -131,6 +131,33 @@ def test_a_second_adapter_does_not_change_what_is_trained(candidate, model):
     assert policy.active_adapter == TRAINED
 
 
+@pytest.mark.parametrize("adapter", [TRAINED, "other", None])
+def test_switching_computes_what_pefts_own_switch_does_and_leaves_nothing_behind(model, adapter):
+    policy = model.policy
+    policy.add_adapter("other", policy.peft_config[TRAINED])
+    for seed, slot in enumerate((TRAINED, "other")):
+        lora.initialise(policy, slot, seed)
+        with torch.no_grad():
+            for parameter in lora.parameters(policy, slot):
+                parameter.add_(0.01)
+    own = model.response_logps(ROWS).detach()
+    gradients = [parameter.requires_grad for parameter in policy.parameters()]
+    with lora.active(policy, "other"):  # from one into another, and back
+        outer = model.response_logps(ROWS)
+        with lora.active(policy, adapter):
+            found = model.response_logps(ROWS)
+        assert torch.equal(model.response_logps(ROWS), outer)
+    assert torch.equal(model.response_logps(ROWS), own) and not torch.equal(outer, own)
+    assert [parameter.requires_grad for parameter in policy.parameters()] == gradients
+    if adapter is None:
+        with policy.disable_adapter():
+            expected = model.response_logps(ROWS)
+    else:
+        policy.set_adapter(adapter)
+        expected = model.response_logps(ROWS)
+    assert torch.equal(found, expected.detach())
+
+
 def test_targets_that_cannot_work_are_refused(tiny_model_path):
     with pytest.raises(ModelError, match=r"model\.lora\.targets: .*nowhere"):
         models.load(str(tiny_model_path), ModelSettings(lora={"targets": ["nowhere"]}), torch.device("cpu"))

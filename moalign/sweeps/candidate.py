@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from moalign import calls, lora, preference, storage
+from moalign import calls, lora, storage
 from moalign.api import Objective
 from moalign.data.batching import groups_of
 from moalign.data.dataset import PairDataset
@@ -33,9 +33,9 @@ from moalign.engine.shaping import Shaping
 from moalign.engine.train import train_together
 from moalign.engine.trainee import FrozenReward, Job, Trained, Trainee
 from moalign.engine.views import reads
-from moalign.errors import ConfigError, MoalignError, TrainingError, UserError
+from moalign.errors import ConfigError, MoalignError, UserError
 from moalign.lora import posterior_file
-from moalign.sweeps import conditioned, guides, outcomes, starts, views
+from moalign.sweeps import anchors, conditioned, guides, outcomes, starts, views
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.workshop import Workshop
 from moalign.types import Candidate, Outcome
@@ -119,6 +119,7 @@ def _train(
         return made, lines
 
     workshop.release_guides()
+    anchors.release(workshop, history)
     with tempfile.TemporaryDirectory() as scratch:
         made = [trainee(*each) for each in zip(candidates, slots(len(candidates)), strict=True)]
         train_together(workshop.model, [each for each, _ in made], workshop.cache, workshop.accelerator)
@@ -240,7 +241,7 @@ def job_of(candidate: Candidate, workshop: Workshop, history: Sequence[Outcome])
     margins_from: dict[int, FrozenReward] = {}
     for name in workshop.implicit([candidate]):
         if candidate.preference.values.get(name):  # an objective without weight needs no reward
-            margins_from[plan.objectives.index(name)] = _anchor(name, workshop, history)
+            margins_from[plan.objectives.index(name)] = anchors.reward(name, candidate, workshop, history)
     return Job(
         candidate=candidate.id,
         preference=candidate.preference.vector(plan.objectives),
@@ -271,28 +272,6 @@ def _looked_at(candidate: Candidate, workshop: Workshop) -> PairDataset | None:
     source = batch_source(candidate, workshop)
     assert isinstance(source, ScoredResponses)
     return source.look(held_out)
-
-
-def _anchor(name: str, workshop: Workshop, history: Sequence[Outcome]) -> FrozenReward:
-    """The adapter that was trained for this objective alone, loaded into a slot of its own."""
-    for outcome in history:
-        alone = preference.is_one_hot(outcome.preference) and outcome.preference.values.get(name, 0.0) > 0.0
-        if alone and outcome.status == "done":
-            slot = workshop.slots.get(outcome.id)
-            if slot is None:
-                slot = f"frozen{len(workshop.slots)}"
-                policy = workshop.model.policy
-                lora.add_slots(policy, [slot])
-                try:
-                    lora.read(policy, slot, _folder(outcome.id, workshop), workshop.model.fingerprint)
-                except MoalignError:
-                    policy.delete_adapter(slot)
-                    raise
-                workshop.slots[outcome.id] = slot
-            return FrozenReward(slot, outcome.checksum or outcome.id, workshop.plan.variant(outcome.changes).beta)
-    raise TrainingError(
-        f"the candidate for {name} alone, whose adapter is the reward of {name}, has failed or is missing"
-    )
 
 
 def batch_source(candidate: Candidate, workshop: Workshop, slot: str = TRAINED) -> BatchSource:

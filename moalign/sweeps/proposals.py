@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from moalign import preference
 from moalign.errors import PluginError
+from moalign.sweeps import anchors
 from moalign.sweeps.plan import Plan
 from moalign.sweeps.workshop import Workshop
-from moalign.types import Candidate, Outcome, Preference, Space
+from moalign.types import Candidate, Outcome, Space
 
 
 def next_candidates(
@@ -19,12 +20,8 @@ def next_candidates(
     implicit = workshop.implicit(proposed)
     if not implicit:
         return proposed
-    known = [(one.id, one.preference) for one in history] + [(one.id, one.preference) for one in proposed]
-    one_hot = [preferred.values for _, preferred in known if preference.is_one_hot(preferred)]
-    alone = {objective for values in one_hot for objective, value in values.items() if value}
-    taken = {identity for identity, _ in known}
-    anchors = [_alone(name, plan.objectives, taken) for name in implicit if name not in alone]
-    return anchors + sorted(proposed, key=lambda candidate: not preference.is_one_hot(candidate.preference))
+    added = anchors.missing(implicit, [*history, *proposed], plan)
+    return added + sorted(proposed, key=lambda candidate: not preference.is_one_hot(candidate.preference))
 
 
 def first_trained(candidates: Sequence[Candidate], plan: Plan) -> Candidate:
@@ -37,11 +34,3 @@ def first_trained(candidates: Sequence[Candidate], plan: Plan) -> Candidate:
         f"search '{name}': nothing in its first proposal ({', '.join(each.id for each in candidates) or 'none'}) is "
         "trained, so that what a training costs cannot be measured; it must begin with a candidate that is trained"
     )
-
-
-def _alone(name: str, objectives: Sequence[str], taken: set[str]) -> Candidate:
-    """The candidate for one objective alone, under an id that nobody has."""
-    identity = f"only-{name}"
-    while identity in taken:
-        identity += "-anchor"
-    return Candidate(identity, Preference("weights", {other: float(other == name) for other in objectives}, name))

@@ -46,7 +46,7 @@ def test_following_the_signal_is_ascent_on_free_rewards_and_the_log_of_the_slack
     """The policy gradient with the signal as reward, against finite differences of the barrier function."""
     logits = torch.tensor([0.3, -0.2, -1.0, 0.5, 0.1], dtype=torch.float64)
     policy = logits.softmax(0)
-    rule = InteriorPoint(t=t)
+    rule = InteriorPoint(t=t, rescale=False)
     reward = signal(rule, BOUNDS, after(rule, BOUNDS, (policy @ REWARDS).tolist()))
     gradient = policy * (reward - policy @ reward)
     for index, step in enumerate(1e-6 * torch.eye(5, dtype=torch.float64)):
@@ -55,7 +55,7 @@ def test_following_the_signal_is_ascent_on_free_rewards_and_the_log_of_the_slack
 
 
 def test_a_tight_objective_is_pushed_up_and_never_a_free_one_held_back():
-    rule = InteriorPoint(t=20.0)
+    rule = InteriorPoint(t=20.0, rescale=False)
     pushes = [after(rule, BOUNDS, [0.1 + slack, 0.0, 0.7])["multipliers"]["a"] for slack in (1.0, 0.1, 0.01, 0.002)]
     assert pushes == pytest.approx([0.05, 0.5, 5.0, 25.0], rel=1e-9)
     state = after(rule, BOUNDS, [0.15, -3.0, 0.7])
@@ -81,11 +81,11 @@ def test_without_a_barrier_the_free_objectives_are_alone():
 
 
 def test_rescaled_it_stays_in_the_unit_of_the_rewards():
-    rule = InteriorPoint(rescale=True)
+    rule = InteriorPoint()
     state = after(rule, BOUNDS, [-5.0, 0.0, 0.7])
     same = torch.full((2, 3), 0.8, dtype=torch.float64)
     torch.testing.assert_close(signal(rule, BOUNDS, state, same), same[:, 0], **EXACT)
-    plain = signal(InteriorPoint(), BOUNDS, state)
+    plain = signal(InteriorPoint(rescale=False), BOUNDS, state)
     torch.testing.assert_close(signal(rule, BOUNDS, state) * (1 + 50 + 0.05), plain, **EXACT)
 
 
@@ -107,7 +107,7 @@ def test_a_policy_that_follows_its_signal_ends_above_its_thresholds_near_the_con
 
 
 @pytest.mark.parametrize("weights", [(0.2, 0.5, 0.3), (0.0, 1.0, 0.0), (1 / 3, 1 / 3, 1 / 3)])
-@pytest.mark.parametrize("rule", [InteriorPoint(), InteriorPoint(rescale=True), Lagrangian(start=1.0)])
+@pytest.mark.parametrize("rule", [InteriorPoint(), InteriorPoint(rescale=False), Lagrangian(start=1.0)])
 def test_weights_are_the_linear_rule_bit_by_bit(rule, weights):
     preference = Preference("weights", dict(zip(NAMES, weights, strict=True)))
     rule.check(preference)
@@ -119,5 +119,5 @@ def test_weights_are_the_linear_rule_bit_by_bit(rule, weights):
 def test_directions_are_refused_and_the_others_conform():
     with pytest.raises(PreferenceError, match=r"'interior-point' has no meaning for direction.*thresholds or weights"):
         InteriorPoint().check(Preference("direction", {"a": 0.6, "b": -0.8, "c": 0.0}))
-    for rule in (InteriorPoint(), InteriorPoint(t=0.5, floor=0.1, rescale=True)):
+    for rule in (InteriorPoint(), InteriorPoint(t=0.5, floor=0.1, rescale=False)):
         check_combiner(rule)

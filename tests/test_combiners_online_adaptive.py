@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 from math import tanh
 
 import numpy as np
@@ -109,8 +109,8 @@ def test_the_signal_is_the_lagrangian(rescale):
 def test_on_a_policy_that_follows_its_signal_the_threshold_is_met_exactly_or_the_multiplier_is_0():
     """pi = ref exp(signal / beta) / Z is the best policy for each signal: dual ascent finds the constrained optimum."""
     rewards, beta = tensor([[1.0, 0.0], [0.6, 0.7], [0.0, 1.0]]), 0.2
-    for bound in (0.5, 0.05):
-        preference, rule = Preference("thresholds", {"b": bound}), Lagrangian(rate=1.0)
+    for bound, rescale in product((0.5, 0.05), (False, True)):
+        preference, rule = Preference("thresholds", {"b": bound}), Lagrangian(rate=1.0, rescale=rescale)
         state = rule.init(preference)
         for number in range(400):
             policy = (signal(rule, preference, rewards, state) / beta).softmax(0)

@@ -206,7 +206,7 @@ def test_multipliers_of_thresholds_find_the_distribution_with_those_moments():
     """
     reference = DIE.logps(DIE.parameters(1)).sum(-1).detach()
     rewards = torch.stack([torch.linspace(0, 1, 5), torch.tensor([0.9, 0.2, 0.5, 0.1, 0.0])], 1).double()
-    bound, rule = 0.6, Lagrangian(rate=0.5)
+    bound, rule = 0.6, Lagrangian(rate=0.5, rescale=False)
     state = rule.init(Preference("thresholds", {"second": bound}))
     preference = torch.tensor([[float("nan"), bound]], dtype=torch.float64).expand(5, -1)
     groups = torch.zeros(5, dtype=torch.long)

@@ -93,7 +93,7 @@ def test_what_decides_nothing_has_no_weight():
 
 
 def test_a_multiplier_that_has_learned_is_the_weight():
-    rule = Advantages(RLOO(), Lagrangian(rate=1.0), Preference("thresholds", {"b": 2.0}), NAMES, "c")
+    rule = Advantages(RLOO(), Lagrangian(rate=1.0, rescale=False), Preference("thresholds", {"b": 2.0}), NAMES, "c")
     found = rule.of(0, REWARDS, GROUPS, RATIOS)[1]
     multiplier = 2.0 - REWARDS[:, 1].mean()
     assert found["combine/multipliers/b"] == pytest.approx(multiplier)

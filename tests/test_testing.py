@@ -147,8 +147,8 @@ OTHERWISE = [
     ("combiner", "heron", {"margin": 0.5}),
     ("combiner", "heron-pairs", {"delta": 0.4}),
     ("combiner", "smooth-chebyshev", {"memory": 0.5, "ideal_loss": 0.1}),
-    ("combiner", "lagrangian", {"start": 1.0, "cap": 1.5, "rescale": True}),
-    ("combiner", "interior-point", {"t": 1.0, "floor": 0.1, "rescale": True}),
+    ("combiner", "lagrangian", {"start": 1.0, "cap": 1.5, "rescale": False}),
+    ("combiner", "interior-point", {"t": 1.0, "floor": 0.1, "rescale": False}),
     ("combiner", "dynamic-hypervolume", {"scale": 2.0}),
     ("combiner", "dynamic-gradient", {"max_norm": None, "floor": 0.0, "step": 1.0}),
     (

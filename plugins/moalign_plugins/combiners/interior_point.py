@@ -27,7 +27,8 @@ class InteriorPoint(Combiner):
 
     So a response's signal is sum of the free r_j + sum_k m_k r_k with the multipliers m_k = 1 / (t max(s_k, floor)),
     slack and multipliers anew from each round's means before its responses are judged (IPO, arXiv 1910.09615; C-MORL,
-    arXiv 2410.02236). Weights are the plain weighted sum, so that one run can have both.
+    arXiv 2410.02236). Divided by 1 + sum_k m_k it stays in the rewards' unit: at the floor a multiplier is 50, beside
+    which KL would cost next to nothing. Weights are the plain weighted sum, so that one run can have both.
 
     A barrier asks for a start that keeps to the thresholds. One that does not is pushed as hard as at the floor, by
     1 / (t floor). C-MORL's code instead computes log max(s_k, floor), whose gradient below the floor is 0: a threshold,
@@ -40,8 +41,8 @@ class InteriorPoint(Combiner):
     """how sharp the barrier is: the larger, the less is given up for slack; in 1 / rewards"""
     floor: float = Field(default=1e-3, gt=0)
     """the slack below which the push grows no more, in rewards"""
-    rescale: bool = False
-    """divide by 1 + the sum of the multipliers, so that the sum stays in the rewards' unit"""
+    rescale: bool = True
+    """divide by 1 + the sum of the multipliers; false: the gradient itself, KL at the price of the free objectives"""
 
     def check(self, preference: Preference) -> None:
         needs_no_direction(preference, "interior-point")

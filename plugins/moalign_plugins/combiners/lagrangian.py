@@ -23,12 +23,14 @@ REGISTRATION = {
 
 
 class Lagrangian(Combiner):
-    """sum of the free r_j + sum_k m_k (r_k - t_k), after each round m_k <- max(0, m_k + rate (t_k - mean r_k)).
+    """(sum of the free r_j + sum_k m_k (r_k - t_k)) / (1 + sum_k m_k), with multipliers that learn.
 
-    The dual ascent of constrained reinforcement learning (as in Safe RLHF, arXiv 2310.12773): t_k are the thresholds,
-    the free objectives those without one. A threshold that no policy can reach drives its multiplier up without end, or
-    to ``cap``. The round's own means move the multipliers before its responses are judged. Weights are the plain
-    weighted sum, without multipliers, so that a search can go on from weights to thresholds.
+    After each round m_k <- max(0, m_k + rate (t_k - mean r_k)), the dual ascent of constrained reinforcement learning
+    (as in Safe RLHF, arXiv 2310.12773): t_k are the thresholds, the free objectives those without one. Divided as in
+    the code of Safe RLHF the sum stays in the unit of the rewards: else each multiplier that grows makes a nat of KL
+    cheaper beside it. A threshold that no policy can reach drives its multiplier up without end, or to ``cap``. The
+    round's own means move the multipliers before its responses are judged. Weights are the plain weighted sum,
+    without multipliers, so that a search can go on from weights to thresholds.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"groups"})
@@ -39,8 +41,8 @@ class Lagrangian(Combiner):
     """by how much a multiplier grows for a reward that is short by 1, per round"""
     cap: float | None = Field(default=None, gt=0)
     """the largest multiplier; none: no limit"""
-    rescale: bool = False
-    """divide by 1 + the sum of the multipliers, as Safe RLHF does, so that the sum stays in the rewards' unit"""
+    rescale: bool = True
+    """divide by 1 + the sum of the multipliers; false: the Lagrangian itself, KL at the price of the free objectives"""
 
     def check(self, preference: Preference) -> None:
         needs_no_direction(preference, "lagrangian")

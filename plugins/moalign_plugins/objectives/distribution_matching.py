@@ -42,10 +42,11 @@ class DistributionMatching(Objective):
     be a state. With it log Z falls out of "reverse-kl", whose gradient then is that of ``rloo`` with ``kl: reward``,
     over beta, without bias.
 
-    Moments as constraints, E_p[r_k] >= t_k, are ``combine: lagrangian`` with thresholds: R = r_0 + sum_k m_k (r_k -
-    t_k) is of the exponential family, and its multipliers learn from the moments of each round, which are those of q,
-    not of p by importance weights. Both are the same where the policy has come to its target. Bounds are from below
-    alone: for a moment that is to be met from both sides name the reward twice, with either ``direction``.
+    Moments as constraints, E_p[r_k] >= t_k, are ``combine: {name: lagrangian, rescale: false}`` with thresholds: R =
+    r_0 + sum_k m_k (r_k - t_k) is of the exponential family, and its multipliers learn from the moments of each
+    round, which are those of q, not of p by importance weights. Both are the same where the policy has come to its
+    target. Bounds are from below alone: for a moment that is to be met from both sides name the reward twice, with
+    either ``direction``.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"groups", "reference", "old_logps"})

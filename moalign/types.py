@@ -48,6 +48,7 @@ class Space:
     ``affordable``: how many trainings of all steps the budget still pays, ``budget``: how many it paid at first, by the
     first estimate, which stays what it is; None without a budget, or before that was made.
     ``conditioned``: one model is trained for many preferences, and asked for what is proposed.
+    ``weighted_sums``: whether candidates with weights are trained for the weighted sums of the rewards.
     ``seed``: the configuration's; a candidate's ``changes`` may name another.
     """
 
@@ -61,6 +62,7 @@ class Space:
     affordable: float | None = None
     budget: float | None = None
     conditioned: bool = False
+    weighted_sums: bool = True
     seed: int = 0
 
 

@@ -26,6 +26,9 @@ class Combiner(Plugin):
     """whether a pair judged by an objective without weight has weight 0; then it takes no place in a step"""
     monotone: ClassVar[bool] = True
     """whether a larger reward never makes the result smaller, where no weight is negative"""
+    weighted_sums: ClassVar[bool] = False
+    """whether weights are those of a weighted sum of the rewards, so that the policy trained for them is meant to have
+    the largest of all; what searches may suppose that follow such sums"""
     reward_range: ClassVar[tuple[float, float]] = (float("-inf"), float("inf"))
     """the rewards that the rule has a meaning for"""
     pointwise: ClassVar[bool] = True

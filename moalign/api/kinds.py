@@ -70,6 +70,9 @@ class Search(Plugin):
     later_kinds: ClassVar[frozenset[str]] = frozenset()
     """kinds of preferences that only its later proposals have, such as {"thresholds"}; with two objectives and more the
     combiner is asked about these before anything is trained"""
+    supposes_weighted_sums: ClassVar[bool] = False
+    """whether it takes the policy trained for weights to have the largest weighted sum of all; users are warned where
+    the combiner does not declare ``weighted_sums``"""
 
     def propose(self, space: Space, history: Sequence[Outcome], rng: Random) -> Sequence[Candidate]:
         """The next candidates; none when the search is over.

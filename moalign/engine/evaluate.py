@@ -24,13 +24,18 @@ from moalign.types import Message
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores per objective (larger is better), standard errors (none with one cluster), KL, further columns."""
+    """Scores per objective (larger is better), standard errors (none with one cluster), KL, further columns.
+
+    ``rewards`` [N,M] and ``log_ratios`` log pi / pi_ref [N] of the N samples, where they were scored and measured.
+    """
 
     scores: dict[str, float]
     stderr: dict[str, float]
     kl: float | None
     details: dict[str, float]
     samples: tuple[Rollout, ...]
+    rewards: np.ndarray | None = None
+    log_ratios: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -95,9 +100,10 @@ def evaluate(
         details |= {} if error is None else {"kl_stderr": error}
     details["response_tokens"] = float(np.mean([len(r.ids) for r in rollouts]))
     details["ended"] = float(np.mean([r.ended for r in rollouts]))
-    chosen = accuracies
+    chosen, values = accuracies, None
     if held_out.score is not None:
         scored = held_out.score(rollouts)
+        values = scored.values
         rewards = _mean_rewards(scored.values, rollouts, objectives)
         details |= {f"{name}/reward": mean for name, (mean, _) in rewards.items()}
         details |= scored.figures
@@ -113,6 +119,8 @@ def evaluate(
         kl=kl,
         details=details,
         samples=tuple(rollouts),
+        rewards=values,
+        log_ratios=ratios,
     )
 
 

@@ -77,7 +77,8 @@ def _log_mean(exponents: NDArray[np.float64]) -> tuple[float, float]:
     """log mean exp, corrected by the jackknife, and the jackknife's variance of it."""
     number = len(exponents)
     whole = np.logaddexp.reduce(exponents) - math.log(number)
-    others = [np.logaddexp.reduce(np.delete(exponents, place)) for place in range(number)]
-    without = np.array(others) - math.log(number - 1)
+    before = np.append(-np.inf, np.logaddexp.accumulate(exponents)[:-1])
+    after = np.append(np.logaddexp.accumulate(exponents[::-1])[-2::-1], -np.inf)
+    without = np.logaddexp(before, after) - math.log(number - 1)
     corrected = number * whole - (number - 1) * without.mean()
     return float(corrected), float((number - 1) / number * ((without - without.mean()) ** 2).sum())

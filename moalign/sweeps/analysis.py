@@ -1,7 +1,8 @@
 """How good a front is, and what it lacks at most: from its points alone, and from what the best policy would reach.
 
 Of each candidate with weights w the evaluation says what no policy exceeds for w (``optimum``, see engine.optimum),
-where a nat of KL has a price. With three standard errors added, that bounds every preference between those measured.
+where a nat of KL has a price, and so do all others' samples (``sweeps.optima``). With three standard errors added, that
+bounds every preference between those measured.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from numpy.typing import NDArray
 from moalign import pareto
 from moalign.errors import PreferenceError, RunError
 from moalign.sweeps import choice
+from moalign.sweeps.optima import ERRORS
 
-ERRORS = 3.0  # standard errors above an estimate at which it is taken for a bound
 Array = NDArray[np.float64]
 
 
@@ -46,14 +47,17 @@ def annotate(points: Sequence[dict[str, Any]], names: Sequence[str], reference: 
         point["alike"] = [ids[other] for other in range(len(ids)) if other != place and not apart[place, other]]
 
 
-def analyse(front: Mapping[str, Any], price: Price) -> dict[str, Any]:
-    """``analysis`` of a front, whose points are annotated already. None stands for what cannot be said."""
+def analyse(front: Mapping[str, Any], price: Price, optima: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """``analysis`` of a front, whose points are annotated already. None stands for what cannot be said.
+
+    ``optima``: by point, what no policy exceeds for its weights; without it what the point itself says of that.
+    """
     names = [objective["name"] for objective in front["objectives"]]
     scores, weights = table(front["points"], names), pareto.grid(len(names))
     exact = front.get("exact_front")
     some = len(scores) > 0
     why = None if some else "no candidate is finished"
-    found, why = (None, why) if why else _bounds(front, names, price)
+    found, why = (None, why) if why else _bounds(front, names, price, optima or {})
     return {
         "expected_utility": pareto.expected_utility(scores, weights) if some else None,
         "expected_utility_stderr": utility_error(front["points"], names),
@@ -93,7 +97,9 @@ def _knee(front: Mapping[str, Any]) -> str | None:
 # --- what the front lacks -------------------------------------------------------------------------------------------
 
 
-def _bounds(front: Mapping[str, Any], names: Sequence[str], price: Price) -> tuple[dict[str, Any] | None, str | None]:
+def _bounds(
+    front: Mapping[str, Any], names: Sequence[str], price: Price, optima: Mapping[str, float]
+) -> tuple[dict[str, Any] | None, str | None]:
     """What bounds the front, and why something about it cannot be said."""
     if price.why is not None:
         return None, price.why
@@ -105,7 +111,7 @@ def _bounds(front: Mapping[str, Any], names: Sequence[str], price: Price) -> tup
         return None, _unmeasured(front["points"])
     reached, base = _values(points, names, price), table([front["base"]], names)[0]
     weights = np.array([[point["preference"]["values"][name] for name in names] for point in measured])
-    most = np.array([_optimum(point) for point in measured])
+    most = np.array([optima.get(point["id"], _optimum(point)) for point in measured])
     most = np.maximum(most, (weights @ np.vstack([reached, base]).T).max(1))
     corner = [front["reference_point"][name] for name in names]
     gap = pareto.gap(reached - _doubt(points)[:, None], base, weights, most)

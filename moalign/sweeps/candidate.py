@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -35,7 +36,7 @@ from moalign.engine.trainee import FrozenReward, Job, Trained, Trainee
 from moalign.engine.views import reads
 from moalign.errors import ConfigError, MoalignError, UserError
 from moalign.lora import posterior_file
-from moalign.sweeps import anchors, conditioned, guides, outcomes, starts, views
+from moalign.sweeps import anchors, conditioned, guides, optima, outcomes, starts, views
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.workshop import Workshop
 from moalign.types import Candidate, Outcome
@@ -200,7 +201,7 @@ def settle(
             told = conditioned.told(candidate, workshop)
             served = candidate.preference
             measured = workshop.evaluate(slot, beta, sampled, told, content.conditions, served)
-            storage.write_text(folder / "samples.jsonl", _samples(workshop, measured))
+            storage.write_text(folder / optima.SAMPLES, _samples(workshop, measured))
             outcome = Outcome(
                 id=candidate.id,
                 status="done",
@@ -371,8 +372,13 @@ def _shaping(candidate: Candidate, workshop: Workshop) -> Shaping | None:
 def _samples(workshop: Workshop, measured: Evaluation) -> str:
     decode = workshop.model.tokeniser.tokenizer.decode
     prompts = [decode(ids, skip_special_tokens=True) for ids in workshop.material.held_out.prompts]
-    rows: list[Mapping[str, Any]] = [
-        {"prompt": prompts[rollout.prompt], "response": rollout.text, "ended": rollout.ended}
-        for rollout in measured.samples
-    ]
-    return "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+    names, lines = workshop.plan.objectives, []
+    for place, rollout in enumerate(measured.samples):
+        row: dict[str, Any] = {"prompt": prompts[rollout.prompt], "response": rollout.text, "ended": rollout.ended}
+        if measured.rewards is not None:
+            found = measured.rewards[place].tolist()
+            row["rewards"] = {name: value for name, value in zip(names, found, strict=True) if math.isfinite(value)}
+        if measured.log_ratios is not None:
+            row["log_ratio"] = float(measured.log_ratios[place])
+        lines.append(json.dumps(row, sort_keys=True) + "\n")
+    return "".join(lines)

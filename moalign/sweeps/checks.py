@@ -136,6 +136,17 @@ def _check_rewards(plan: Plan) -> None:
         raise ConfigError(f"data.margins: {no_levels(plan)}")
 
 
+def doubt(plan: Plan) -> str | None:
+    """What a user should know of search and combiner together, though they run."""
+    if len(plan.objectives) == 1 or plan.combiner.weighted_sums or not plan.search.supposes_weighted_sums:
+        return None
+    search, combine = plan.config.search.name, plan.config.combine.name
+    return (
+        f"search '{search}' supposes that the policy trained for weights has the largest weighted sum of the rewards, "
+        f"which combine '{combine}' does not train for: it may end early, far from the best; `grid` supposes nothing"
+    )
+
+
 def no_levels(plan: Plan) -> str:
     """Why there are no implicit rewards for a combiner that reads more than their differences."""
     return (

@@ -1,19 +1,21 @@
-"""The front of a run, derived from its journal alone; computing it twice gives the same bytes."""
+"""The front of a run, derived from its journal and its candidates' samples; computing it twice gives the same bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from moalign import pareto, preference, storage
 from moalign.config import Config
 from moalign.errors import CorruptFileError, RunError
-from moalign.sweeps import analysis, configurations, journal, outcomes
+from moalign.sweeps import analysis, configurations, journal, optima, outcomes
 from moalign.sweeps.analysis import Price
+from moalign.sweeps.optima import Sampled
 from moalign.types import Outcome
 
 FRONT = "front.json"
@@ -31,10 +33,11 @@ def compute(
     events: Sequence[dict[str, Any]],
     world: dict[str, Any] | None,
     kl_price: float = 0.0,
+    sampled: Mapping[str, Sampled] | None = None,
 ) -> dict[str, Any]:
     """The content of ``front.json``. ``world`` replaces sampled scores by exact ones for the points it knows.
 
-    ``kl_price``: what a nat of KL costs, see ``Plan.kl_price``.
+    ``kl_price``: what a nat of KL costs, see ``Plan.kl_price``. ``sampled``: candidates' responses to what is held out.
     """
     names = config.objective_names
     reached = outcomes.history(list(events), names)
@@ -69,7 +72,10 @@ def compute(
     front["points"] = points
     if compared := configurations.compare(points, names, front["reference_point"], config.seed):
         front["configurations"] = compared
-    front["analysis"] = analysis.analyse(front, _price(config, kind, world, kl_price))
+    price = _price(config, kind, world, kl_price)
+    weights = {one.id: np.array(one.preference.vector(names)) for one in done if one.preference.kind == "weights"}
+    known = {} if price.why else optima.bounds(weights, sampled or {}, price.value)
+    front["analysis"] = analysis.analyse(front, price, known)
     return front
 
 
@@ -112,7 +118,10 @@ def read(run_directory: Path) -> dict[str, Any]:
     events = journal.read(run_directory / journal.FILE)
     with as_written(run_directory):
         config, price = Config.model_validate(record["config"]), float(record.get("kl_price", 0.0))
-        return compute(config, record["evaluation"], events, world, price)
+        names = config.objective_names
+        done = [outcome.id for outcome in outcomes.history(list(events), names) if outcome.status == "done"]
+        sampled = optima.read(run_directory / "candidates", done, names)
+        return compute(config, record["evaluation"], events, world, price, sampled)
 
 
 def write(run_directory: Path) -> dict[str, Any]:

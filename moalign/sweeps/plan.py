@@ -239,10 +239,11 @@ def prepare(config: Config, registry: Registry) -> Plan:
     Raises ConfigError, PreferenceError, UnknownPluginError, PluginError, ModelError (a directory that is no model).
     """
     deadline = config.plugin_deadline
+    combiner = registry.build("combiner", config.combine.name, config.combine.options, "combine", deadline)
     plan = Plan(
         config=config,
         objective=registry.build("objective", config.loss.name, config.loss.options, "loss", deadline),
-        combiner=registry.build("combiner", config.combine.name, config.combine.options, "combine", deadline),
+        combiner=combiner,
         search=registry.build("search", config.search.name, config.search.options, "search", deadline),
         rewards=_rewards(config, registry),
         transforms=_transforms(config, registry),
@@ -251,7 +252,7 @@ def prepare(config: Config, registry: Registry) -> Plan:
         conditioner=conditions.conditioner_of(config, registry),
         reference=comparing.reference_of(config, registry),
         filter=filters.filter_of(config, registry),
-        space=_space(config),
+        space=_space(config, combiner),
         plugins=_entries(config, registry),
         observers=_observers(config, registry),
     )
@@ -267,7 +268,7 @@ def prepare(config: Config, registry: Registry) -> Plan:
     return plan
 
 
-def _space(config: Config) -> Space:
+def _space(config: Config, combiner: Combiner) -> Space:
     """What is known of it before anything is measured."""
     together, point = config.train.together, config.evaluate.reference_point
     return Space(
@@ -277,6 +278,7 @@ def _space(config: Config) -> Space:
         together=1 if together == "auto" else together,
         reference_point=dict(point) if isinstance(point, dict) else {},
         conditioned=config.condition is not None,
+        weighted_sums=combiner.weighted_sums,
         seed=config.seed,
     )
 

@@ -234,6 +234,8 @@ def open_workshop(plan: Plan, directory: Path, observer: Observer, *, keep_cache
 
     Raises ModelError, DataError, ConfigError.
     """
+    if what := checks.doubt(plan):
+        observer.on_warning(what)
     observer.on_phase("loading the model")
     accelerator = Accelerator()
     if accelerator.num_processes != 1:

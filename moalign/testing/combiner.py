@@ -47,6 +47,7 @@ def declarations_are_known(t: Trial) -> None:
     for name in (
         "weighs_judges",
         "monotone",
+        "weighted_sums",
         "pointwise",
         "needs_gram",
         "weighs_losses",

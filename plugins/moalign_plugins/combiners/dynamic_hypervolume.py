@@ -31,6 +31,7 @@ class DynamicHypervolume(Combiner):
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"groups"})
+    weighted_sums: ClassVar[bool] = True
 
     scale: float | dict[str, float] | None = None
     """what counts as one unit of a reward, one number or one for each objective; without it, the standard deviation

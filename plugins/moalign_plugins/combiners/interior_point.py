@@ -36,6 +36,7 @@ class InteriorPoint(Combiner):
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"groups"})
+    weighted_sums: ClassVar[bool] = True
 
     t: float = Field(default=20.0, gt=0)
     """how sharp the barrier is: the larger, the less is given up for slack; in 1 / rewards"""

@@ -34,6 +34,7 @@ class Lagrangian(Combiner):
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"groups"})
+    weighted_sums: ClassVar[bool] = True
 
     start: float = Field(default=0.0, ge=0)
     """every multiplier in the beginning"""

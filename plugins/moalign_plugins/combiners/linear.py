@@ -32,6 +32,7 @@ class Linear(Combiner):
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"labelled", "scored", "groups"})
+    weighted_sums: ClassVar[bool] = True
     weighs_judges: ClassVar[bool] = True
 
     def check(self, preference: Preference) -> None:

@@ -33,6 +33,7 @@ class MODPO(Combiner):
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"labelled"})
+    weighted_sums: ClassVar[bool] = True
     weighs_judges: ClassVar[bool] = True
 
     def check(self, preference: Preference) -> None:

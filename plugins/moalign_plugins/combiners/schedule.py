@@ -26,6 +26,7 @@ class Schedule(Combiner):
     """sum_k w_k r_k with w = start + (preference - start) min(round / rounds, 1): the preference from ``rounds`` on."""
 
     accepts: ClassVar[frozenset[str]] = frozenset({"groups"})
+    weighted_sums: ClassVar[bool] = True
 
     rounds: int = Field(default=4, ge=1)
     """after so many rounds of sampled responses the weights are those of the preference"""

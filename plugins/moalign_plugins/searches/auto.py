@@ -25,7 +25,8 @@ class Auto(Search):
     """One of the other searches, by what was measured on worlds with a known front (docs/searches.md).
 
     One model that is asked for preferences answers an even grid. Where the budget pays little more than each objective
-    alone, mixes fill in between. Else optimistic linear support, whose candidates after the first take few steps.
+    alone, mixes fill in between. Where candidates are not trained for weighted sums, it is an even grid. Else
+    optimistic linear support, whose candidates after the first take few steps.
     """
 
     points: int | None = Field(default=None, ge=1)
@@ -49,6 +50,8 @@ class Auto(Search):
                 f"the budget pays {space.budget:.1f} trainings: soup, each of the {objectives} objectives alone and "
                 "mixes between them"
             )
+        if not space.weighted_sums:
+            return "candidates are not trained for weighted sums of the rewards: an even grid of preferences"
         paid = "" if space.budget is None else f" and a budget of {space.budget:.1f} trainings"
         return f"{objectives} objectives{paid}: optimistic-linear-support, {self.chosen(space).reason(space)}"
 
@@ -60,6 +63,8 @@ class Auto(Search):
             return Grid(points=points)
         if _tight(space):
             return Soup(trained=objectives, points=points)
+        if not space.weighted_sums:
+            return Grid(points=points if space.budget is None else max(objectives, min(points, int(space.budget))))
         return OptimisticLinearSupport(points=points, mixes=2 * points if objectives == 3 else points)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
 from random import Random
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -43,6 +43,8 @@ class OptimisticLinearSupport(Search):
     arXiv:1610.02707, each such candidate continues the one with the nearest weights and takes few steps. The search
     ends where no gap is above ``tolerance``.
     """
+
+    supposes_weighted_sums: ClassVar[bool] = True
 
     points: int = Field(default=11, ge=1)
     """at most so many candidates are trained, but one for each objective is"""

@@ -1,0 +1,79 @@
+"""What no policy exceeds for the weights of each candidate, by the samples that say it best, whoever's they are.
+
+A candidate's own samples say what could be reached for its weights (see ``engine.optimum``), but not where it has gone
+astray: what it never says it does not know. So all candidates are asked about the weights of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moalign import storage
+from moalign.engine.optimum import Optimum, optimum
+from moalign.errors import CorruptFileError
+
+SAMPLES = "samples.jsonl"
+ERRORS = 3.0  # standard errors above an estimate at which it is taken for a bound
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Of N responses of a candidate: rewards [N,M], NaN where unknown, log pi / pi_ref [N], the prompts' numbers."""
+
+    rewards: Array
+    log_ratios: Array
+    prompts: tuple[int, ...]
+
+    def about(self, weights: Array, price: float) -> Optimum | None:
+        """What these say of the best policy for the weights [M]."""
+        counts = weights > 0  # an objective that abstains and has no weight is no matter
+        return optimum(self.rewards[:, counts] @ weights[counts], self.log_ratios, self.prompts, price)
+
+
+def bounds(weights: Mapping[str, Array], sampled: Mapping[str, Sampled], price: float) -> dict[str, float]:
+    """By candidate, what no policy exceeds for its weights [M]; those of whom nothing is known are left out.
+
+    The estimate of those samples that vary least in what they say of it, three standard errors added, and no less than
+    anybody's, three standard errors taken away.
+    """
+    found = {}
+    for name, wanted in weights.items():
+        estimates = [one for each in sampled.values() if (one := each.about(wanted, price)) is not None]
+        if estimates:
+            value, error = min(estimates, key=lambda one: one.deviation).bound
+            at_least = max(one.value - ERRORS * one.stderr for one in estimates)
+            found[name] = max(value + ERRORS * error, at_least)
+    return found
+
+
+def read(candidates: Path, ids: Sequence[str], objectives: Sequence[str]) -> dict[str, Sampled]:
+    """The samples of these candidates, where they are kept with rewards and log-ratios.
+
+    Raises CorruptFileError where a line is not one of a sample.
+    """
+    found = {}
+    for name in ids:
+        file = candidates / name / SAMPLES
+        if file.exists():
+            try:
+                rows = [storage.parse_json(line) for line in storage.read_bytes(file).splitlines()]
+                if all("rewards" in row and "log_ratio" in row for row in rows):
+                    found[name] = _sampled(rows, objectives)
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                raise CorruptFileError(f"{file}: a line is not the sample that was written here") from error
+    return found
+
+
+def _sampled(rows: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> Sampled:
+    numbers: dict[str, int] = {}
+    prompts = tuple(numbers.setdefault(row["prompt"], len(numbers)) for row in rows)
+    rewards = [[row["rewards"].get(name, np.nan) for name in objectives] for row in rows]
+    ratios = np.array([row["log_ratio"] for row in rows], dtype=np.float64)
+    return Sampled(np.array(rewards, dtype=np.float64).reshape(-1, len(objectives)), ratios, prompts)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import math
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -22,7 +21,6 @@ from moalign.engine import companions, owned, snapshots
 from moalign.engine.advantages import Advantages
 from moalign.engine.batches import BatchSource, OfflineSource, RolloutSource
 from moalign.engine.conditioned import ConditionedPairs, ConditionedRollouts
-from moalign.engine.evaluate import Evaluation
 from moalign.engine.filtering import Filtering
 from moalign.engine.model import TRAINED
 from moalign.engine.reference_policy import BASE, FrozenPolicy
@@ -36,7 +34,7 @@ from moalign.engine.trainee import FrozenReward, Job, Trained, Trainee
 from moalign.engine.views import reads
 from moalign.errors import ConfigError, MoalignError, UserError
 from moalign.lora import posterior_file
-from moalign.sweeps import anchors, conditioned, guides, optima, outcomes, starts, views
+from moalign.sweeps import anchors, conditioned, guides, outcomes, samples, starts, views
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.workshop import Workshop
 from moalign.types import Candidate, Outcome
@@ -201,7 +199,8 @@ def settle(
             told = conditioned.told(candidate, workshop)
             served = candidate.preference
             measured = workshop.evaluate(slot, beta, sampled, told, content.conditions, served)
-            storage.write_text(folder / optima.SAMPLES, _samples(workshop, measured))
+            said = samples.text_of(measured, _held_out_prompts(workshop), workshop.plan.objectives)
+            storage.write_text(folder / samples.FILE, said)
             outcome = Outcome(
                 id=candidate.id,
                 status="done",
@@ -369,16 +368,7 @@ def _shaping(candidate: Candidate, workshop: Workshop) -> Shaping | None:
     return Shaping(plan.transforms, plan.objectives, candidate.id, base)
 
 
-def _samples(workshop: Workshop, measured: Evaluation) -> str:
+def _held_out_prompts(workshop: Workshop) -> list[str]:
+    """As text."""
     decode = workshop.model.tokeniser.tokenizer.decode
-    prompts = [decode(ids, skip_special_tokens=True) for ids in workshop.material.held_out.prompts]
-    names, lines = workshop.plan.objectives, []
-    for place, rollout in enumerate(measured.samples):
-        row: dict[str, Any] = {"prompt": prompts[rollout.prompt], "response": rollout.text, "ended": rollout.ended}
-        if measured.rewards is not None:
-            found = measured.rewards[place].tolist()
-            row["rewards"] = {name: value for name, value in zip(names, found, strict=True) if math.isfinite(value)}
-        if measured.log_ratios is not None:
-            row["log_ratio"] = float(measured.log_ratios[place])
-        lines.append(json.dumps(row, sort_keys=True) + "\n")
-    return "".join(lines)
+    return [decode(ids, skip_special_tokens=True) for ids in workshop.material.held_out.prompts]

@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moalign import storage
 from moalign.engine.optimum import Optimum, optimum
-from moalign.errors import CorruptFileError
+from moalign.sweeps import samples
+from moalign.sweeps.samples import SampleLine
 
-SAMPLES = "samples.jsonl"
 ERRORS = 3.0  # standard errors above an estimate at which it is taken for a bound
 Array = NDArray[np.float64]
 
@@ -60,20 +58,17 @@ def read(candidates: Path, ids: Sequence[str], objectives: Sequence[str]) -> dic
     """
     found = {}
     for name in ids:
-        file = candidates / name / SAMPLES
-        if file.exists():
-            try:
-                rows = [storage.parse_json(line) for line in storage.read_bytes(file).splitlines()]
-                if all("rewards" in row and "log_ratio" in row for row in rows):
-                    found[name] = _sampled(rows, objectives)
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                raise CorruptFileError(f"{file}: a line is not the sample that was written here") from error
+        folder = candidates / name
+        if (folder / samples.FILE).exists():
+            lines = samples.read(folder)
+            if all(line.rewards is not None and line.log_ratio is not None for line in lines):
+                found[name] = _sampled(lines, objectives)
     return found
 
 
-def _sampled(rows: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> Sampled:
+def _sampled(lines: Sequence[SampleLine], objectives: Sequence[str]) -> Sampled:
     numbers: dict[str, int] = {}
-    prompts = tuple(numbers.setdefault(row["prompt"], len(numbers)) for row in rows)
-    rewards = [[row["rewards"].get(name, np.nan) for name in objectives] for row in rows]
-    ratios = np.array([row["log_ratio"] for row in rows], dtype=np.float64)
+    prompts = tuple(numbers.setdefault(line.prompt, len(numbers)) for line in lines)
+    rewards = [[(line.rewards or {}).get(name, np.nan) for name in objectives] for line in lines]
+    ratios = np.array([line.log_ratio for line in lines], dtype=np.float64)
     return Sampled(np.array(rewards, dtype=np.float64).reshape(-1, len(objectives)), ratios, prompts)

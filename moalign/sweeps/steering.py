@@ -23,7 +23,7 @@ from moalign.engine.conditioning import text_of
 from moalign.errors import CorruptFileError, ModelError, PreferenceError, RunError, UserError
 from moalign.lora import mixing, ordinary
 from moalign.lora.mixing import Adapter
-from moalign.sweeps import conditioned, conditions, journal, posteriors
+from moalign.sweeps import conditioned, conditions, journal, posteriors, samples
 from moalign.sweeps.archive import Archive, Draw, Mix
 from moalign.types import Preference
 
@@ -179,15 +179,9 @@ def compare_tokenizers(archive: Archive, fingerprint: str, base: str | None) -> 
 def ending_of_prompts(archive: Archive, mix: Mix) -> str:
     """The white space in which all prompts end that the run was evaluated on, as recorded beside the mix's adapters;
     "" where they do not agree. A line that somebody types has lost it, and the policy has seen no prompt without."""
-    endings: set[str] = set()
-    for candidate in mix.shares:
-        file = archive.directory / "candidates" / candidate / "samples.jsonl"
-        for line in storage.read_bytes(file).splitlines():
-            try:
-                prompt = storage.parse_json(line)["prompt"]
-                endings.add(prompt[len(prompt.rstrip()) :])
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                raise CorruptFileError(f"{file}: a line is not the sample that was written here") from error
+    folders = [archive.directory / "candidates" / candidate for candidate in mix.shares]
+    prompts = {line.prompt for folder in folders for line in samples.read(folder)}
+    endings = {prompt[len(prompt.rstrip()) :] for prompt in prompts}
     return endings.pop() if len(endings) == 1 else ""
 
 

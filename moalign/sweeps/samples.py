@@ -1,0 +1,65 @@
+"""``samples.jsonl`` of a candidate: its responses to the held-out prompts, and what is known of each; a line is one."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moalign import storage
+from moalign.engine.evaluate import Evaluation
+from moalign.errors import CorruptFileError
+
+FILE = "samples.jsonl"
+
+
+@dataclass(frozen=True)
+class SampleLine:
+    """What is read back of a response: its prompt as text, its rewards by objective, and log pi / pi_ref in nats.
+
+    ``rewards``: without objectives that abstained; None where nothing scored it. ``log_ratio``: None if not measured.
+    """
+
+    prompt: str
+    rewards: Mapping[str, float] | None
+    log_ratio: float | None
+
+
+def text_of(measured: Evaluation, prompts: Sequence[str], objectives: Sequence[str]) -> str:
+    """The file's content. ``prompts``: as text, by the number that a response has of its prompt."""
+    lines = []
+    for place, rollout in enumerate(measured.samples):
+        row: dict[str, Any] = {"prompt": prompts[rollout.prompt], "response": rollout.text, "ended": rollout.ended}
+        if measured.rewards is not None:
+            found = measured.rewards[place].tolist()
+            row["rewards"] = {
+                name: value for name, value in zip(objectives, found, strict=True) if math.isfinite(value)
+            }
+        if measured.log_ratios is not None:
+            row["log_ratio"] = float(measured.log_ratios[place])
+        lines.append(json.dumps(row, sort_keys=True) + "\n")
+    return "".join(lines)
+
+
+def read(folder: Path) -> list[SampleLine]:
+    """The lines of a candidate's folder, in order.
+
+    Raises RunError where the file is not there, CorruptFileError where a line is not one of a sample.
+    """
+    file = folder / FILE
+    try:
+        return [_line(storage.parse_json(line)) for line in storage.read_bytes(file).splitlines()]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CorruptFileError(f"{file}: a line is not the sample that was written here") from error
+
+
+def _line(row: Mapping[str, Any]) -> SampleLine:
+    """Raises the built-in errors of whatever is not there, or of another type."""
+    rewards, log_ratio = row.get("rewards"), row.get("log_ratio")
+    known = None if rewards is None else {name: float(value) for name, value in rewards.items()}
+    if not isinstance(row["prompt"], str):
+        raise TypeError(row["prompt"])
+    return SampleLine(row["prompt"], known, None if log_ratio is None else float(log_ratio))

@@ -151,7 +151,7 @@ BAD = {
     "a missing data file": (["--set", "data.path=pair.jsonl"], "did you mean 'pairs.jsonl'?"),
     "a missing model": (["--set", "model.path=./nowhere"], "model.path: no such directory"),
     "a directory that is no model": (["--set", "model.path=."], "has no config.json"),
-    "too few points": (["--set", "search.points=1"], "search.points: 1 points cannot hold one per objective"),
+    "too few points": (["--set", "search.points=1"], "search.points: 1 cannot hold one candidate per objective"),
     "a disabled plugin": (["--no-plugin", "dpo"], "no objective is called 'dpo'"),
     "a negative weight": (
         ["--set", "preferences.bad={helpful: 1.5, harmless: -0.5}"],

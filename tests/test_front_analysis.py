@@ -73,7 +73,8 @@ def test_the_line_says_how_good_the_front_is_and_what_one_more_run_would_bring()
     bounds = found["analysis"]["bounds"]
     reached, base = np.array([(0.95, -0.05), (0.55, 0.55), (-0.05, 0.95)]), np.zeros(2)
     weights, most = [(1, 0), (0.5, 0.5), (0, 1)], [1.05, 0.70, 1.15]
-    gap = pareto.gap(reached, base, weights, most)
+    unsure = np.full((3, len(pareto.grid(2))), 3 * 0.02)  # three standard errors of scores whose samples nobody kept
+    gap = pareto.gap(reached, base, weights, most, unsure)
     assert gap is not None
     assert bounds["front_share_at_least"] == pytest.approx(gap.share, abs=1e-12)
     assert bounds["front_share_worst_at_least"] == pytest.approx(gap.worst, abs=1e-12)

@@ -81,6 +81,21 @@ def test_an_objective_that_abstains_matters_to_those_alone_who_want_it():
     assert found == {"a": pytest.approx(best(ALONE), abs=1e-9)}
 
 
+def test_errors_are_those_of_the_means_over_these_prompts():
+    rng, weights = np.random.default_rng(4), np.array([[1.0, 0.0], [0.3, 0.7], [0.0, 1.0]])
+    known = sampled(tilted(0.7), rng, samples=6)
+    for place, wanted in enumerate(weights):
+        each = (known.rewards @ wanted - PRICE * known.log_ratios).reshape(2, 6)
+        error = np.sqrt((each.var(1, ddof=1) / 6).sum()) / 2
+        assert known.errors(weights, PRICE)[place] == pytest.approx(error, rel=1e-12)
+    best_for_one = sampled(tilted(1.0), rng).errors(weights, PRICE)
+    assert best_for_one[0] == pytest.approx(0, abs=1e-8) and (best_for_one[1:] > 0.01).all(), "sure of itself alone"
+    assert sampled(tilted(1.0), rng, samples=1).errors(weights, PRICE) is None
+    rewards = known.rewards.copy()
+    rewards[0, 1] = np.nan
+    assert Sampled(rewards, *_rest(known)).errors(weights, PRICE) is None
+
+
 def _rest(known):
     return known.log_ratios, known.prompts
 
@@ -99,8 +114,11 @@ def made(tmp_path_factory):
 
 def test_samples_are_kept_with_what_they_are_worth(made):
     points = front.read(made)["points"]
-    everybody = optima.read(made / "candidates", [point["id"] for point in points], ("harmless", "helpful"))
-    assert len(points) == len(everybody) == 3
+    everybody = optima.read(made, [point["id"] for point in points], ("harmless", "helpful"))
+    assert list(everybody) == [None, *(point["id"] for point in points)] and len(points) == 3
+    untouched = everybody[None]
+    assert untouched.rewards.mean(0) == pytest.approx(list(front.read(made)["base"]["scores"].values()))
+    assert not untouched.log_ratios.any()
     for point in points:
         mine = everybody[point["id"]]
         assert mine.rewards.mean(0) == pytest.approx([point["scores"][name] for name in ("harmless", "helpful")])
@@ -110,7 +128,7 @@ def test_samples_are_kept_with_what_they_are_worth(made):
 
 
 def test_the_front_is_bounded_by_all_of_them_and_by_each_ones_own_where_others_say_nothing(made):
-    whole, kept = front.read(made), {file: file.read_bytes() for file in made.glob("candidates/*/samples.jsonl")}
+    whole, kept = front.read(made), {file: file.read_bytes() for file in made.rglob("samples.jsonl")}
 
     def bounds(change):
         """With the samples of the candidate for harmless alone changed."""
@@ -128,7 +146,7 @@ def test_the_front_is_bounded_by_all_of_them_and_by_each_ones_own_where_others_s
         with pytest.raises(CorruptFileError, match=r"samples\.jsonl: a line is not the sample"):
             bounds(lambda place, row: 7)
         for file in kept:
-            file.unlink()
+            file.unlink(missing_ok=True)
         alone = front.read(made)["analysis"]["bounds"]
         assert alone["hypervolume_at_most"] == pytest.approx(own["hypervolume_at_most"], rel=1e-9)
     finally:

@@ -129,6 +129,42 @@ def test_corners_and_linear_programmes_bound_the_same(objectives):
         assert (asked @ corners.T).max(1) == pytest.approx(pareto.most(asked, weights, bounds), abs=1e-7)
 
 
+def test_weights_that_hardly_ask_for_an_objective_bound_as_they_should():
+    """Corners of such polytopes lie too far out to be computed; shares do not need them."""
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        weights = np.vstack([np.eye(3), np.maximum(rng.dirichlet([0.1] * 3, 5), 1e-300)])
+        weights /= weights.sum(1, keepdims=True)
+        policies = np.abs(rng.normal(size=(100, 3)))
+        policies /= np.linalg.norm(policies, axis=1, keepdims=True)
+        bounds = (weights @ policies.T).max(1)
+        grid, points = np.array(pareto.grid(3)), policies[:3] * 0.9
+        reached, limits = (grid @ points.T).max(1), pareto.most(grid, weights, bounds)
+        gap, corners = pareto.gap(points, np.zeros(3), weights, bounds), pareto.best_corners(weights, bounds)
+        assert gap is not None and gap.share == pytest.approx((reached / limits).mean(), abs=1e-9)
+        assert ((grid @ corners.T).max(1) >= limits - 1e-9).all(), "the corners are those of no smaller polytope"
+        gains = [(np.maximum(grid @ policy - reached, 0) / limits).mean() for policy in policies]
+        assert max(gains) <= gap.gain + 1e-9
+
+
+def test_what_is_not_sure_is_not_claimed():
+    points, base, ends = [[0.9, 0.2], [0.2, 0.9]], [0.1, 0.1], [1.0, 1.0]
+    grid = np.array(pareto.grid(2))
+    exact = pareto.gap(points, base, np.eye(2), ends)
+    less, more = np.full((2, len(grid)), 0.05), np.full(len(grid), 0.02)
+    assert pareto.gap(points, base, np.eye(2), ends, 0 * less, 0 * more) == exact
+    found = pareto.gap(points, base, np.eye(2), ends, less, more)
+    reached = (grid @ np.array(points).T).max(1) - 0.05
+    shares = (reached - 0.12) / (1.0 - 0.12)
+    assert found is not None
+    assert (found.share, found.worst) == (pytest.approx(shares.mean()), pytest.approx(min(shares)))
+    assert exact is not None and exact.share > found.share and exact.gain < found.gain
+    nothing = pareto.gap(points, base, np.eye(2), ends, less, np.full(len(grid), 0.95))
+    assert nothing is not None and (nothing.share, nothing.gain) == (0, 1), "the base itself may have all of it"
+    one = pareto.gap(points, base, np.eye(2), ends, np.vstack([less[0] * 99, less[1]]), more)
+    assert one is not None and one.weights == (1.0, 0.0), "nobody else is for that"
+
+
 def test_between_two_weights_the_bound_is_the_line_between_theirs():
     found = pareto.most([[0.25, 0.75], [1, 0], [0.5, 0.5]], np.eye(2), [4.0, 8.0])
     assert found.tolist() == pytest.approx([7, 4, 6])

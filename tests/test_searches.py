@@ -74,7 +74,7 @@ def test_the_grid_is_exact(objectives, partitions):
 @given(objectives=st.integers(1, 5), points=st.integers(1, 200))
 def test_points_are_an_upper_bound_that_is_used_as_far_as_possible(objectives, points):
     if points < objectives:
-        with pytest.raises(ConfigError, match=f"search.points: {points} points cannot hold"):
+        with pytest.raises(ConfigError, match=f"search.points: {points} cannot hold"):
             propose(Grid(points=points), space(objectives))
         return
     proposed = len(propose(Grid(points=points), space(objectives)))
@@ -132,7 +132,9 @@ def test_points_and_partitions_exclude_each_other():
 )
 def test_random_weights_lie_on_the_simplex(objectives, count, alpha, seed):
     candidates = propose(Random(count=count, alpha=alpha), space(objectives), seed=seed)
-    assert len({candidate.id for candidate in candidates}) == count
+    drawn = [tuple(candidate.preference.values.values()) for candidate in candidates]
+    assert len({candidate.id for candidate in candidates}) == len(set(drawn)) == len(drawn) <= count
+    assert len(drawn) == (1 if objectives == 1 else count) or alpha < 0.1, "nothing is trained twice"
     assert propose(Random(count=count, alpha=alpha), space(objectives), seed=seed) == candidates
     for candidate in candidates:
         point = candidate.preference.vector(space(objectives).objectives)
@@ -187,6 +189,20 @@ def test_a_soup_trains_a_coarse_grid_and_mixes_what_lies_between(objectives, tra
     assert len(set(both)) == len(both)
     assert set(both) >= {tuple(c.preference.values.values()) for c in propose(Grid(points=points), where)}
     assert propose(search, where, first + second) == []
+
+
+@pytest.mark.parametrize("status", ["failed", "skipped"])
+def test_a_soup_mixes_nothing_for_weights_that_its_trained_candidates_do_not_enclose(status):
+    where = space(2)
+    both, alone, other = propose(Soup(trained=3, points=5), where), Grid(points=2), []
+    other = [candidate for candidate in both if candidate.preference.values["harmless"] != 1.0]
+    history = [Outcome(candidate.id, "done", candidate.preference) for candidate in other]
+    gone = next(candidate for candidate in both if candidate not in other)
+    history.append(Outcome(gone.id, status, gone.preference, error="boom"))
+    mixed = list(Soup(trained=3, points=5).propose(where, history, Generator(0)))
+    assert [candidate.preference.values["harmless"] for candidate in mixed] == [0.25]
+    one = [Outcome(candidate.id, "failed", candidate.preference, error="boom") for candidate in propose(alone, where)]
+    assert list(Soup(trained=2, points=5).propose(where, one, Generator(0))) == []
 
 
 def test_a_soup_of_fewer_points_than_are_trained_is_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import product
 from random import Random
 
@@ -15,12 +16,13 @@ from sweeps import contents, small_config
 from moalign import registry
 from moalign.api import Candidate, ConfigError, Outcome, Preference, PreferenceError
 from moalign.storage import safe_name
-from moalign.sweeps import run
+from moalign.sweeps import conditions, run
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import prepare
 from moalign.testing import check_search
 from moalign_plugins.searches.c_morl import CMORL
 from moalign_plugins.searches.epsilon_constraint import EpsilonConstraint
+from moalign_plugins.searches.grid import Grid
 
 SEARCHES = [
     CMORL(),
@@ -131,7 +133,7 @@ def test_the_grid_of_bounds_is_even_over_the_payoff_table_and_as_fine_as_the_poi
 def test_another_objective_can_be_maximised():
     _, (_, sweep) = driven(EpsilonConstraint(points=6, maximise="b"), space(2), solver(sphere(2)))
     assert all(list(each.preference.values) == ["a"] for each in sweep) and len(sweep) == 4
-    with pytest.raises(ConfigError, match=r"search.points: 2 points cannot hold .* at least 3"):
+    with pytest.raises(ConfigError, match=r"search.points: 2 cannot hold .* at least 3"):
         EpsilonConstraint(points=2).propose(space(3), (), Random(0))
 
 
@@ -239,7 +241,13 @@ def test_a_combiner_that_keeps_no_thresholds_is_found_before_anything_is_trained
 
 
 def test_a_conditioned_model_is_told_no_thresholds(tiny_model_path, tmp_path):
-    config = settings(tiny_model_path, tmp_path, "interior-point", name="epsilon-constraint")
-    config = config.model_copy(update={"condition": config.combine.model_copy(update={"name": "soup"})})
+    class Later(Grid):
+        later_kinds = frozenset({"thresholds"})
+
+    config = settings(tiny_model_path, tmp_path, "interior-point", name="grid")
+    plan = prepare(config.model_copy(update={"condition": None}), registry.discover())
+    plan.check_later()
+    conditioned = config.model_copy(update={"condition": config.combine.model_copy(update={"name": "soup"})})
+    made = replace(plan, config=conditioned, conditioner=conditions.conditioner_of(conditioned, registry.discover()))
     with pytest.raises(PreferenceError, match="knows weights and directions, no thresholds"):
-        prepare(config, registry.discover())
+        replace(made, search=Later()).check_later()

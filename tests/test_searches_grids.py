@@ -75,7 +75,7 @@ def test_another_start_may_find_other_points_and_the_same_start_never_does():
 
 
 def test_fewer_points_than_objectives_are_refused():
-    with pytest.raises(ConfigError, match=r"search\.points: 2 points cannot hold one per objective; 3 objectives need"):
+    with pytest.raises(ConfigError, match=r"points: 2 cannot hold one candidate per objective; 3 objectives need"):
         points(Riesz(points=2), 3)
     for bad in (0, 2**17):
         with pytest.raises(ValidationError):

@@ -165,6 +165,18 @@ def test_when_the_budget_is_spent_the_gaps_that_remain_are_mixed():
     assert OptimisticLinearSupport().propose(space, [*done, skipped], Random(0)) == []
 
 
+def test_what_trained_candidates_do_not_enclose_is_not_mixed():
+    space = Space(NAMES[:2])
+    done = [
+        Outcome("a", "done", _weights(space, (1.0, 0.0)), {"concise": 1.0, "harmless": 0.0}),
+        Outcome("b", "done", _weights(space, (0.5, 0.5)), {"concise": 0.8, "harmless": 0.8}),
+    ]
+    alone = Outcome("c", "skipped", _weights(space, (0.0, 1.0)))
+    mixed = OptimisticLinearSupport(mixes=4).propose(space, [*done, alone], Random(0))
+    assert mixed and all(candidate.preference.values["concise"] >= 0.5 for candidate in mixed)
+    assert OptimisticLinearSupport(mixes=4).propose(space, [done[0], alone], Random(0)) == []
+
+
 def test_it_keeps_the_contract_of_searches():
     check_search(OptimisticLinearSupport(points=6), objectives=4)
     check_search(OptimisticLinearSupport(points=4, mixes=3, warm_start=None), objectives=3)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 NOTHING = 1e-12
+HARDLY = 1e-4  # of a row's weights; smaller ones make polytopes too long to be cut exactly
 ROUND = 9  # digits within which gaps are equal
 
 
@@ -87,10 +88,20 @@ def unbounded(weights: ArrayLike) -> list[int]:
     return [place for place in range(rows.shape[1]) if not _alone(rows, place).any()]
 
 
-def gap(points: ArrayLike, base: ArrayLike, weights: ArrayLike, bounds: ArrayLike) -> Gap | None:
+def gap(
+    points: ArrayLike,
+    base: ArrayLike,
+    weights: ArrayLike,
+    bounds: ArrayLike,
+    less: ArrayLike | None = None,
+    more: ArrayLike | None = None,
+) -> Gap | None:
     """What the points [n,M], with the base [M] among them, lack at most; None where an objective is unbounded.
 
     Share of a preference w: (max_k w.p_k - w.base) / (U(w) - w.base), 1 where there is nothing to gain.
+
+    Where points and base are estimates, ``less`` [n,W] says how much less w.p_k may be for each w of the even grid, and
+    ``more`` [W] how much more w.base: the share is then that of the least that was reached, over the most of the base.
     """
     origin = vector(base, "base")
     table = matrix(points, "points", columns=len(origin))
@@ -99,32 +110,40 @@ def gap(points: ArrayLike, base: ArrayLike, weights: ArrayLike, bounds: ArrayLik
     if unbounded(rows):
         return None
     asked = np.array(grid(len(origin)))
-    reached = (asked @ np.vstack([table, origin]).T).max(1)
+    known = (asked @ np.vstack([table, origin]).T).max(1)
+    lowered = asked @ table.T - (0.0 if less is None else matrix(less, "less", columns=len(asked)).T)
+    untouched = asked @ origin + (0.0 if more is None else vector(more, "more"))
+    reached = np.maximum(lowered.max(1), untouched)
     ends = np.maximum(ends, (rows @ np.vstack([table, origin]).T).max(1))
-    corners = best_corners(rows, ends)
-    limits = np.maximum((asked @ corners.T).max(1) if len(corners) else most(asked, rows, ends), reached)
-    room = limits - asked @ origin
-    something = room > NOTHING * max(1.0, float(np.abs(limits).max()))
-    units = np.where(something, room, 1.0)
-    lacking = np.where(something, (limits - reached) / units, 0.0)
-    rounded = np.round(lacking, ROUND)
-    place = int(rounded.argmax())
+    limits = np.maximum(most(asked, rows, ends), known)
+    smallest = NOTHING * max(1.0, float(np.abs(limits).max()))
+    room = limits - untouched
+    # where anything can be gained, but the base may have all of it, nothing is known to be gained
+    anything, known_room = limits - asked @ origin > smallest, room > smallest
+
+    def lacks(best: Array) -> Array:
+        """Of what can be gained, the shares [W] from what is reached to the best."""
+        shares = np.clip((best - reached) / np.where(known_room, room, 1.0), 0.0, 1.0)
+        return np.where(anything, np.where(known_room, shares, 1.0), 0.0)
+
+    lacking = lacks(limits)
+    added = [float(lacks(asked @ corner).mean()) for corner in best_corners(rows, ends)]
     share = 1.0 - float(lacking.mean())
-    added = [
-        float((np.where(something, np.maximum(asked @ corner - reached, 0.0), 0.0) / units).mean())
-        for corner in corners
-    ]
     return Gap(
         share=share,
         worst=1.0 - float(lacking.max()),
-        weights=tuple(asked[place].tolist()),
+        weights=tuple(asked[int(np.round(lacking, ROUND).argmax())].tolist()),
         gain=min(max(added, default=1.0), 1.0 - share),
     )
 
 
 def best_corners(weights: ArrayLike, bounds: ArrayLike) -> NDArray[np.float64]:
     """Corners [c,M] of {f : weights f <= bounds}, every objective bounded alone: none of its points is better than all
-    mixtures of them. Empty for more than five objectives, whose corners are too many."""
+    mixtures of them. Empty for more than five objectives, whose corners are too many.
+
+    Rows that hardly ask for one of the objectives are left out, so that the corners are then those of a polytope that
+    holds this one: such a row is tight only where that objective is far below all else, too far to be computed.
+    """
     rows, ends = _checked(weights, bounds)
     objectives = rows.shape[1]
     if unbounded(rows):
@@ -132,7 +151,8 @@ def best_corners(weights: ArrayLike, bounds: ArrayLike) -> NDArray[np.float64]:
     top = np.array([(ends / rows.max(1))[_alone(rows, place)].min() for place in range(objectives)])
     below = rows @ top - ends  # g = top - f >= 0 with rows . g >= below
     size = max(1.0, float(np.abs(top).max()))
-    cuts, below = rows[below > NOTHING * size], below[below > NOTHING * size]
+    counts = (below > NOTHING * size) & ~_hardly(rows)
+    cuts, below = rows[counts], below[counts]
     if len(cuts) == 0:
         return top[None]
     if objectives > MOST_OBJECTIVES:
@@ -159,3 +179,9 @@ def _checked(weights: ArrayLike, bounds: ArrayLike) -> tuple[Array, Array]:
 
 def _alone(rows: Array, place: int) -> NDArray[np.bool_]:
     return np.asarray(np.isclose(rows[:, place], rows.sum(1), rtol=1e-9, atol=0.0))
+
+
+def _hardly(rows: Array) -> NDArray[np.bool_]:
+    """Rows in which an objective has a weight that is neither nothing nor much."""
+    shares = rows / rows.sum(1, keepdims=True)
+    return np.asarray(((shares > NOTHING) & (shares < HARDLY)).any(1))

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from moalign import pareto
 from moalign.errors import PreferenceError, RunError
-from moalign.sweeps import choice
-from moalign.sweeps.optima import ERRORS
+from moalign.sweeps import choice, doubts
+from moalign.sweeps.optima import ERRORS, Sampled
 
 Array = NDArray[np.float64]
 
@@ -47,17 +47,23 @@ def annotate(points: Sequence[dict[str, Any]], names: Sequence[str], reference: 
         point["alike"] = [ids[other] for other in range(len(ids)) if other != place and not apart[place, other]]
 
 
-def analyse(front: Mapping[str, Any], price: Price, optima: Mapping[str, float] | None = None) -> dict[str, Any]:
+def analyse(
+    front: Mapping[str, Any],
+    price: Price,
+    optima: Mapping[str, float] | None = None,
+    sampled: Mapping[str | None, Sampled] | None = None,
+) -> dict[str, Any]:
     """``analysis`` of a front, whose points are annotated already. None stands for what cannot be said.
 
     ``optima``: by point, what no policy exceeds for its weights; without it what the point itself says of that.
+    ``sampled``: by point, and of the untouched base (None), the responses that say how sure their scores are.
     """
     names = [objective["name"] for objective in front["objectives"]]
     scores, weights = table(front["points"], names), pareto.grid(len(names))
     exact = front.get("exact_front")
     some = len(scores) > 0
     why = None if some else "no candidate is finished"
-    found, why = (None, why) if why else _bounds(front, names, price, optima or {})
+    found, why = (None, why) if why else _bounds(front, names, price, optima or {}, sampled or {})
     return {
         "expected_utility": pareto.expected_utility(scores, weights) if some else None,
         "expected_utility_stderr": utility_error(front["points"], names),
@@ -98,7 +104,11 @@ def _knee(front: Mapping[str, Any]) -> str | None:
 
 
 def _bounds(
-    front: Mapping[str, Any], names: Sequence[str], price: Price, optima: Mapping[str, float]
+    front: Mapping[str, Any],
+    names: Sequence[str],
+    price: Price,
+    optima: Mapping[str, float],
+    sampled: Mapping[str | None, Sampled],
 ) -> tuple[dict[str, Any] | None, str | None]:
     """What bounds the front, and why something about it cannot be said."""
     if price.why is not None:
@@ -114,7 +124,7 @@ def _bounds(
     most = np.array([optima.get(point["id"], _optimum(point)) for point in measured])
     most = np.maximum(most, (weights @ np.vstack([reached, base]).T).max(1))
     corner = [front["reference_point"][name] for name in names]
-    gap = pareto.gap(reached - _doubt(points)[:, None], base, weights, most)
+    gap = pareto.gap(reached, base, weights, most, *_doubts(front, points, names, price, sampled))
     alone = [names[place] for place in pareto.unbounded(weights)]
     found = {
         "kl_price": price.value,
@@ -149,9 +159,24 @@ def _unmeasured(points: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _doubt(points: Sequence[Mapping[str, Any]]) -> Array:
-    """So much less [n] may each have for its own weights than was measured; 0 where scores are exact."""
-    return np.array([ERRORS * point["details"].get("utility_stderr", 0.0) for point in points])
+def _doubts(
+    front: Mapping[str, Any],
+    points: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    price: Price,
+    sampled: Mapping[str | None, Sampled],
+) -> tuple[Array, Array]:
+    """How much less each point may have [n,W] at each weight of the even grid, and how much more the base [W]; nothing
+    where figures are exact."""
+    asked = np.array(pareto.grid(len(names)))
+    exact = np.zeros(len(asked))
+    less = [
+        exact
+        if point["id"] in price.paid
+        else doubts.of_point(point, names, asked, price.value, sampled.get(point["id"]))
+        for point in points
+    ]
+    return np.array(less), exact if price.paid else doubts.of_base(front["base"], names, asked, sampled.get(None))
 
 
 def _values(points: Sequence[Mapping[str, Any]], names: Sequence[str], price: Price) -> Array:

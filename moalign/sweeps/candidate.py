@@ -199,7 +199,7 @@ def settle(
             told = conditioned.told(candidate, workshop)
             served = candidate.preference
             measured = workshop.evaluate(slot, beta, sampled, told, content.conditions, served)
-            said = samples.text_of(measured, _held_out_prompts(workshop), workshop.plan.objectives)
+            said = samples.text_of(measured, workshop.held_out_prompts, workshop.plan.objectives)
             storage.write_text(folder / samples.FILE, said)
             outcome = Outcome(
                 id=candidate.id,
@@ -366,9 +366,3 @@ def _shaping(candidate: Candidate, workshop: Workshop) -> Shaping | None:
         return None
     base = workshop.base_responses_of(plan.variant(candidate.changes).seed)
     return Shaping(plan.transforms, plan.objectives, candidate.id, base)
-
-
-def _held_out_prompts(workshop: Workshop) -> list[str]:
-    """As text."""
-    decode = workshop.model.tokeniser.tokenizer.decode
-    return [decode(ids, skip_special_tokens=True) for ids in workshop.material.held_out.prompts]

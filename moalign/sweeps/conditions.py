@@ -28,6 +28,11 @@ def conditioner_of(config: Config, registry: Registry) -> Conditioner | None:
     return registry.build("conditioner", choice.name, choice.options, "condition", config.plugin_deadline)
 
 
+def seen(history: Sequence[Outcome], plan: Plan) -> tuple[Outcome, ...]:
+    """What a search sees: its own candidates alone, so not the one model that it did not propose."""
+    return tuple(outcome for outcome in history if plan.conditioner is None or outcome.id != MODEL)
+
+
 def asked_of_model(candidates: Sequence[Candidate], plan: Plan, history: Sequence[Outcome]) -> list[Candidate]:
     """What the search proposed, whether trained or mixed, as questions to the one model, which is trained first.
 
@@ -47,7 +52,8 @@ def _question(candidate: Candidate, plan: Plan) -> Candidate:
     if candidate.parents or candidate.shares or candidate.changes or candidate.id == MODEL:
         raise PluginError(
             f"{who}: with condition '{choice.name}' one model is trained and the search only asks it for preferences; "
-            "this search wants candidates that are trained or mixed each in its own way. Use grid, random or listed"
+            "this search wants candidates that are trained or mixed each in its own way. Use another one: "
+            "`moalign plugins list --kind search`"
         )
     if candidate.preference.kind == "direction" and plan.conditioner is not None and plan.conditioner.by != "text":
         raise PreferenceError(

@@ -33,11 +33,12 @@ def compute(
     events: Sequence[dict[str, Any]],
     world: dict[str, Any] | None,
     kl_price: float = 0.0,
-    sampled: Mapping[str, Sampled] | None = None,
+    sampled: Mapping[str | None, Sampled] | None = None,
 ) -> dict[str, Any]:
     """The content of ``front.json``. ``world`` replaces sampled scores by exact ones for the points it knows.
 
-    ``kl_price``: what a nat of KL costs, see ``Plan.kl_price``. ``sampled``: candidates' responses to what is held out.
+    ``kl_price``: what a nat of KL costs, see ``Plan.kl_price``. ``sampled``: responses of candidates and
+    of the untouched base (None) to what is held out.
     """
     names = config.objective_names
     reached = outcomes.history(list(events), names)
@@ -75,7 +76,7 @@ def compute(
     price = _price(config, kind, world, kl_price)
     weights = {one.id: np.array(one.preference.vector(names)) for one in done if one.preference.kind == "weights"}
     known = {} if price.why else optima.bounds(weights, sampled or {}, price.value)
-    front["analysis"] = analysis.analyse(front, price, known)
+    front["analysis"] = analysis.analyse(front, price, known, sampled)
     return front
 
 
@@ -120,7 +121,7 @@ def read(run_directory: Path) -> dict[str, Any]:
         config, price = Config.model_validate(record["config"]), float(record.get("kl_price", 0.0))
         names = config.objective_names
         done = [outcome.id for outcome in outcomes.history(list(events), names) if outcome.status == "done"]
-        sampled = optima.read(run_directory / "candidates", done, names) if price > 0 else None
+        sampled = optima.read(run_directory, done, names) if price > 0 else None
         return compute(config, record["evaluation"], events, world, price, sampled)
 
 

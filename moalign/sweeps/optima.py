@@ -34,8 +34,25 @@ class Sampled:
         counts = weights > 0  # an objective that abstains and has no weight is no matter
         return optimum(self.rewards[:, counts] @ weights[counts], self.log_ratios, self.prompts, price)
 
+    def errors(self, weights: Array, price: float) -> Array | None:
+        """Standard errors [W] of the means of w.r - price * log-ratio for the rows of ``weights`` [W,M]: of these
+        prompts, not of all prompts. None where a prompt has but one response, or a response no reward."""
+        columns = np.column_stack([self.rewards, self.log_ratios])
+        if not np.isfinite(columns).all():
+            return None
+        prompts = np.array(self.prompts)
+        total = np.zeros((columns.shape[1], columns.shape[1]))
+        for prompt in range(prompts.max() + 1):
+            own = columns[prompts == prompt]
+            if len(own) < 2:
+                return None
+            total += np.cov(own, rowvar=False) / len(own)
+        asked = np.column_stack([weights, np.full(len(weights), -price)])
+        squares = np.einsum("wi,ij,wj->w", asked, total, asked)
+        return np.asarray(np.sqrt(np.maximum(squares, 0.0)) / (prompts.max() + 1))
 
-def bounds(weights: Mapping[str, Array], sampled: Mapping[str, Sampled], price: float) -> dict[str, float]:
+
+def bounds(weights: Mapping[str, Array], sampled: Mapping[str | None, Sampled], price: float) -> dict[str, float]:
     """By candidate, what no policy exceeds for its weights [M]; those of whom nothing is known are left out.
 
     The estimate of those samples that vary least in what they say of it, three standard errors added, and no less than
@@ -51,14 +68,14 @@ def bounds(weights: Mapping[str, Array], sampled: Mapping[str, Sampled], price: 
     return found
 
 
-def read(candidates: Path, ids: Sequence[str], objectives: Sequence[str]) -> dict[str, Sampled]:
-    """The samples of these candidates, where they are kept with rewards and log-ratios.
+def read(run_directory: Path, ids: Sequence[str], objectives: Sequence[str]) -> dict[str | None, Sampled]:
+    """The samples of these candidates, and of the untouched base (None), if they are kept with rewards and log-ratios.
 
     Raises CorruptFileError where a line is not one of a sample.
     """
-    found = {}
-    for name in ids:
-        folder = candidates / name
+    found: dict[str | None, Sampled] = {}
+    for name in (None, *ids):
+        folder = run_directory / samples.BASE if name is None else run_directory / "candidates" / name
         if (folder / samples.FILE).exists():
             lines = samples.read(folder)
             if all(line.rewards is not None and line.log_ratio is not None for line in lines):

@@ -150,7 +150,7 @@ class Plan:
         rng = Random(derive(self.config.seed, "search"))
         known = {outcome.id for outcome in history}
         # copies: what it does to them must not change the record of the run
-        given = deepcopy((space or self.space, tuple(history)))
+        given = deepcopy((space or self.space, conditions.seen(history, self)))
         candidates = door.call(self.search, "propose", *given, rng, then=list)
         for candidate in candidates:
             if not isinstance(candidate, Candidate):

@@ -22,7 +22,7 @@ from moalign.engine.lower_cache import LowerCache
 from moalign.engine.lower_worth import worth
 from moalign.errors import RunError, TrainingError
 from moalign.registry import Registry
-from moalign.sweeps import budget, callables, front, guides, journal, outcomes, provenance, together
+from moalign.sweeps import budget, callables, front, guides, journal, outcomes, provenance, samples, together
 from moalign.sweeps import known as known_now
 from moalign.sweeps.asked import ask_candidate
 from moalign.sweeps.candidate import train_candidates
@@ -205,7 +205,7 @@ def _settled(plan: Plan, directory: Path, workshop: Workshop) -> list[Outcome]:
     file = directory / journal.FILE
     events = journal.read(file)
     if not any(event["event"] == "base" for event in events):
-        journal.append(file, _measure_base(workshop))
+        journal.append(file, _measure_base(workshop, directory))
         events = journal.read(file)
     history = outcomes.history(events, plan.objectives)
     for folder in sorted((directory / "candidates").glob("[!.]*")):
@@ -233,8 +233,11 @@ def _give_up(plan: Plan, directory: Path) -> None:
             journal.append(file, outcomes.to_event(outcomes.failure(candidate, death.reason)) | outcomes.GIVEN_UP)
 
 
-def _measure_base(workshop: Workshop) -> dict[str, Any]:
+def _measure_base(workshop: Workshop, directory: Path) -> dict[str, Any]:
+    """The event, once its samples are on disk."""
     measured = workshop.evaluate(None)
+    said = samples.text_of(measured, workshop.held_out_prompts, workshop.plan.objectives)
+    storage.write_text(directory / samples.BASE / samples.FILE, said)
     return {"event": "base", "scores": measured.scores, "stderr": measured.stderr, "details": measured.details}
 
 

@@ -1,4 +1,4 @@
-"""``samples.jsonl`` of a candidate: its responses to the held-out prompts, and what is known of each; a line is one."""
+"""``samples.jsonl`` of a candidate or the untouched base: its responses to the held-out prompts, a line for each."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from moalign.engine.evaluate import Evaluation
 from moalign.errors import CorruptFileError
 
 FILE = "samples.jsonl"
+BASE = "base"  # the folder of the untouched base in a run directory; candidates have theirs under candidates/
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def text_of(measured: Evaluation, prompts: Sequence[str], objectives: Sequence[s
 
 
 def read(folder: Path) -> list[SampleLine]:
-    """The lines of a candidate's folder, in order.
+    """The lines in the folder of a candidate or the base, in order.
 
     Raises RunError where the file is not there, CorruptFileError where a line is not one of a sample.
     """

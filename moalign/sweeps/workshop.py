@@ -136,6 +136,12 @@ class Workshop:
             assert slot is not None  # it is no base
             self.model.policy.delete_adapter(slot)
 
+    @property
+    def held_out_prompts(self) -> list[str]:
+        """What is evaluated on, as text."""
+        decode = self.model.tokeniser.tokenizer.decode
+        return [decode(ids, skip_special_tokens=True) for ids in self.material.held_out.prompts]
+
     def held_out_samples(self, adapters: Sequence[str | None]) -> list[list[Rollout]]:
         """Responses to the held-out prompts under each adapter (None: the untouched base), sampled in one go."""
         return samples(self.model, adapters, self.material.held_out, self.plan.config.evaluate, self.plan.config.seed)

@@ -44,7 +44,8 @@ def check_search(
     """Drive a search for 1 to ``objectives`` (at most 8) objectives, with and without preferences of the user's.
 
     Where there are such preferences, there are also a price of KL, a reference point of the user's, a budget, and four
-    candidates in one pass. It is asked once before the base is measured, and then with its scores.
+    candidates in one pass; and once more with one model that is only asked (``Space.conditioned``). It is asked once
+    before the base is measured, and then with its scores.
 
     A UserError (ConfigError, PreferenceError) in answer to a space is accepted, but not for all of them. ``limit``:
     candidates after which a search counts as endless. ``exempt``: names of checks to leave out. Raises
@@ -87,14 +88,15 @@ class Trial:
         for index, space in enumerate(self.spaces):
             if index not in self.refusals:
                 for fate in FATES:
-                    yield f"{len(space.objectives)} objectives, {fate}", space, fate
+                    one = ", one model" if space.conditioned else ""
+                    yield f"{len(space.objectives)} objectives{one}, {fate}", space, fate
 
     def rounds(self, name: str, space: Space, fate: str) -> Iterator[tuple[tuple[Outcome, ...], list[Candidate]]]:
         """History and proposal of each round, until the search is over."""
         history: tuple[Outcome, ...] = ()
         if fate == "one succeeded that nobody proposed":
             alone = {each: float(each == space.objectives[0]) for each in space.objectives}
-            history = (_done(Candidate(STRANGER, Preference("weights", alone)), space.objectives),)
+            history = (_done(Candidate(STRANGER, Preference("weights", alone)), space),)
         for number in range(self.limit + 1):
             proposed = self.propose(f"{name}: propose() in round {number}", space, history)
             yield history, proposed
@@ -103,8 +105,8 @@ class Trial:
             known = {outcome.id for outcome in history}
             if known.issuperset(candidate.id for candidate in proposed):
                 return  # a check of its own
-            names, count = space.objectives, len(history)
-            history += tuple(_outcome(fate, count + at, each, names) for at, each in enumerate(proposed))
+            count = len(history)
+            history += tuple(_outcome(fate, count + at, each, space) for at, each in enumerate(proposed))
             if len(history) > self.limit:
                 break
         self.review.fail(
@@ -165,6 +167,8 @@ def candidates_are_sound(t: Trial) -> None:
                 _check_parents(t, tried, candidate, history)
                 _check_changes(t, tried, candidate)
                 _check_shares(t, tried, candidate, history)
+                if space.conditioned:
+                    _check_question(t, tried, candidate)
 
 
 def nothing_is_proposed_twice(t: Trial) -> None:
@@ -178,7 +182,7 @@ def nothing_is_proposed_twice(t: Trial) -> None:
             known = sorted({outcome.id for outcome in history}.intersection(ids))
             t.review.require(not known, tried, f"{known}, which the history has", change)
             if proposed:
-                first = (*history, _outcome(fate, len(history), proposed[0], space.objectives))
+                first = (*history, _outcome(fate, len(history), proposed[0], space))
                 tried = f"{name}: a history of {len(first)}, which ends in the middle of a proposal"
                 more = _ids(t.propose(tried, space, first))
                 t.review.require(proposed[0].id not in more, tried, f"{proposed[0].id} again after it ended", change)
@@ -248,6 +252,14 @@ def _check_shares(t: Trial, tried: str, candidate: Candidate, history: Sequence[
     t.review.require(sound, tried, got, "give each a finite number, or a tuple of them for blocks of layers")
 
 
+def _check_question(t: Trial, tried: str, candidate: Candidate) -> None:
+    change = "propose preferences alone where space.conditioned, or raise ConfigError before anything is trained"
+    got = {name: getattr(candidate, name) for name in ("parents", "shares", "changes") if getattr(candidate, name)}
+    t.review.require(not got, tried, f"{short(got)}, and one model is only asked there", change)
+    kind = candidate.preference.kind
+    t.review.require(kind != "thresholds", tried, "thresholds, and one model knows none", change)
+
+
 def _settings(key: str, value: Any) -> None:
     if key == "seed" and not (isinstance(value, int) and 0 <= value < SEEDS):
         raise ValueError("a seed is a whole number from 0 to 2^32 - 1")
@@ -259,7 +271,7 @@ def _settings(key: str, value: Any) -> None:
 
 
 def _spaces(objectives: int, steps: int) -> Iterator[Space]:
-    """Without and with named preferences, for every number of objectives."""
+    """Without and with named preferences, with those also for one model, for every number of objectives."""
     for count, named in product(range(1, objectives + 1), (False, True)):
         names = NAMES[:count]
         equal = Preference("weights", dict.fromkeys(names, 1 / count), "balanced")
@@ -267,7 +279,9 @@ def _spaces(objectives: int, steps: int) -> Iterator[Space]:
         preferences: Mapping[str, Preference] = {"balanced": equal, "single-minded": alone} if named else {}
         if named:
             point = dict.fromkeys(names, 0.05)
-            yield Space(names, preferences, steps, 4, reference_point=point, kl_price=0.05, affordable=6.0, seed=7)
+            full = Space(names, preferences, steps, 4, reference_point=point, kl_price=0.05, affordable=6.0, seed=7)
+            yield full
+            yield replace(full, conditioned=True)
         else:
             yield Space(names, preferences, steps)
 
@@ -288,22 +302,26 @@ def _ending(t: Trial, name: str, space: Space, fate: str) -> Iterator[tuple[tupl
             return
 
 
-def _outcome(fate: str, number: int, candidate: Candidate, objectives: Sequence[str]) -> Outcome:
+def _outcome(fate: str, number: int, candidate: Candidate, space: Space) -> Outcome:
     if fate == "all fail" or (fate == "every third fails" and number % 3 == 1):
-        return _without_scores(candidate, "failed")
+        return _without_scores(candidate, space, "failed")
     if fate == "the budget ends after three" and number >= 3:
-        return _without_scores(candidate, "skipped")
-    return _done(candidate, objectives)
+        return _without_scores(candidate, space, "skipped")
+    return _done(candidate, space)
 
 
-def _without_scores(candidate: Candidate, status: Literal["failed", "skipped"]) -> Outcome:
-    kind, changes = candidate.kind, candidate.changes
+def _kind(candidate: Candidate, space: Space) -> Literal["trained", "mixed", "conditioned"]:
+    return "conditioned" if space.conditioned else candidate.kind
+
+
+def _without_scores(candidate: Candidate, space: Space, status: Literal["failed", "skipped"]) -> Outcome:
+    kind, changes = _kind(candidate, space), candidate.changes
     return Outcome(candidate.id, status, candidate.preference, error="made up", kind=kind, changes=changes)
 
 
-def _done(candidate: Candidate, objectives: Sequence[str]) -> Outcome:
+def _done(candidate: Candidate, space: Space) -> Outcome:
     """Scores on a concave front, the unit sphere; what is bounded lies at its bound."""
-    values = candidate.preference.values
+    values, objectives = candidate.preference.values, space.objectives
     if candidate.preference.kind == "thresholds":
         left = sqrt(max(1 - sum(value**2 for value in values.values()), 0.0) / (len(objectives) - len(values)))
         scores = {name: values.get(name, left) for name in objectives}
@@ -317,7 +335,7 @@ def _done(candidate: Candidate, objectives: Sequence[str]) -> Outcome:
         stderr=dict.fromkeys(scores, 0.01),
         kl=0.5,
         tokens=1000,
-        kind=candidate.kind,
+        kind=_kind(candidate, space),
         parents=dict.fromkeys(candidate.parents, 1.0),
         changes=candidate.changes,
     )

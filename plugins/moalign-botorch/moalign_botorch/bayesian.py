@@ -52,7 +52,7 @@ class Bayesian(Search):
     def propose(self, space: Space, history: Sequence[Outcome], rng: Random) -> list[Candidate]:
         if self.points < len(space.objectives):
             raise ConfigError(
-                f"search.points: {self.points} points cannot hold one per objective; {len(space.objectives)} "
+                f"search.points: {self.points} cannot hold one candidate per objective; {len(space.objectives)} "
                 f"objectives need at least {len(space.objectives)}"
             )
         seed = rng.getrandbits(62)

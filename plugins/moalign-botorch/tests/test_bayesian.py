@@ -58,7 +58,7 @@ def test_what_is_known_already_is_not_asked_for_again():
 
 
 def test_fewer_points_than_objectives_are_refused():
-    with pytest.raises(ConfigError, match="search.points: 2 points cannot hold one per objective"):
+    with pytest.raises(ConfigError, match="search.points: 2 cannot hold one candidate per objective"):
         Bayesian(points=2).propose(space(3), (), Random(0))
 
 

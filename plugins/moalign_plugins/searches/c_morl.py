@@ -11,6 +11,7 @@ from pydantic import Field
 
 from moalign.api import Candidate, Outcome, Preference, Search, Space, non_dominated, values
 from moalign_plugins.searches._crowding import loneliest
+from moalign_plugins.searches._one_model import refuse
 from moalign_plugins.searches.grid import Grid
 
 REGISTRATION = {
@@ -49,6 +50,7 @@ class CMORL(Search):
     """how often the front is extended, from what it is by then; the steps are shared among the rounds"""
 
     def propose(self, space: Space, history: Sequence[Outcome], rng: Random) -> list[Candidate]:
+        refuse(space, "c-morl", "trains from one candidate to the next")
         seen = {outcome.id for outcome in history}
         missing = [candidate for candidate in self._first(space) if candidate.id not in seen]
         if missing or len(space.objectives) == 1:

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from moalign.api import Candidate, ConfigError, Outcome, Preference, Search, Space
+from moalign_plugins.searches._one_model import refuse
 from moalign_plugins.searches.grid import Grid
 
 REGISTRATION = {
@@ -46,6 +47,7 @@ class EpsilonConstraint(Search):
     """with warm_start: share of train.steps that those take which start so"""
 
     def propose(self, space: Space, history: Sequence[Outcome], rng: Random) -> list[Candidate]:
+        refuse(space, "epsilon-constraint", "trains a candidate for every bound")
         alone = self._alone(space)
         seen = {outcome.id for outcome in history}
         missing = [candidate for candidate in alone if candidate.id not in seen]
@@ -63,8 +65,8 @@ class EpsilonConstraint(Search):
             raise ConfigError(f"search.maximise: there is no objective '{self.maximise}'; known: {', '.join(names)}")
         if self.points < len(names):
             raise ConfigError(
-                f"search.points: {self.points} points cannot hold one per objective; {len(names)} objectives need at "
-                f"least {len(names)}"
+                f"search.points: {self.points} cannot hold one candidate per objective; {len(names)} objectives need "
+                f"at least {len(names)}"
             )
         return Grid(partitions=1).candidates(space)
 

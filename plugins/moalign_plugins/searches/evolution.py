@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from moalign.api import Candidate, ConfigError, Outcome, Preference, Search, Space, values
+from moalign_plugins.searches._one_model import refuse
 from moalign_plugins.searches.grid import Grid, nearest
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Evolution(Search):
         seed, outcomes = rng.getrandbits(63), {outcome.id: outcome for outcome in history}
         parents: list[Candidate] = []
         if self.vary == "mixes":
+            refuse(space, "evolution", "with vary: mixes mixes candidates")
             trained = Grid(points=max(self.trained, objectives)).candidates(space)
             if missing := [candidate for candidate in trained if candidate.id not in outcomes]:
                 return missing

@@ -26,7 +26,8 @@ class Grid(Search):
 
     ``partitions`` n gives C(n + M - 1, M - 1) points for M objectives; ``points`` takes the largest n that needs no
     more. With one objective there is one point. With ``warm_start: neighbour`` a coarse grid is trained from fresh
-    weights, and each of the others starts from the nearest of these that is done, and takes fewer steps.
+    weights, and each of the others starts from the nearest of these that is done, and takes fewer steps; where one
+    model is asked for all of them (`condition`), nothing is trained that could start from anything.
     """
 
     points: int | None = Field(default=11, ge=1)
@@ -79,7 +80,7 @@ class Grid(Search):
         assert self.points is not None
         if self.points < objectives:
             raise ConfigError(
-                f"search.points: {self.points} points cannot hold one per objective; {objectives} objectives need "
+                f"search.points: {self.points} cannot hold one candidate per objective; {objectives} objectives need "
                 f"at least {objectives}"
             )
         n = 1

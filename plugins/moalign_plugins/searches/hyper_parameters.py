@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from moalign.api import Candidate, ConfigError, Outcome, Search, Space, hypervolumes, values
+from moalign_plugins.searches._one_model import refuse
 from moalign_plugins.searches.grid import Grid
 from moalign_plugins.searches.sobol import cube
 
@@ -94,6 +95,7 @@ class HyperParameters(Search):
         return value
 
     def propose(self, space: Space, history: Sequence[Outcome], rng: Random) -> list[Candidate]:
+        refuse(space, "hyper-parameters", "trains candidates with different settings")
         known = {outcome.id: outcome for outcome in history}
         points = [*cube(len(self.space), self.configurations, rng)]
         steps = [[rng.gauss(0, self.spread) for _ in self.space] for _ in range(self.refine)]

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from moalign.api import Candidate, Outcome, Search, Space, non_dominated, values
+from moalign_plugins.searches._one_model import refuse
 from moalign_plugins.searches.grid import Grid
 
 REGISTRATION = {
@@ -65,6 +66,7 @@ class LayerAveraging(Search):
         return given
 
     def propose(self, space: Space, history: Sequence[Outcome], rng: Random) -> list[Candidate]:
+        refuse(space, "layer-averaging", "averages candidates with the base, layer by layer")
         outcomes = {outcome.id: outcome for outcome in history}
         trained = Grid(points=max(self.trained, len(space.objectives))).candidates(space)
         if missing := [candidate for candidate in trained if candidate.id not in outcomes]:

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from moalign.api import Candidate, Outcome, Preference, Search, Space, values
 from moalign_plugins.searches._corner_weights import corner_weights, upper_bounds
-from moalign_plugins.searches._warm_start import warm, warm_mix
+from moalign_plugins.searches._warm_start import enclosed, warm, warm_mix
 from moalign_plugins.searches.grid import Grid
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ REGISTRATION = {
 _PARTS = 1000  # weights are multiples of 1 / _PARTS
 _LEAST = 0.02  # of the largest gain: where less is gained, chance decides how large a gap is beside it
 _NOTHING = 1e-12  # where nothing is gained anywhere
+_MIX = "mix-"  # ids of mixes begin with it: where one model is asked, nothing else tells them apart
 _APART = 0.01  # of weights that are tried at once: one of two nearer ones would be enough
 
 
@@ -63,18 +64,19 @@ class OptimisticLinearSupport(Search):
         alone = Grid(points=len(space.objectives)).candidates(space)
         if missing := [candidate for candidate in alone if candidate.preference.values not in known]:
             return missing
-        settled = [outcome for outcome in tried if outcome.status != "skipped" or outcome.kind == "mixed"]
-        mixed = sum(outcome.kind == "mixed" for outcome in settled)
+        settled = [outcome for outcome in tried if outcome.status != "skipped" or _is_mix(outcome)]
+        mixed = sum(_is_mix(outcome) for outcome in settled)
         left, at_once = self.points - len(settled) + mixed, max(1, space.together)
         if not any(outcome.status == "skipped" for outcome in history):
-            wanted = self._widest(space, settled, min(left, at_once))
+            wanted = self._widest(space, settled, history, min(left, at_once), train=True)
             if wanted:
-                return [self._candidate(weights, True, space, history) for weights in wanted]
-        wanted = self._widest(space, settled, min(self.mixes - mixed, at_once))
-        return [self._candidate(weights, False, space, history) for weights in wanted]
+                return wanted
+        return self._widest(space, settled, history, min(self.mixes - mixed, at_once), train=False)
 
     def reason(self, space: Space) -> str:
         objectives = len(space.objectives)
+        if objectives == 1:
+            return "there is one objective, so one candidate is all there is"
         most = max(self.points, objectives)
         return f"each of the {objectives} objectives alone, then where most can be gained, at most {most} in all"
 
@@ -85,13 +87,16 @@ class OptimisticLinearSupport(Search):
         name = "-".join(f"{weight:.{digits}f}" for weight in weights)
         made = Candidate(f"ols-{name}", Preference("weights", dict(zip(space.objectives, weights, strict=True))))
         if not train:
-            return replace(made, id=f"mix-{made.id}", mixed=True)
+            return replace(made, id=f"{_MIX}{made.id}", mixed=True)
         if self.warm_start is None or space.conditioned:
             return made
         return (warm_mix if self.warm_start == "mix" else warm)(made, history, space, self.warm_steps)
 
-    def _widest(self, space: Space, tried: Sequence[Outcome], most: int) -> list[tuple[float, ...]]:
-        """Weights with the widest gaps worth closing, the widest first, none of them tried already."""
+    def _widest(
+        self, space: Space, tried: Sequence[Outcome], history: Sequence[Outcome], most: int, *, train: bool
+    ) -> list[Candidate]:
+        """At most so many candidates where the widest gaps worth closing are, the widest first, at none of the weights
+        tried already; mixed ones only where there is something to mix."""
         import numpy as np
 
         done = [outcome for outcome in tried if outcome.status == "done"]
@@ -113,11 +118,17 @@ class OptimisticLinearSupport(Search):
             for share, apart, corner in zip(shares, far, corners.tolist(), strict=True)
             if apart > 0.5 / _PARTS and share > self.tolerance
         ]
-        chosen: list[tuple[float, ...]] = []
+        chosen: dict[tuple[float, ...], Candidate] = {}
         for _, _, near in sorted(wide):
-            if len(chosen) < most and _distance(near, chosen) > _APART:
-                chosen.append(near)
-        return chosen
+            if len(chosen) < most and _distance(near, list(chosen)) > _APART:
+                candidate = self._candidate(near, train, space, history)
+                if train or enclosed(candidate, history, space):
+                    chosen[near] = candidate
+        return list(chosen.values())
+
+
+def _is_mix(outcome: Outcome) -> bool:
+    return outcome.id.startswith(_MIX)
 
 
 def _on_grid(weights: NDArray[np.float64]) -> tuple[float, ...]:

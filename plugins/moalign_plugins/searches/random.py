@@ -21,7 +21,7 @@ class Random(Search):
     """``count`` weight vectors from a symmetric Dirichlet distribution; alpha 1 is uniform on the simplex.
 
     The generator starts from the same seed at every call, so all ``count`` are drawn again and those in the history
-    left out.
+    left out, and so are repeated ones: of one objective there is but one weight, and for small alpha one often has all.
     """
 
     count: int = Field(default=11, ge=1)
@@ -33,7 +33,12 @@ class Random(Search):
         seen = {outcome.id for outcome in history}
         digits = len(str(self.count - 1))
         drawn = [(f"random-{i:0{digits}d}", self._draw(space.objectives, rng)) for i in range(self.count)]
-        return [Candidate(id, Preference("weights", values)) for id, values in drawn if id not in seen]
+        different = {tuple(values.values()): (id, values) for id, values in reversed(drawn)}  # the first of each
+        return [
+            Candidate(id, Preference("weights", values))
+            for id, values in sorted(different.values(), key=lambda pair: pair[0])
+            if id not in seen
+        ]
 
     def _draw(self, objectives: tuple[str, ...], rng: Generator) -> dict[str, float]:
         """Normalised gamma variables, in logarithms, since for small alpha most of them are below the smallest float.

@@ -47,8 +47,8 @@ class Riesz(Search):
         names = space.objectives
         if self.points < len(names):
             raise ConfigError(
-                f"search.points: {self.points} points cannot hold one per objective; {len(names)} objectives need at "
-                f"least {len(names)}"
+                f"search.points: {self.points} cannot hold one candidate per objective; {len(names)} objectives need "
+                f"at least {len(names)}"
             )
         rows = directions(len(names), self.points, self.start)
         digits = len(str(len(rows) - 1))

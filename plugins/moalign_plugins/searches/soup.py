@@ -9,6 +9,7 @@ from random import Random
 from pydantic import Field, model_validator
 
 from moalign.api import Candidate, Outcome, Search, Space
+from moalign_plugins.searches._warm_start import enclosed
 from moalign_plugins.searches.grid import Grid, coarse
 
 REGISTRATION = {
@@ -26,7 +27,7 @@ class Soup(Search):
     barycentric coordinates c of the wanted weights. They are evaluated like all others, and cost no training. With
     ``trained`` no larger than the number of objectives each objective alone is trained, and c is the weights
     themselves: the paper's soups over the simplex. An even grid has points between from 3, 6, 10, 15 ``points`` on for
-    2, 3, 4, 5 objectives.
+    2, 3, 4, 5 objectives. Where a training failed, or the budget did not pay it, there are mixes between the others.
     """
 
     trained: int = Field(default=3, ge=1)
@@ -46,4 +47,5 @@ class Soup(Search):
         trained = coarse(points, self.trained, space)
         missing = [candidate for candidate in trained if candidate.id not in seen]
         between = [replace(point, id=f"mix-{point.id}", mixed=True) for point in points if point not in trained]
-        return missing or [candidate for candidate in between if candidate.id not in seen]
+        wanted = missing or [candidate for candidate in between if candidate.id not in seen]
+        return wanted if missing else [candidate for candidate in wanted if enclosed(candidate, history, space)]

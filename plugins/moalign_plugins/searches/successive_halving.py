@@ -9,6 +9,7 @@ from random import Random
 from pydantic import Field
 
 from moalign.api import Candidate, ConfigError, Outcome, Search, Space, hypervolume, values
+from moalign_plugins.searches._one_model import refuse
 from moalign_plugins.searches.grid import Grid
 
 REGISTRATION = {
@@ -43,6 +44,7 @@ class SuccessiveHalving(Search):
     """how often it is chosen, and once more"""
 
     def propose(self, space: Space, history: Sequence[Outcome], rng: Random) -> list[Candidate]:
+        refuse(space, "successive-halving", "trains some candidates longer than others")
         known = {outcome.id: outcome for outcome in history}
         steps = self.steps(space)
         rung = [

@@ -60,7 +60,7 @@ class ConsoleObserver(Observer):
             self.on_warning(warning)
         self._steps, self._finished, self._expected = steps, min(finished, expected), expected
         if finished:
-            self.console.print(f"{finished} candidates are already there", highlight=False)
+            self.console.print(f"already there: {finished} candidate{'s' * (finished > 1)}", highlight=False)
         self._started = time.monotonic()
         if self.console.is_terminal:
             self._bar = Progress(

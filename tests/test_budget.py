@@ -256,6 +256,10 @@ def test_a_price_grows_with_the_steps_and_the_pairs_but_not_what_is_beside_them(
     cheap = replace(candidate, changes={"train.steps": 1})
     assert budget.split([candidate, candidate, candidate, cheap], purse, plan)[0] == [candidate, candidate, cheap]
     assert Purse(10, 12, 5, "tokens", 2).left == 0
+    assert Purse(1234, 12, 500, "tokens", 2).said() == "budget: 1,222 of 1,234 tokens left; a training takes about 500"
+    seconds = Purse(0.001, 0.0002, 0.02, "minutes", 0.05)
+    assert seconds.said() == "budget: 0.0008 of 0.001 minutes left; a training takes about 0.02"
+    assert "search.budget.minutes: 0.001 minutes do not pay" in str(budget.refuse(seconds))
 
 
 def test_a_budget_of_both_kinds_or_none_is_an_error_that_names_the_key(settings, tmp_path):

@@ -151,6 +151,7 @@ def test_what_cannot_be_reached_is_said_with_what_can():
     for bounds, message in (
         ("harmless=1.5", "harmless reaches 1, not 1.5 (p0)"),
         ("harmless=0.9,helpful=0.8", "harmless reaches 0.5, not 0.9, with helpful at least 0.8 (p3); helpful reaches"),
+        ("harmless=1.00000004", "harmless reaches 1, not 1.00000004 (p0)"),
         ("harmless=2,helpful=3", "harmless alone reaches 1, wanted is 2; helpful alone reaches 1, wanted is 3"),
     ):
         with pytest.raises(PreferenceError) as caught:

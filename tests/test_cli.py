@@ -81,7 +81,7 @@ def test_resuming_a_finished_run_changes_nothing(workplace):
     before = (workplace / "run" / "front.json").read_bytes()
     done = moalign("resume", "run", cwd=workplace)
     assert done.returncode == 0, done.stderr
-    assert "2 candidates are already there" in done.stdout
+    assert "already there: 2 candidates" in done.stdout
     assert (workplace / "run" / "front.json").read_bytes() == before
 
 

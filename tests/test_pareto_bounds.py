@@ -161,6 +161,8 @@ def test_what_is_not_sure_is_not_claimed():
     assert exact is not None and exact.share > found.share and exact.gain < found.gain
     nothing = pareto.gap(points, base, np.eye(2), ends, less, np.full(len(grid), 0.95))
     assert nothing is not None and (nothing.share, nothing.gain) == (0, 1), "the base itself may have all of it"
+    above = pareto.gap([[0.9, 0.9]], [1.1, 1.1], np.eye(2), ends, less[:1], np.full(len(grid), 0.3))
+    assert above is not None and above.share == 0, "a base that seems to be the best policy may be less"
     one = pareto.gap(points, base, np.eye(2), ends, np.vstack([less[0] * 99, less[1]]), more)
     assert one is not None and one.weights == (1.0, 0.0), "nobody else is for that"
 

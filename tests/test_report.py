@@ -161,11 +161,16 @@ def test_details_that_are_not_shown_are_named_and_negated_scores_are_told():
         (0.5, 0.0, "0.500 ± 0.000"),
         (0.51234, None, "0.5123"),
         (-0.5, None, "\N{MINUS SIGN}0.5"),
-        (0.1, 1e-12, "0.100000 ± 0.000000"),
+        (0.1, 1e-12, "0.100000 ± 1e-12"),
+        (-0.001, 0.25, "0.00 ± 0.25"),
     ],
 )
 def test_measures(value, stderr, text):
     assert wording.measure(value, stderr) == text
+
+
+def test_nothing_is_not_less_than_nothing():
+    assert wording.percent(-0.0001) == "0.0 %" and wording.percent(-0.001) == "\N{MINUS SIGN}0.1 %"
 
 
 def test_preferences_in_words():

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from sweeps import small_config, write_pairs
 
+from moalign import registry
 from moalign.api import ConfigError, Outcome, Space, hypervolume
+from moalign.sweeps.plan import prepare
 from moalign.testing import check_search
 from moalign_plugins.searches.hyper_parameters import HyperParameters
 
@@ -60,6 +63,31 @@ def drive(search, space, world=world, fate=lambda candidate: "done"):
 )
 def test_it_keeps_to_the_contract(search):
     check_search(search, objectives=3)
+
+
+@pytest.mark.parametrize(
+    ("space", "reason"),
+    [
+        (
+            {"model.lora.r": {"low": 2, "high": 12}},
+            "model.lora.r 12: .*; the configuration has room for 4",
+        ),
+        ({"loss.beta": {"low": -1.0, "high": 1.0}}, "loss.beta -1.0: changes that do not work"),
+        ({"train.lr": [1e-3, "fast"]}, "train.lr fast: changes that do not work"),
+    ],
+)
+@pytest.mark.parametrize("seed", [0, 3])
+def test_what_a_range_cannot_have_is_found_before_anything_is_trained(tiny_model_path, tmp_path, space, reason, seed):
+    search = {"name": "hyper-parameters", "space": space, "configurations": 1, "refine": 8}
+    config = small_config(
+        tiny_model_path,
+        write_pairs(tmp_path / "pairs.jsonl"),
+        search=search,
+        seed=seed,
+        evaluate={"reference_point": {"harmless": 0.0, "helpful": 0.0}},
+    )
+    with pytest.raises(ConfigError, match=f"search: 'hyper-parameters' may come to {reason}"):
+        prepare(config, registry.discover())
 
 
 @pytest.mark.parametrize("objectives", [1, 2, 3, 4, 5])

@@ -82,6 +82,11 @@ class Search(Plugin):
         """
         raise NotImplementedError
 
+    def later_changes(self, space: Space) -> Sequence[Mapping[str, Any]]:
+        """Changes that later candidates may have, such as both ends of a range; each is tried before anything is
+        trained, and what does not work is the user's error."""
+        return ()
+
     def reason(self, space: Space) -> str:
         """What it does in this space and why, in one line for people; "" where its name and options say it."""
         return ""

@@ -54,6 +54,8 @@ def show(plan: Plan, observer: Observer, console: Console) -> None:
 def _paid(cost: Estimate) -> str:
     """Which of the candidates the budget pays, and, where it does not pay all, what those take."""
     number = len(cost.fitting) if begun(cost.fitting) else 0  # what is not trained needs what is
+    if len(cost.candidates) == 1:
+        return "it pays the candidate" if number else "it does not pay the candidate"
     said = f"it pays {number} of these {len(cost.candidates)} candidates"
     if number in (0, len(cost.candidates)):
         return said

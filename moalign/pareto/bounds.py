@@ -112,14 +112,15 @@ def gap(
     asked = np.array(grid(len(origin)))
     known = (asked @ np.vstack([table, origin]).T).max(1)
     lowered = asked @ table.T - (0.0 if less is None else matrix(less, "less", columns=len(asked)).T)
-    untouched = asked @ origin + (0.0 if more is None else vector(more, "more"))
+    unsure = np.zeros(len(asked)) if more is None else vector(more, "more")
+    untouched = asked @ origin + unsure
     reached = np.maximum(lowered.max(1), untouched)
     ends = np.maximum(ends, (rows @ np.vstack([table, origin]).T).max(1))
     limits = np.maximum(most(asked, rows, ends), known)
     smallest = NOTHING * max(1.0, float(np.abs(limits).max()))
     room = limits - untouched
-    # where anything can be gained, but the base may have all of it, nothing is known to be gained
-    anything, known_room = limits - asked @ origin > smallest, room > smallest
+    # where there may be something to gain, but the base may have all of it, nothing is known to be gained
+    anything, known_room = room + 2 * unsure > smallest, room > smallest
 
     def lacks(best: Array) -> Array:
         """Of what can be gained, the shares [W] from what is reached to the best."""

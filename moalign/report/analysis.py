@@ -92,7 +92,7 @@ def _alike(front: Mapping[str, Any]) -> str:
         for other in ids[place + 1 :]
         if other in point.get("alike", ())
     ]
-    shown = "; ".join(pairs[:5]) + (f"; and {len(pairs) - 5} more pairs" if len(pairs) > 5 else "")
+    shown = "; ".join(pairs[:5]) + (f"; and {len(pairs) - 5} more" if len(pairs) > 5 else "")
     return f"{shown}, within 1.96 standard errors" if pairs else NONE
 
 

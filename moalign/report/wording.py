@@ -25,13 +25,14 @@ def measure(value: float, stderr: float | None) -> str:
     if stderr is None or not math.isfinite(stderr):
         return number(value)
     decimals = 3 if stderr <= 0 else min(max(1 - math.floor(math.log10(stderr)), 0), 6)
-    rounded = f"{value:.{decimals}f}".replace("-", "\N{MINUS SIGN}")
-    return f"{rounded} ± {stderr:.{decimals}f}"
+    rounded = f"{round(value, decimals) + 0.0:.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+    error = f"{stderr:.{decimals}f}"
+    return f"{rounded} ± {error if float(error) or not stderr else f'{stderr:.1g}'}"
 
 
 def percent(share: float) -> str:
     """A share as a percentage with one decimal."""
-    return f"{100 * share:.1f} %".replace("-", "\N{MINUS SIGN}")
+    return f"{round(100 * share, 1) + 0.0:.1f} %".replace("-", "\N{MINUS SIGN}")
 
 
 def objective_names(front: Mapping[str, Any]) -> list[str]:

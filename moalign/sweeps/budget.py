@@ -66,9 +66,12 @@ class Purse:
 
     def said(self) -> str:
         """One line for people."""
-        form = ",.0f" if self.unit == "tokens" else ",.1f" if self.cost >= 1 else ",.2f"
-        said = f"budget: {self.left:{form}} of {self.limit:{form}} {self.unit} left"
-        return f"{said}; a training takes about {self.cost:{form}}"
+        left, limit, cost = (self.amount(value) for value in (self.left, self.limit, self.cost))
+        return f"budget: {left} of {limit} {self.unit} left; a training takes about {cost}"
+
+    def amount(self, value: float) -> str:
+        """So many of the unit, in digits."""
+        return f"{value:,.0f}" if self.unit == "tokens" else f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
 
 
 def untouched(plan: Plan, workshop: Workshop) -> Purse | None:
@@ -142,10 +145,10 @@ def split(proposed: Sequence[Candidate], purse: Purse | None, plan: Plan) -> tup
 
 def refuse(purse: Purse) -> ConfigError:
     """Where not one candidate could be trained."""
-    form = ",.0f" if purse.unit == "tokens" else ",.2f"
+    limit, cost = purse.amount(purse.limit), purse.amount(purse.cost)
     return ConfigError(
-        f"search.budget.{purse.unit}: {purse.limit:{form}} {purse.unit} do not pay a single candidate that the search "
-        f"proposes; one of all steps takes about {purse.cost:{form}}. Give more, or take fewer train.steps"
+        f"search.budget.{purse.unit}: {limit} {purse.unit} do not pay a single candidate that the search proposes; one "
+        f"of all steps takes about {cost}. Give more, or take fewer train.steps"
     )
 
 

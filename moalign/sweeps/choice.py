@@ -186,6 +186,15 @@ def _bounds(bounds: Mapping[str, float]) -> str:
     return " and ".join(f"{name} at least {bound:.4g}" for name, bound in bounds.items())
 
 
+def _told_apart(value: float, other: float) -> tuple[str, str]:
+    """Both with four significant digits, or with as many more as make a difference."""
+    for digits in range(4, 18):
+        said = f"{value:.{digits}g}", f"{other:.{digits}g}"
+        if said[0] != said[1]:
+            break
+    return said
+
+
 def _unreachable(
     points: Sequence[Mapping[str, Any]], bounds: Mapping[str, float], objectives: Sequence[Mapping[str, Any]]
 ) -> str:
@@ -198,7 +207,8 @@ def _unreachable(
             continue
         top = max(under, key=lambda point: point["scores"][name])
         given = f" with {_bounds(others)}" if others else ""
-        parts.append(f"{name} reaches {top['scores'][name]:.4g}, not {bound:.4g},{given} ({top['id']})")
+        reached, wanted = _told_apart(top["scores"][name], bound)
+        parts.append(f"{name} reaches {reached}, not {wanted},{given} ({top['id']})")
     if not parts:
         parts = [
             f"{name} alone reaches {max(point['scores'][name] for point in points):.4g}, wanted is {bound:.4g}"

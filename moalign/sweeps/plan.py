@@ -164,6 +164,13 @@ class Plan:
             self._check_preference(candidate)
         return candidates if self.conditioner is None else conditions.asked_of_model(candidates, self, history)
 
+    def check_later_changes(self) -> None:
+        """Raise ConfigError where the search may come to changes that do not work."""
+        for changes in door.call(self.search, "later_changes", self.space, then=list):
+            if reason := self._why_not(changes):
+                said = ", ".join(f"{key} {value}" for key, value in changes.items())
+                raise ConfigError(f"search: '{self.config.search.name}' may come to {said}: {reason}")
+
     def check_later(self) -> None:
         """Raise PreferenceError where the search will come to preferences that the run has no meaning for."""
         first, *others = self.objectives
@@ -193,24 +200,30 @@ class Plan:
             raise PluginError(f"{who} with the parents {candidate.parents}; there may be one, of those that are done")
         if candidate.shares:
             checks.check_shares(candidate, done, who)
-        try:
-            changed = self.variant(candidate.changes)
-        except ConfigError as error:
-            raise PluginError(f"{who} with changes that do not work: {error}") from None
-        # rounds are sampled, and passes planned, for what the configuration's own loss wants
-        if more := changed.objective.wants - self.objective.wants - {"entropy"}:
-            raise PluginError(f"{who} with options of the loss that need {', '.join(sorted(more))} besides")
-        if not guides.folders_of(changed.objective).items() <= guides.folders_of(self.objective).items():
-            raise PluginError(f"{who} with options of the loss that name another adapter")
+        if reason := self._why_not(candidate.changes):
+            raise PluginError(f"{who} with {reason}")
+        changed = self.variant(candidate.changes)
         if candidate.kind == "trained":
             guides.check_candidate(changed.objective, candidate.id)
         if candidate.parents or candidate.shares:
             if changed.lora != self.config.model.lora:
                 raise PluginError(f"{who} with a parent and changes of model.lora; it has the parent's rank and alpha")
             checks.check_start(candidate, history, self, who)
+
+    def _why_not(self, changes: Mapping[str, Any]) -> str | None:
+        """What is wrong with a candidate's changes; None where they work."""
+        try:
+            changed = self.variant(changes)
+        except ConfigError as error:
+            return f"changes that do not work: {error}"
+        # rounds are sampled, and passes planned, for what the configuration's own loss wants
+        if more := changed.objective.wants - self.objective.wants - {"entropy"}:
+            return f"options of the loss that need {', '.join(sorted(more))} besides"
+        if not guides.folders_of(changed.objective).items() <= guides.folders_of(self.objective).items():
+            return "options of the loss that name another adapter"
         if changed.lora.r > self.config.model.lora.r:
-            most = self.config.model.lora.r
-            raise PluginError(f"{who} with model.lora.r {changed.lora.r}; the configuration has room for {most}")
+            return f"model.lora.r {changed.lora.r}; the configuration has room for {self.config.model.lora.r}"
+        return None
 
     def _check_preference(self, candidate: Candidate) -> None:
         try:
@@ -262,6 +275,7 @@ def prepare(config: Config, registry: Registry) -> Plan:
     conditions.check(plan)
     comparing.check(plan)
     filters.check(plan)
+    plan.check_later_changes()
     if not plan.propose(()):
         raise ConfigError(f"search: '{config.search.name}' proposes no candidate at all")
     plan.check_later()

@@ -273,7 +273,8 @@ def _pending(
             listed, skipped = ([outcomes.candidate_to(candidate) for candidate in each] for each in (kept, left_out))
             journal.append(directory / journal.FILE, outcomes.proposal(listed, skipped))
         if left_out:
-            observer.on_phase(f"budget: {len(left_out)} of {len(candidates)} candidates do not fit into it")
+            plural = "s" * (len(candidates) > 1)
+            observer.on_phase(f"budget: {len(left_out)} of {len(candidates)} candidate{plural} cannot be paid")
             dropped = [outcomes.skipped(candidate) for candidate in left_out]
             observer.on_skipped(dropped)
             history += dropped

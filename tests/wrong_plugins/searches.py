@@ -61,6 +61,8 @@ class CountsCalls(Lines):
     def propose(self, space: Space, history: Sequence[Outcome], rng: Random) -> list[Candidate]:
         self.calls.append(1)
         found = super().propose(space, history, rng)
+        if space.conditioned:
+            return found
         return [replace(each, changes={"train.steps": len(self.calls)}) for each in found]
 
 
@@ -191,6 +193,8 @@ class Blends(Lines):
     points: int = 2
 
     def propose(self, space: Space, history: Sequence[Outcome], rng: Random) -> list[Candidate]:
+        if space.conditioned:
+            raise ConfigError("search: one model cannot be blended")
         done = {outcome.id for outcome in history if outcome.status == "done"}
         if missing := super().propose(space, history, rng):
             return missing
@@ -232,6 +236,23 @@ class KnowsItsOwn(Lines):
         for outcome in history:
             del every[outcome.id]
         return list(every.values())
+
+
+class TrainsOneModelAgain(Lines):
+    """Wants candidates trained in their own way where there is one model."""
+
+    def all(self, space: Space) -> list[Candidate]:
+        return [replace(candidate, changes={"train.steps": 5}) for candidate in super().all(space)]
+
+
+class BoundsOneModel(Lines):
+    """Thresholds where there is one model."""
+
+    def all(self, space: Space) -> list[Candidate]:
+        others = space.objectives[1:]
+        bounded = Preference("thresholds", dict.fromkeys(others, 0.5))
+        more = [Candidate("bounded", bounded)] if space.conditioned and others else []
+        return [*super().all(space), *more]
 
 
 class NothingAtAll(Lines):
@@ -277,6 +298,8 @@ WRONG = {
     BlendsWhatIsNotThere: "mix only from candidates that the history has as done",
     BlendsWithoutEnd: "a finite number",
     KnowsItsOwn: "only-concise",
+    TrainsOneModelAgain: "one model is only asked there",
+    BoundsOneModel: "thresholds, and one model knows none",
     NothingAtAll: "no candidate at all",
     NoneForNothing: "TypeError",
     RefusesEverything: "every one is refused",
@@ -292,8 +315,8 @@ class Refining(Search):
     budget: int = 9
 
     def propose(self, space: Space, history: Sequence[Outcome], rng: Random) -> list[Candidate]:
-        if len(space.objectives) != 2:
-            raise ConfigError("search: two objectives are wanted")
+        if len(space.objectives) != 2 or space.conditioned:
+            raise ConfigError("search: two objectives are wanted, and candidates")
         first, second = space.objectives
         tried = [outcome for outcome in history if outcome.id.startswith("half-")]
         done = [outcome for outcome in tried if outcome.status == "done"]

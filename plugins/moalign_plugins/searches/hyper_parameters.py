@@ -116,6 +116,16 @@ class HyperParameters(Search):
             wanted = self._candidates(again, held_out, space)
         return [candidate for candidate in wanted if candidate.id not in known]
 
+    def later_changes(self, space: Space) -> list[Changes]:
+        """Both ends of each range, and every value of each list."""
+        return [
+            {key: value}
+            for key, allowed in self.space.items()
+            for value in (
+                allowed if isinstance(allowed, list) else (_value(key, allowed, 0.0), _value(key, allowed, 1.0))
+            )
+        ]
+
     def _configurations(self, points: Sequence[Sequence[float]]) -> dict[str, Changes]:
         """Id -> changes, of points in the unit cube; those that say the same as an earlier one are left out."""
         made: dict[str, Changes] = {}

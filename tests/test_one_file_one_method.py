@@ -144,6 +144,7 @@ LEGITIMATE = {
     "storage.py": {"format": "a key of a model file's header"},
     "sweeps/comparing.py": {"implicit": MARGINS},
     "sweeps/conditions.py": {"implicit": MARGINS},
+    "sweeps/doubts.py": {"preference": "a key of front.json"},
     "sweeps/export.py": {"format": "a key of bundle.json", "preference": "a key of front.json and of moalign.json"},
     "sweeps/front.py": {"preference": "a key of front.json"},
     "sweeps/material.py": {"implicit": MARGINS, "preference": SCORE_KINDS},

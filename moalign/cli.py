@@ -73,7 +73,8 @@ def init(
     if file.exists():
         raise typer.BadParameter(f"{file} exists; it is not overwritten", param_hint="FILE")
     storage.write_text(file, text)
-    Console().print(f"wrote {file}; next: moalign sweep {file} --dry-run", highlight=False)
+    where = shlex.quote(str(file))
+    _print_path(Console(), f"wrote {file}; next: moalign sweep {where} --dry-run")
 
 
 @app.command()
@@ -150,18 +151,26 @@ def front(
     console = Console()
     console.print(front_table(result))
     if not (run_directory / "front.json").exists():
-        console.print(f"unfinished; moalign resume {shlex.quote(str(run_directory))} goes on", highlight=False)
+        _print_path(console, f"unfinished; moalign resume {shlex.quote(str(run_directory))} goes on")
 
 
 @app.command("report")
 def write_report(run_directory: Run) -> None:
     """Write front.png and report.html from a run directory alone."""
     from moalign.report.page import write_page
-    from moalign.sweeps.front import write
+    from moalign.sweeps import front, journal
 
-    write(run_directory)
-    write_page(run_directory)
-    Console().print(f"{run_directory / 'front.png'}\n{run_directory / 'report.html'}", highlight=False)
+    finished = (run_directory / front.FRONT).exists() or journal.ended(run_directory / journal.FILE)
+    front.write(run_directory)
+    try:
+        write_page(run_directory)
+    finally:
+        if not finished:  # else it would pass for the whole front
+            (run_directory / front.FRONT).unlink()
+    console = Console()
+    _print_path(console, f"{run_directory / 'front.png'}\n{run_directory / 'report.html'}")
+    if not finished:
+        _print_path(console, f"unfinished; moalign resume {shlex.quote(str(run_directory))} goes on")
 
 
 for command in (select, compare, evaluate, generate, export):
@@ -172,13 +181,16 @@ def _show(console: Console, front: dict[str, Any], directory: Path) -> None:
     from moalign.report.table import front_table
 
     console.print(front_table(front))
-    console.print(
+    _print_path(
+        console,
         f"\nfront    {directory / 'front.json'}\npicture  {directory / 'front.png'}\n"
         f"report   {directory / 'report.html'}\nadapters {directory / 'candidates'}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
     )
+
+
+def _print_path(console: Console, text: str) -> None:
+    """As it stands, to be copied: neither cut at the terminal's edge nor read as markup."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -202,9 +214,8 @@ def _resumable(directory: Path) -> Iterator[None]:
         if not (directory / "run.json").exists():
             Console(stderr=True).print("\nstopped; nothing was written yet")
         else:
-            Console(stderr=True).print(
-                f"\nstopped; moalign resume {shlex.quote(str(directory))} goes on from here", highlight=False
-            )
+            again = shlex.quote(str(directory))
+            _print_path(Console(stderr=True), f"\nstopped; moalign resume {again} goes on from here")
         raise
 
 

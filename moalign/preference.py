@@ -21,10 +21,13 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 from moalign.errors import PreferenceError
 from moalign.types import Preference
+
+EQUAL = "equal"  # the preset that gives all objectives the same weight
 
 TOLERANCE = 1e-6  # how far a sum of weights, or the length of a direction, may be from 1
 
@@ -104,15 +107,15 @@ def _parse_text(text: str, objectives: tuple[str, ...], named: Mapping[str, Pref
         raise PreferenceError(f"{where}: empty")
     if any(sign in text for sign in "=<>"):
         return _parse_items(text, objectives, where)
-    if text in named and text in (*objectives, "equal"):
+    if text in named and text in (*objectives, EQUAL):
         raise PreferenceError(f"{where}: '{text}' names a preset and something else; rename the preset")
     if text in named:
         return replace(parse(named[text], objectives, where=where), name=text)
     if text in objectives:
         return _validated("weights", {text: 1.0}, objectives, where, text)
-    if text == "equal":
+    if text == EQUAL:
         return _validated("weights", dict.fromkeys(objectives, 1 / len(objectives)), objectives, where, text)
-    known = [*named, *objectives, "equal"]
+    known = [*named, *objectives, EQUAL]
     raise PreferenceError(f"{where}: '{text}' is no preset and no objective{_nearest(text, known)}")
 
 
@@ -224,7 +227,7 @@ def _check_direction(numbers: Mapping[str, float], where: str) -> None:
 def _number(value: object, where: str) -> float:
     """A finite number, or a text that holds one or a fraction such as "1/3"."""
     try:
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
+        if isinstance(value, bool) or not isinstance(value, Real | str):
             raise ValueError
         if isinstance(value, str) and "/" in value:
             above, below = value.split("/")

@@ -325,7 +325,7 @@ def _verify_file(folder: Path, name: str, entry: Any) -> None:
     except OSError as error:
         raise CorruptFileError(f"{file}: the manifest names it but it is missing") from error
     if not stat.S_ISREG(status.st_mode) or status.st_size != entry["size"] or sha256_of(file) != entry["sha256"]:
-        raise CorruptFileError(f"{file}: its content is not what was written; restore it or delete {folder}")
+        raise CorruptFileError(f"{file}: its content is not what was written; restore it from a copy")
 
 
 # --- the lock -------------------------------------------------------------------------------------------------------

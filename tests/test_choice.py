@@ -193,6 +193,14 @@ def test_what_means_nothing_is_refused(asked, message):
         choice.wish(SQUARE, **asked)
 
 
+@pytest.mark.parametrize("number", [np.float64(0.5), np.float32(0.5), np.int64(0), "1/2", 0.5])
+def test_any_number_will_do(number):
+    found = choice.wish(SQUARE, at_least={"harmless": number}, maximise="helpful")
+    assert found.at_least == {"harmless": pytest.approx(0.0 if number == 0 else 0.5)}
+    with pytest.raises(PreferenceError, match="'True' is not a number"):
+        choice.wish(SQUARE, at_least={"harmless": True}, maximise="helpful")
+
+
 def test_an_empty_front_says_why():
     front = SQUARE | {"points": [], "failed": [{"id": "p0", "error": "boom"}]}
     with pytest.raises(RunError, match=r"no points; the first of 1 that failed: boom"):

@@ -165,6 +165,15 @@ BAD = {
         ["--set", "preferences.bad={helpfull: 1.0}"],
         "preferences.bad: there is no objective 'helpfull'; did you mean 'helpful'?",
     ),
+    "a preset that is always there": (
+        ["--set", "preferences.equal={helpful: 0.3, harmless: 0.7}"],
+        "preferences.equal: that name is a preset that is always there; take another",
+    ),
+    "a name that nobody could ask for": (
+        ["--set", "preferences={'a=b': {helpful: 0.3, harmless: 0.7}}"],
+        "preferences.a=b: a name without white space and = < > , can be asked for; rename it",
+    ),
+    "yes for a number": (["--set", "train.steps=yes"], "train.steps: a number is wanted, not true or false"),
     "NaN": (["--set", "preferences.bad={helpful: .nan, harmless: 1.0}"], "preferences.bad.helpful"),
     "thresholds for a linear rule": (
         ["--set", "search=listed", "--set", "preferences.bad=harmless>=0.8"],

@@ -15,6 +15,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import command_line
 import pytest
@@ -331,3 +332,11 @@ def test_a_letter_of_several_tokens_is_shown_when_it_is_whole():
         stream.put(torch.tensor([each]))
     stream.end()
     assert "".join(pieces) == text and len(pieces) == len(text)
+
+
+def test_a_prompt_that_is_not_utf_8_is_named_before_anybody_answers():
+    from moalign.commands.generate import _answer
+
+    unasked: Any = None
+    with pytest.raises(UserError, match="prompt 1: its character 4 is not UTF-8"):
+        _answer(unasked, {}, ["caf\udce9"], 1, False)

@@ -46,9 +46,9 @@ def show(plan: Plan, observer: Observer, console: Console) -> None:
         table.add_row("budget", cost.purse.said().removeprefix("budget: "))
         table.add_row("", _paid(cost))
     console.print(table)
-    if cost.purse is not None and not begun(cost.fitting):
-        console.print(str(refuse(cost.purse)), style="red", markup=False)
     console.print("nothing was written")
+    if cost.purse is not None and not begun(cost.fitting):
+        raise refuse(cost.purse)
 
 
 def _paid(cost: Estimate) -> str:

@@ -85,13 +85,13 @@ def evaluate(
         device=device or steered.device(),
     )
     found = ask(run_directory, registry.discover(), question, steered.phase)
-    if out is not None:
-        storage.write_json(out, found)
     if as_json:
         sys.stdout.write(storage.canonical_json(found))
-        return
-    _print(Console(), found)
+    else:
+        _print(Console(), found)
     if out is not None:
+        storage.write_json(out, found)  # after it is shown: what was computed is not lost where nothing can be written
+    if out is not None and not as_json:
         Console().print(f"all figures: {out}", highlight=False, markup=False, soft_wrap=True)
 
 

@@ -172,6 +172,8 @@ def _typed(console: Console) -> Iterator[str]:
 
 def _respond(speaker: Talking, about: About, prompt: str, number: int, samples: int, as_json: bool) -> None:
     """All responses to one prompt, written as they come, or each as a line of JSON."""
+    if (place := next((place for place, each in enumerate(prompt) if "\ud800" <= each <= "\udfff"), None)) is not None:
+        raise ConfigError(f"prompt {number + 1}: its character {place + 1} is not UTF-8; give it in that encoding")
     for sample in range(samples):
         if as_json:
             reply = speaker.reply(prompt, number, sample)

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -24,8 +24,23 @@ BUILT_IN_MODEL = "tiny-assistant"
 BUILT_IN_DIRECTORY = Path(__file__).parents[1] / "demo"
 
 
+def _types(annotation: Any) -> list[Any]:
+    """All that an annotation is made of."""
+    return [annotation, *(each for part in get_args(annotation) for each in _types(part))]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads yes as true, which pydantic would take for 1."""
+        if isinstance(value, bool) and info.field_name is not None:
+            wanted = _types(cls.model_fields[info.field_name].annotation)
+            if (int in wanted or float in wanted) and bool not in wanted and Any not in wanted:
+                raise ValueError("a number is wanted, not true or false")
+        return value
 
 
 class PluginChoice(Section):

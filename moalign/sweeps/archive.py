@@ -98,7 +98,8 @@ class Archive:
             if outcome.id == candidate and outcome.status == "done":
                 return Mix({candidate: 1.0})
             if outcome.id == candidate:
-                raise RunError(f"{self.directory}: the candidate '{candidate}' failed: {outcome.error}")
+                ended = "was skipped" if outcome.status == "skipped" else "failed"
+                raise RunError(f"{self.directory}: the candidate '{candidate}' {ended}: {outcome.error}")
         raise RunError(f"{self.directory}: no candidate '{candidate}'; there are {', '.join(self.finished())}")
 
     def for_preference(self, prefer: object) -> Mix:

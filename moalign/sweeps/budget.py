@@ -148,7 +148,7 @@ def refuse(purse: Purse) -> ConfigError:
     limit, cost = purse.amount(purse.limit), purse.amount(purse.cost)
     return ConfigError(
         f"search.budget.{purse.unit}: {limit} {purse.unit} do not pay a single candidate that the search proposes; one "
-        f"of all steps takes about {cost}. Give more, or take fewer train.steps"
+        f"of all steps takes about {cost}. Give more, or take fewer train.steps, in another run (--out)"
     )
 
 

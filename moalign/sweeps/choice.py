@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -124,8 +125,14 @@ def wish(
 def _read(numbers: Numbers | None, names: tuple[str, ...], where: str) -> dict[str, float]:
     if numbers is None or (isinstance(numbers, Mapping) and not numbers):
         return {}
-    text = numbers if isinstance(numbers, str) else ",".join(f"{name}={value!r}" for name, value in numbers.items())
-    return preference.numbers(text, names, where)
+    if isinstance(numbers, str):
+        return preference.numbers(numbers, names, where)
+    return preference.numbers(",".join(f"{name}={_written(value)}" for name, value in numbers.items()), names, where)
+
+
+def _written(value: object) -> str:
+    """As it would be typed: a text as it stands, and any number, such as numpy's, with all its digits."""
+    return repr(float(value)) if isinstance(value, Real) and not isinstance(value, bool) else str(value)
 
 
 def _direction(numbers: Mapping[str, float], names: tuple[str, ...]) -> Preference:

@@ -154,6 +154,6 @@ def as_written(run_directory: Path) -> Iterator[None]:
     """Raise CorruptFileError where what is read of a run directory has not the form in which it was written."""
     try:
         yield
-    except (ValidationError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"{error.error_count()} bad keys" if isinstance(error, ValidationError) else repr(error)
         raise CorruptFileError(f"{run_directory}: record and journal are not those of a run: {what}") from None

@@ -20,6 +20,7 @@ from moalign.errors import CorruptFileError, MoalignError
 log = logging.getLogger(__name__)
 
 FILE = "journal.jsonl"
+ENDED = "ended"  # the event after which a search wants no more
 
 
 class _Content(NamedTuple):
@@ -51,6 +52,11 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     Raises CorruptFileError naming file and line where any earlier line is not what was written, or one is missing.
     """
     return _read(Path(path)).events
+
+
+def ended(path: str | Path) -> bool:
+    """Whether the run is finished."""
+    return any(event["event"] == ENDED for event in read(path))
 
 
 def torn(path: str | Path) -> int:

@@ -78,7 +78,7 @@ def read(run_directory: Path, ids: Sequence[str], objectives: Sequence[str]) -> 
         folder = run_directory / samples.BASE if name is None else run_directory / "candidates" / name
         if (folder / samples.FILE).exists():
             lines = samples.read(folder)
-            if all(line.rewards is not None and line.log_ratio is not None for line in lines):
+            if lines and all(line.rewards is not None and line.log_ratio is not None for line in lines):
                 found[name] = _sampled(lines, objectives)
     return found
 

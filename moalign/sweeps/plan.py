@@ -355,6 +355,10 @@ def _preferences(config: Config) -> dict[str, Preference]:
     names = config.objective_names
     parsed: dict[str, Preference] = {}
     for name, value in config.preferences.items():
+        if name == preference.EQUAL or name in names:
+            raise ConfigError(f"preferences.{name}: that name is a preset that is always there; take another")
+        if not name or any(letter in "=<>," or letter.isspace() for letter in name):
+            raise ConfigError(f"preferences.{name}: a name without white space and = < > , can be asked for; rename it")
         parsed[name] = preference.parse(value, names, parsed, where=f"preferences.{name}")
     return parsed
 

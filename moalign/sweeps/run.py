@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import platform
 import secrets
@@ -34,6 +35,7 @@ from moalign.sweeps.watchers import watched
 from moalign.sweeps.workshop import Workshop, opened_workshop
 from moalign.types import Candidate, Outcome
 
+RECORDED = "recorded"  # the event that says what run.json was
 ASKED_IN_VAIN = 3  # a search may find something cheaper, once it knows that its candidates did not fit
 LIBRARIES = ("moalign", "torch", "transformers", "peft", "accelerate", "numpy", "pymoo", "moocore")
 
@@ -100,6 +102,8 @@ def _execute(
                     began = budget.spend(plan, directory, began)
             if models.base_fingerprint(workshop.model.base) != workshop.model.fingerprint:
                 raise TrainingError("the base model's weights changed during the sweep; its adapters cannot be trusted")
+            if not journal.ended(directory / journal.FILE):
+                journal.append(directory / journal.FILE, {"event": journal.ENDED})
         result = front.write(directory)
     observer.on_run_end(result)
     if not result["points"]:
@@ -161,6 +165,7 @@ def _record(plan: Plan, directory: Path, workshop: Workshop, plugins: provenance
     file = directory / "run.json"
     if not file.exists():
         storage.write_json(file, record)
+        journal.append(directory / journal.FILE, {"event": RECORDED, "sha256": _digest(record)})
         return
     before = storage.read_json(file)
     for key, meaning in (
@@ -176,6 +181,15 @@ def _record(plan: Plan, directory: Path, workshop: Workshop, plugins: provenance
             raise RunError(
                 f"{directory}: {meaning} changed since this run was started; {_difference(before, record, key)}"
             )
+    events = journal.read(directory / journal.FILE)
+    if any(event["sha256"] != _digest(before) for event in events if event["event"] == RECORDED):
+        raise RunError(f"{file}: not what was written when this run was started; restore it from a copy")
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    """Of what a run was started with, but for what may differ at a resume."""
+    kept = {key: _compared(record, key) for key in ("config", "kl_price", "evaluation", "base", "data", "reference")}
+    return hashlib.sha256(storage.canonical_json(kept).encode()).hexdigest()
 
 
 def _compared(record: Mapping[str, Any], key: str) -> Any:
@@ -204,9 +218,12 @@ def _settled(plan: Plan, directory: Path, workshop: Workshop) -> list[Outcome]:
     """What is already known: the journal, and candidates that were finished but not yet written into it."""
     file = directory / journal.FILE
     events = journal.read(file)
-    if not any(event["event"] == "base" for event in events):
+    base = next((event for event in events if event["event"] == "base"), None)
+    if base is None:
         journal.append(file, _measure_base(workshop, directory))
         events = journal.read(file)
+    elif base.get("samples", "") not in ("", _sha256(directory / samples.BASE / samples.FILE)):
+        _measure_base(workshop, directory)  # its samples are gone, or not what was written
     history = outcomes.history(events, plan.objectives)
     for folder in sorted((directory / "candidates").glob("[!.]*")):
         if folder.name not in {outcome.id for outcome in history}:
@@ -218,6 +235,10 @@ def _settled(plan: Plan, directory: Path, workshop: Workshop) -> list[Outcome]:
         if outcome.status == "done":
             storage.verify(directory / "candidates" / outcome.id)
     return history
+
+
+def _sha256(file: Path) -> str | None:
+    return storage.sha256_of(file) if file.exists() else None
 
 
 def _give_up(plan: Plan, directory: Path) -> None:
@@ -237,8 +258,10 @@ def _measure_base(workshop: Workshop, directory: Path) -> dict[str, Any]:
     """The event, once its samples are on disk."""
     measured = workshop.evaluate(None)
     said = samples.text_of(measured, workshop.held_out_prompts, workshop.plan.objectives)
-    storage.write_text(directory / samples.BASE / samples.FILE, said)
-    return {"event": "base", "scores": measured.scores, "stderr": measured.stderr, "details": measured.details}
+    file = directory / samples.BASE / samples.FILE
+    storage.write_text(file, said)
+    found = {"scores": measured.scores, "stderr": measured.stderr, "details": measured.details}
+    return {"event": "base", "samples": storage.sha256_of(file)} | found
 
 
 def _pending(

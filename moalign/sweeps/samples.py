@@ -14,6 +14,7 @@ from moalign.engine.evaluate import Evaluation
 from moalign.errors import CorruptFileError
 
 FILE = "samples.jsonl"
+LARGEST = 1e100  # of rewards and log-ratios, whose squares are to be finite
 BASE = "base"  # the folder of the untouched base in a run directory; candidates have theirs under candidates/
 
 
@@ -58,9 +59,11 @@ def read(folder: Path) -> list[SampleLine]:
 
 
 def _line(row: Mapping[str, Any]) -> SampleLine:
-    """Raises the built-in errors of whatever is not there, or of another type."""
+    """Raises the built-in errors of whatever is not there, of another type, or larger than any that is written."""
     rewards, log_ratio = row.get("rewards"), row.get("log_ratio")
     known = None if rewards is None else {name: float(value) for name, value in rewards.items()}
     if not isinstance(row["prompt"], str):
         raise TypeError(row["prompt"])
+    if not all(abs(value) < LARGEST for value in (*(known or {}).values(), float(log_ratio or 0.0))):
+        raise ValueError(row)
     return SampleLine(row["prompt"], known, None if log_ratio is None else float(log_ratio))

@@ -1,0 +1,107 @@
+"""A run that somebody comes back to: what was changed in between is found, what is missing is made again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import yaml
+from interruptions import StopAfterCandidates
+from sweeps import contents, small_config, write_pairs
+from typer.testing import CliRunner
+
+from moalign import cli, recipes, registry
+from moalign import config as configuration
+from moalign.errors import CorruptFileError, RunError
+from moalign.sweeps import front, journal, run, samples
+from moalign.sweeps.observe import Observer
+
+
+@pytest.fixture(scope="module")
+def unfinished(tiny_model_path, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    config = small_config(tiny_model_path, write_pairs(folder / "pairs.jsonl"), train={"steps": 2, "together": 1})
+    with pytest.raises(KeyboardInterrupt):
+        run.start(config, folder / "run", registry.discover(), StopAfterCandidates())
+    return folder / "run"
+
+
+@pytest.fixture
+def copy(unfinished, tmp_path):
+    return shutil.copytree(unfinished, tmp_path / "a [red]run")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [('"steps": 2', '"steps": 1'), ('"lr": ', '"lr": 1'), ('"weight_decay": ', '"weight_decay": 1')]
+)
+def test_a_configuration_that_was_edited_in_the_record_is_not_gone_on_with(copy, before, after):
+    record = copy / "run.json"
+    text = record.read_text()
+    assert before in text
+    record.write_text(text.replace(before, after, 1))
+    with pytest.raises(RunError, match=r"run\.json: not what was written when this run was started; restore it"):
+        run.resume(copy, registry.discover(), Observer())
+    record.write_text(text)
+    run.resume(copy, registry.discover(), Observer())
+
+
+def test_who_watches_may_change(copy):
+    record = json.loads((copy / "run.json").read_text())
+    record["config"]["plugin_deadline"] = 77.0
+    (copy / "run.json").write_text(json.dumps(record))
+    run.resume(copy, registry.discover(), Observer())
+
+
+def test_a_report_of_an_unfinished_run_does_not_pass_for_its_front(copy):
+    said = CliRunner().invoke(cli.app, ["report", str(copy)])
+    assert said.exit_code == 0 and (copy / "report.html").exists() and not (copy / front.FRONT).exists()
+    assert said.stdout.endswith(f"unfinished; moalign resume '{copy}' goes on\n"), "the path as it is, brackets and all"
+    assert not journal.ended(copy / journal.FILE)
+    run.resume(copy, registry.discover(), Observer())
+    whole, events = (copy / front.FRONT).read_bytes(), journal.read(copy / journal.FILE)
+    assert journal.ended(copy / journal.FILE)
+    (copy / front.FRONT).unlink()
+    assert "goes on" not in CliRunner().invoke(cli.app, ["report", str(copy)]).stdout
+    assert (copy / front.FRONT).read_bytes() == whole
+    run.resume(copy, registry.discover(), Observer())
+    assert journal.read(copy / journal.FILE) == events, "a run ends once"
+
+
+def test_samples_of_the_base_are_made_again_where_they_are_gone_or_altered(copy, tmp_path):
+    unbroken = shutil.copytree(copy, tmp_path / "unbroken")
+    run.resume(unbroken, registry.discover(), Observer())
+    file = copy / samples.BASE / samples.FILE
+    for change in (file.unlink, lambda: file.write_text("")):
+        change()
+        again = shutil.copytree(copy, tmp_path / "again", dirs_exist_ok=True)
+        run.resume(again, registry.discover(), Observer())
+        assert contents(again) == contents(unbroken)
+        assert (again / samples.BASE / samples.FILE).read_bytes() == (
+            unbroken / samples.BASE / samples.FILE
+        ).read_bytes()
+        shutil.rmtree(again)
+
+
+@pytest.fixture(scope="module")
+def rewarded(tmp_path_factory):
+    short = ("train.steps=1", "rollouts.rounds=1", "search.points=2", "evaluate.samples=4", "evaluate.prompts=2")
+    settings = configuration.from_mapping(yaml.safe_load(recipes.read("rebel")), short)
+    directory = tmp_path_factory.mktemp("rebel") / "run"
+    run.start(settings, directory, registry.discover(), Observer())
+    return directory
+
+
+@pytest.mark.parametrize("folder", ["base", "candidates/w-1.00-0.00"])
+def test_samples_that_are_none_bound_nothing_and_those_that_cannot_be_are_named(rewarded, tmp_path, folder):
+    again = shutil.copytree(rewarded, tmp_path / "run")
+    file = again / folder / samples.FILE
+    text = file.read_text()
+    file.write_text("")
+    emptied = front.read(again)
+    file.unlink()
+    assert front.read(again) == emptied, "as if they had not been kept"
+    for bad in ("1e308", '"much"', "[1]"):
+        file.write_text(text.replace('"log_ratio": ', f'"log_ratio": {bad}, "x": ', 1))
+        with pytest.raises(CorruptFileError, match=r"samples\.jsonl: a line is not the sample that was written here"):
+            front.read(again)

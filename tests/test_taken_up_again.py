@@ -33,7 +33,8 @@ def copy(unfinished, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("before", "after"), [('"steps": 2', '"steps": 1'), ('"lr": ', '"lr": 1'), ('"weight_decay": ', '"weight_decay": 1')]
+    ("before", "after"),
+    [('"steps": 2', '"steps": 1'), ('"lr": ', '"lr": 1'), ('"weight_decay": ', '"weight_decay": 1')],
 )
 def test_a_configuration_that_was_edited_in_the_record_is_not_gone_on_with(copy, before, after):
     record = copy / "run.json"

@@ -7,11 +7,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moalign import storage
-from moalign.engine.evaluate import Evaluation
 from moalign.errors import CorruptFileError
+
+if TYPE_CHECKING:
+    from moalign.engine.evaluate import Evaluation
 
 FILE = "samples.jsonl"
 LARGEST = 1e100  # of rewards and log-ratios, whose squares are to be finite

@@ -7,7 +7,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from moalign import config, registry
+import yaml
+
+from moalign import config, recipes, registry
 from moalign.config import Config
 from moalign.demo.grammar import PROMPTS
 from moalign.sweeps import run
@@ -39,6 +41,14 @@ def small_config(model_path: Path, pairs: Path, **changes: Any) -> Config:
         "evaluate": {"samples": 2, "max_new_tokens": 6},
     }
     return config.from_mapping(content | changes)
+
+
+def short_rebel(directory: Path, *changes: str) -> Path:
+    """A run of the recipe on the built-in model, each response scored and measured against the base."""
+    short = ("evaluate.samples=4", "evaluate.prompts=3", *changes)
+    settings = config.from_mapping(yaml.safe_load(recipes.read("rebel")), short)
+    run.start(settings, directory, registry.discover(), Observer())
+    return directory
 
 
 def contents(directory: Path) -> dict[str, bytes]:

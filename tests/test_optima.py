@@ -6,12 +6,10 @@ import json
 
 import numpy as np
 import pytest
-import yaml
+from sweeps import short_rebel
 
-from moalign import config, recipes, registry
 from moalign.errors import CorruptFileError
-from moalign.sweeps import front, optima, run
-from moalign.sweeps.observe import Observer
+from moalign.sweeps import front, optima
 from moalign.sweeps.optima import Sampled
 
 PRICE = 0.3
@@ -105,11 +103,9 @@ def _rest(known):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    short = ("train.steps=2", "rollouts.rounds=2", "search.points=3", "evaluate.samples=4", "evaluate.prompts=3")
-    settings = config.from_mapping(yaml.safe_load(recipes.read("rebel")), short)
-    directory = tmp_path_factory.mktemp("rebel") / "run"
-    run.start(settings, directory, registry.discover(), Observer())
-    return directory
+    return short_rebel(
+        tmp_path_factory.mktemp("rebel") / "run", "train.steps=2", "rollouts.rounds=2", "search.points=3"
+    )
 
 
 def test_samples_are_kept_with_what_they_are_worth(made):

@@ -6,13 +6,11 @@ import json
 import shutil
 
 import pytest
-import yaml
 from interruptions import StopAfterCandidates
-from sweeps import contents, small_config, write_pairs
+from sweeps import contents, short_rebel, small_config, write_pairs
 from typer.testing import CliRunner
 
-from moalign import cli, recipes, registry
-from moalign import config as configuration
+from moalign import cli, registry
 from moalign.errors import CorruptFileError, RunError
 from moalign.sweeps import front, journal, run, samples
 from moalign.sweeps.observe import Observer
@@ -86,11 +84,9 @@ def test_samples_of_the_base_are_made_again_where_they_are_gone_or_altered(copy,
 
 @pytest.fixture(scope="module")
 def rewarded(tmp_path_factory):
-    short = ("train.steps=1", "rollouts.rounds=1", "search.points=2", "evaluate.samples=4", "evaluate.prompts=2")
-    settings = configuration.from_mapping(yaml.safe_load(recipes.read("rebel")), short)
-    directory = tmp_path_factory.mktemp("rebel") / "run"
-    run.start(settings, directory, registry.discover(), Observer())
-    return directory
+    return short_rebel(
+        tmp_path_factory.mktemp("rebel") / "run", "train.steps=1", "rollouts.rounds=1", "search.points=2"
+    )
 
 
 @pytest.mark.parametrize("folder", ["base", "candidates/w-1.00-0.00"])

@@ -222,7 +222,7 @@ def _settled(plan: Plan, directory: Path, workshop: Workshop) -> list[Outcome]:
     if base is None:
         journal.append(file, _measure_base(workshop, directory))
         events = journal.read(file)
-    elif base.get("samples", "") not in ("", _sha256(directory / samples.BASE / samples.FILE)):
+    elif "samples" in base and base["samples"] != _sha256(directory / samples.BASE / samples.FILE):
         _measure_base(workshop, directory)  # its samples are gone, or not what was written
     history = outcomes.history(events, plan.objectives)
     for folder in sorted((directory / "candidates").glob("[!.]*")):

@@ -27,8 +27,6 @@ def warm(candidate: Candidate, history: Sequence[Outcome], space: Space, share: 
 def warm_mix(candidate: Candidate, history: Sequence[Outcome], space: Space, share: float) -> Candidate:
     """The same from a mix of trained candidates, by the shares that make up its weights and are nearest to it; from the
     nearest one where they do not enclose it."""
-    if not _trained(history):
-        return candidate
     shares = _shares(candidate, history, space)
     if shares is None:
         return warm(candidate, history, space, share)

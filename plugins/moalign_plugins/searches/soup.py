@@ -45,7 +45,7 @@ class Soup(Search):
         seen = {outcome.id for outcome in history}
         points = Grid(points=self.points).candidates(space)
         trained = coarse(points, self.trained, space)
-        missing = [candidate for candidate in trained if candidate.id not in seen]
+        if missing := [candidate for candidate in trained if candidate.id not in seen]:
+            return missing
         between = [replace(point, id=f"mix-{point.id}", mixed=True) for point in points if point not in trained]
-        wanted = missing or [candidate for candidate in between if candidate.id not in seen]
-        return wanted if missing else [candidate for candidate in wanted if enclosed(candidate, history, space)]
+        return [each for each in between if each.id not in seen and enclosed(each, history, space)]

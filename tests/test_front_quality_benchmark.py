@@ -62,6 +62,25 @@ def test_what_does_not_go_together_is_not_crossed():
     assert not belongs("two", "dpa", "grid") and belongs("two", "dpa", "grid", ["dpa"])
 
 
+@pytest.mark.parametrize(("world", "method"), [("two", "grpo"), ("reply", "chebyshev"), ("reply", "log-sigmoid")])
+def test_what_is_the_grid_by_another_name_is_not_run_twice(world, method):
+    settings = Request(world, method, "grid", 0).settings()
+    weights = _weights(settings)
+    assert len(weights) == 11 and not belongs(world, method, "riesz") and belongs("three", "grpo", "riesz")
+    spaced = config.from_mapping(settings.model_dump(mode="json"), ["search={name: riesz, points: 11}"])
+    assert _weights(spaced) == pytest.approx(weights, abs=1e-9)
+    if world == "reply":
+        assert not belongs(world, method, "auto") and belongs(world, "linear", "auto")
+        left = config.from_mapping(settings.model_dump(mode="json"), ["search={name: auto}"])
+        assert _weights(left) == weights
+
+
+def _weights(settings):
+    """Of the first objective, in what the search proposes first."""
+    first = settings.objective_names[0]
+    return sorted(one.preference.values[first] for one in prepare(settings, registry.discover()).propose(()))
+
+
 def test_bounds_are_held_against_what_is_true():
     found = {"front_share_with_base": 0.9, "exact_hypervolume": 0.36}
     right = {"front_share_at_least": 0.9, "hypervolume_at_most": 0.37}

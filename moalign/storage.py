@@ -31,6 +31,10 @@ TEMPORARY = ".partial-"  # first letters of everything that is not finished yet
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]{0,127}")
 _CHECKSUM_KEY = "sha256"
 _NO_CHECKSUM = "0" * 64
+_ADVICE = {
+    "read": "see that it is there and that you may read it",
+    "write": "see to its permissions and the free space; a run is then gone on with by `moalign resume`",
+}
 
 
 def safe_name(name: object) -> bool:
@@ -361,8 +365,7 @@ def _naming(path: str | Path, action: str = "write") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = "see that it is there, its permissions and the free space, then resume"
-        raise RunError(f"cannot {action} {path}: {error.strerror or error}; {advice}") from error
+        raise RunError(f"cannot {action} {path}: {error.strerror or error}; {_ADVICE[action]}") from error
 
 
 def _temporary(path: Path) -> Path:

@@ -75,6 +75,9 @@ def test_what_cannot_be_compared_is_refused():
     }
     with pytest.raises(RunError, match=r"b has harmless \(min\), helpful \(max\); they must agree"):
         compare({"a": RUNS["a"], "b": turned})
+    shares = RUNS["b"] | {"evaluation": front.EVALUATIONS["preference"]}
+    with pytest.raises(RunError, match=r"of b: share of held-out pairs .*; of a: mean reward .*evaluate\.kind"):
+        compare({"a": RUNS["a"], "b": shares})
     with pytest.raises(RunError, match="b: no candidate is finished"):
         compare({"a": RUNS["a"], "b": RUNS["b"] | {"points": []}})
     with pytest.raises(MoalignError, match="nan"):

@@ -121,10 +121,17 @@ def test_room_in_the_context_is_counted(loaded):
 
 @pytest.mark.parametrize(
     "manner",
-    [{"top_p": 0.0}, {"top_p": 1.5}, {"temperature": -1.0}, {"temperature": float("inf")}, {"temperature": math.nan}],
+    [
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"temperature": -1.0},
+        {"temperature": 1e-300},
+        {"temperature": float("inf")},
+        {"temperature": math.nan},
+    ],
 )
 def test_a_manner_that_means_nothing_is_refused(manner):
-    with pytest.raises(UserError, match="temperature is a number of 0 or more"):
+    with pytest.raises(UserError, match="temperature is 0 or from 1e-06 up"):
         Manner(**manner)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sweeps import short_rebel
 
+from moalign import storage
 from moalign.errors import CorruptFileError
 from moalign.sweeps import front, optima
 from moalign.sweeps.optima import Sampled
@@ -131,6 +132,7 @@ def test_the_front_is_bounded_by_all_of_them_and_by_each_ones_own_where_others_s
         file = made / "candidates/w-1.00-0.00/samples.jsonl"
         rows = [json.loads(line) for line in kept[file].splitlines()]
         file.write_text("".join(json.dumps(change(place, row)) + "\n" for place, row in enumerate(rows)))
+        storage.write_manifest(file.parent)  # as if they had been written so
         return front.read(made)["analysis"]["bounds"]
 
     own = whole["analysis"]["bounds"]  # here each is the surest of itself
@@ -148,4 +150,5 @@ def test_the_front_is_bounded_by_all_of_them_and_by_each_ones_own_where_others_s
     finally:
         for file, content in kept.items():
             file.write_bytes(content)
+        storage.write_manifest(made / "candidates/w-1.00-0.00")
     assert front.read(made) == whole

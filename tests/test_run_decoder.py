@@ -275,5 +275,5 @@ def test_why_no_candidates_enclose_a_preference_is_said(copy):
     for event in events:
         if event.get("id") not in ENDS:
             journal.append(file, event)
-    with pytest.raises(PreferenceError, match=r"nothing to mix.*lies outside of what the 1 trained candidates enclose"):
+    with pytest.raises(PreferenceError, match=r"nothing to mix.*lies outside of what the one trained candidate is for"):
         copy.decoder("multi-objective", prefer="helpful")

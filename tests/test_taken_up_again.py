@@ -10,7 +10,7 @@ from interruptions import StopAfterCandidates
 from sweeps import contents, short_rebel, small_config, write_pairs
 from typer.testing import CliRunner
 
-from moalign import cli, registry
+from moalign import cli, registry, storage
 from moalign.errors import CorruptFileError, RunError
 from moalign.sweeps import front, journal, run, samples
 from moalign.sweeps.observe import Observer
@@ -82,6 +82,13 @@ def test_samples_of_the_base_are_made_again_where_they_are_gone_or_altered(copy,
         shutil.rmtree(again)
 
 
+def test_a_candidate_that_is_gone_is_named(copy):
+    (done,) = (copy / "candidates").iterdir()
+    shutil.rmtree(done)
+    with pytest.raises(RunError, match=rf"{done.name} is gone, though it was finished; restore it from a copy"):
+        run.resume(copy, registry.discover(), Observer())
+
+
 @pytest.fixture(scope="module")
 def rewarded(tmp_path_factory):
     return short_rebel(
@@ -90,15 +97,30 @@ def rewarded(tmp_path_factory):
 
 
 @pytest.mark.parametrize("folder", ["base", "candidates/w-1.00-0.00"])
-def test_samples_that_are_none_bound_nothing_and_those_that_cannot_be_are_named(rewarded, tmp_path, folder):
+def test_samples_that_are_gone_bound_nothing_and_those_that_were_altered_are_named(rewarded, tmp_path, folder):
     again = shutil.copytree(rewarded, tmp_path / "run")
     file = again / folder / samples.FILE
     text = file.read_text()
+    for altered in ("", text.replace('"log_ratio": ', '"log_ratio": 1', 1)):
+        file.write_text(altered)
+        with pytest.raises(CorruptFileError, match=r"samples\.jsonl: its content is not what was written"):
+            front.read(again)
+    file.unlink()
+    front.read(again)
+
+
+def test_samples_that_can_be_of_nothing_are_named(rewarded, tmp_path):
+    again = shutil.copytree(rewarded, tmp_path / "run")
+    folder = again / "candidates/w-1.00-0.00"
+    file = folder / samples.FILE
+    text = file.read_text()
     file.write_text("")
+    storage.write_manifest(folder)
     emptied = front.read(again)
     file.unlink()
     assert front.read(again) == emptied, "as if they had not been kept"
     for bad in ("1e308", '"much"', "[1]"):
         file.write_text(text.replace('"log_ratio": ', f'"log_ratio": {bad}, "x": ', 1))
+        storage.write_manifest(folder)
         with pytest.raises(CorruptFileError, match=r"samples\.jsonl: a line is not the sample that was written here"):
             front.read(again)

@@ -28,7 +28,8 @@ def compare(
     reference: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME=NUMBER,...", help="Reference point of the hypervolume for all, in the units of the fronts."
+            metavar="NAME=NUMBER,...",
+            help="Reference point of the hypervolume for all, in the units of the fronts (minimised scores: negated).",
         ),
     ] = None,
     picture: Annotated[

@@ -72,7 +72,8 @@ def _bundle(run_directory: Path, to: Path, everything: bool, base: str | None) -
 
     archive = Archive.open(run_directory)
     content = exporting.write_bundle(archive, to, everything=everything, base=base)
-    _plain(f"{len(content['adapters'])} adapters, largest rank {content['largest_r']}: {to / exporting.BUNDLE}\n")
+    count = len(content["adapters"])
+    _plain(f"{count} adapter{'s' * (count > 1)}, largest rank {content['largest_r']}: {to / exporting.BUNDLE}\n")
     if any(entry["text"] for entry in content["adapters"]):
         steered.note("the model is told its preference in text: before every prompt stands the `text` of bundle.json")
     _plain(serving(content, to, base or archive.base))

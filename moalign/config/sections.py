@@ -161,7 +161,7 @@ class RolloutSettings(Section):
     """how often fresh samples are drawn from the policy, at even distances; the first round samples the base"""
     prompts_per_step: int = Field(default=8, ge=1)
     """groups in a training step; replaces train.pairs_per_step"""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, ge=1e-6)
     top_p: float = Field(default=1.0, gt=0, le=1)
     """sample from the likeliest tokens alone that have this much of the probability together; 1: from all"""
     max_new_tokens: int = Field(default=64, ge=1)
@@ -244,9 +244,10 @@ class EvaluateSettings(Section):
     prompts: int | None = Field(default=None, ge=1)
     """at most so many held-out prompts; default all"""
     max_new_tokens: int = Field(default=64, ge=1)
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, ge=1e-6)
     reference_point: Literal["base"] | dict[str, float] = "base"
-    """of the hypervolume: the untouched model's scores, or one number per objective"""
+    """of the hypervolume: the untouched model's scores, or one number per objective as fronts have it, so negated for
+    one that is minimised"""
     kl_price: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
     """what a nat of KL costs, in rewards, where a front is compared with what can be reached; auto: what the loss says,
     such as its beta, if it learns from rewards and compares with the base, else 0, and then nothing says how far the

@@ -50,7 +50,7 @@ def fit(x: ArrayLike, gained: ArrayLike) -> tuple[Curve | None, str]:
     used = np.isfinite(at) & np.isfinite(values) & (at > 0)
     at, values = at[used], values[used]
     if len(at) < FEWEST:
-        return None, f"{len(at)} points away from the reference are too few; a curve takes {FEWEST}"
+        return None, f"too few points away from the reference: {len(at)}, and a curve takes {FEWEST}"
     columns = np.stack([at, -at * np.log(at)], axis=1)
     (a, b), _, rank, _ = np.linalg.lstsq(columns, values, rcond=None)
     if rank < 2:

@@ -22,6 +22,7 @@ from moalign.errors import ModelError, UserError
 from moalign.seeds import derive
 
 USUAL_LENGTH = 256
+COLDEST = 1e-6  # logits divided by less overflow; the likeliest token is certain long before
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ class Manner:
 
     def __post_init__(self) -> None:
         """Raises UserError for a manner that means nothing."""
-        if not 0 < self.top_p <= 1 or not 0 <= self.temperature < float("inf"):
-            raise UserError("temperature is a number of 0 or more, and top-p lies above 0 and not above 1")
+        sampled = COLDEST <= self.temperature < float("inf")
+        if not 0 < self.top_p <= 1 or not (sampled or self.temperature == 0):
+            raise UserError(f"temperature is 0 or from {COLDEST:g} up, and top-p lies above 0 and not above 1")
 
 
 @dataclass(frozen=True)

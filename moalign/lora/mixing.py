@@ -260,8 +260,8 @@ def _ratio(part: float, whole: float) -> float:
 
 
 def _checked_rank(r: int) -> int:
-    if r < 1:
-        raise MoalignError(f"rank {r}: an adapter has rank 1 at least")
+    if not isinstance(r, int) or isinstance(r, bool) or r < 1:
+        raise MoalignError(f"rank {r!r}: an adapter has rank 1 at least, a whole number")
     return r
 
 

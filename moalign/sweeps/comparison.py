@@ -12,6 +12,7 @@ from moalign import pareto
 from moalign.errors import RunError
 from moalign.pareto import Z
 from moalign.sweeps import analysis
+from moalign.sweeps.front import EVALUATIONS
 
 MEASURES = ("hypervolume", "igd_plus", "expected_utility", "sparsity")
 
@@ -25,6 +26,7 @@ def compare(fronts: Mapping[str, Mapping[str, Any]], reference: Mapping[str, flo
     if len(fronts) < 2:
         raise RunError("one run alone compares with nothing; name at least two")
     objectives = _objectives(fronts)
+    _check_evaluations(fronts)
     names = [objective["name"] for objective in objectives]
     for run, front in fronts.items():
         if not front["points"]:
@@ -58,6 +60,18 @@ def _objectives(fronts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]
         if found != wanted:
             raise RunError(f"{first} has the objectives {_listed(wanted)}, {run} has {_listed(found)}; they must agree")
     return wanted
+
+
+def _check_evaluations(fronts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Rewards, sampled or exact, with rewards, and accuracies with accuracies."""
+    accuracy = EVALUATIONS["preference"]
+    kinds = {front["evaluation"] == accuracy: run for run, front in fronts.items()}
+    if len(kinds) > 1:
+        rewards = fronts[kinds[False]]["evaluation"]
+        raise RunError(
+            f"the scores of {kinds[True]}: {accuracy}; of {kinds[False]}: {rewards}. Such scores do not compare; "
+            "give both the same evaluate.kind"
+        )
 
 
 def _listed(objectives: Sequence[Mapping[str, str]]) -> str:

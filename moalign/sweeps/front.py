@@ -121,7 +121,8 @@ def read(run_directory: Path) -> dict[str, Any]:
         config, price = Config.model_validate(record["config"]), float(record.get("kl_price", 0.0))
         names = config.objective_names
         done = [outcome.id for outcome in outcomes.history(list(events), names) if outcome.status == "done"]
-        sampled = optima.read(run_directory, done, names) if price > 0 else None
+        base = next((event.get("samples") for event in events if event["event"] == "base"), None)
+        sampled = optima.read(run_directory, done, names, base) if price > 0 else None
         return compute(config, record["evaluation"], events, world, price, sampled)
 
 

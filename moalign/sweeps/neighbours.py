@@ -74,8 +74,10 @@ def _beyond(wanted: Preference, objectives: tuple[str, ...], candidates: Sequenc
     ]
     near = _nearest(wanted.vector(objectives), points)
     written = ",".join(f"{name}={value:.9g}" for name, value in zip(objectives, near, strict=True))
+    several = len(candidates) > 1
+    who = f"the {len(candidates)} trained candidates enclose" if several else "the one trained candidate is for"
     return (
-        f"{preference.format(wanted)} lies outside of what the {len(candidates)} trained candidates enclose "
+        f"{preference.format(wanted)} lies outside of what {who} "
         f"({', '.join(ranges)}); the nearest that can be mixed is {written}, and beyond it only training leads, such "
         "as for each objective alone"
     )

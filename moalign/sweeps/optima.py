@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from moalign import storage
 from moalign.engine.optimum import Optimum, optimum
+from moalign.errors import CorruptFileError
 from moalign.sweeps import samples
 from moalign.sweeps.samples import SampleLine
 
@@ -68,19 +70,32 @@ def bounds(weights: Mapping[str, Array], sampled: Mapping[str | None, Sampled], 
     return found
 
 
-def read(run_directory: Path, ids: Sequence[str], objectives: Sequence[str]) -> dict[str | None, Sampled]:
+def read(
+    run_directory: Path, ids: Sequence[str], objectives: Sequence[str], base: str | None = None
+) -> dict[str | None, Sampled]:
     """The samples of these candidates, and of the untouched base (None), if they are kept with rewards and log-ratios.
 
-    Raises CorruptFileError where a line is not one of a sample.
+    ``base``: SHA-256 of the base's file, as the journal has it; None: runs of before it was kept. Raises
+    CorruptFileError where a file is not what was written, or a line not one of a sample.
     """
     found: dict[str | None, Sampled] = {}
     for name in (None, *ids):
         folder = run_directory / samples.BASE if name is None else run_directory / "candidates" / name
         if (folder / samples.FILE).exists():
+            if name is not None:
+                storage.verify(folder, only=(samples.FILE,))
+            elif base is not None:
+                _verify(folder / samples.FILE, base)
             lines = samples.read(folder)
             if lines and all(line.rewards is not None and line.log_ratio is not None for line in lines):
                 found[name] = _sampled(lines, objectives)
     return found
+
+
+def _verify(file: Path, sha256: str) -> None:
+    """The base's folder has no manifest: its samples are made again where they are gone."""
+    if storage.sha256_of(file) != sha256:
+        raise CorruptFileError(f"{file}: its content is not what was written; `moalign resume` makes it again")
 
 
 def _sampled(lines: Sequence[SampleLine], objectives: Sequence[str]) -> Sampled:

@@ -233,7 +233,10 @@ def _settled(plan: Plan, directory: Path, workshop: Workshop) -> list[Outcome]:
             history.append(outcome)
     for outcome in history:
         if outcome.status == "done":
-            storage.verify(directory / "candidates" / outcome.id)
+            kept = directory / "candidates" / outcome.id
+            if not kept.exists():
+                raise RunError(f"{kept} is gone, though it was finished; restore it from a copy")
+            storage.verify(kept)
     return history
 
 

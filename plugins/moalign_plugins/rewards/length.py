@@ -18,7 +18,8 @@ REGISTRATION = {
 class Length(Reward):
     """Minus the number of words (runs of non-space characters) by which the response is longer than is free.
 
-    With ``target`` minus the number of words between the response's length and the target, on either side of it.
+    Larger is shorter: ``direction: max``, the default, trains for short responses. With ``target`` minus the number of
+    words between the response's length and the target, on either side of it.
     """
 
     free: int = Field(default=0, ge=0)

@@ -111,7 +111,14 @@ def test_an_objective_that_nothing_judges_is_named(tiny_model_path, tmp_path):
     pairs = write_pairs(tmp_path / "pairs.jsonl")
     objectives = {"helpful": None, "harmless": None, "brief": None}
     plan = prepare(small_config(tiny_model_path, pairs, objectives=objectives), registry.discover())
-    with pytest.raises(ConfigError, match=r"no held-out pair is judged for brief"):
+    advice = ", ".join(f"give objectives.{name}.reward" for name in plan.objectives)
+    with pytest.raises(ConfigError, match=rf"no held-out pair is judged for brief; .* or {advice}, and rewards"):
+        open_workshop(plan, Path(), Observer(), keep_cache=False)
+    rewarded = dict.fromkeys(objectives, {"reward": "length"})
+    plan = prepare(
+        small_config(tiny_model_path, pairs, objectives=rewarded, evaluate={"kind": "preference"}), registry.discover()
+    )
+    with pytest.raises(ConfigError, match=r"or leave evaluate\.kind out, and rewards score responses$"):
         open_workshop(plan, Path(), Observer(), keep_cache=False)
 
 

@@ -87,7 +87,7 @@ def gather(plan: Plan, model: LanguageModel, warn: Callable[[str], None]) -> Mat
     counts["held-out prompts"] = len(held_out_asked)
     counts["held-out pairs"] = 0 if pairs is None else len(pairs.pairs)
     if plan.evaluation_kind == "preference":
-        _check_pairs(plan.objectives, plan, pairs, "evaluate", "score responses with objectives.{}.reward")
+        _check_pairs(plan.objectives, plan, pairs, "evaluate", _by_rewards(plan))
     judged = _held_out_responses(plan, held_out, tokeniser, margins, room) if plan.grouped else pairs
     looked_at = _looked_at(plan, scorers, judged, train, margins, counts)
     looked_at = looked_at and views.added(plan, looked_at, model, "held out")
@@ -325,8 +325,15 @@ def _check_pairs(names: Sequence[str], plan: Plan, pairs: PairDataset | None, ke
         if pairs is None or not (pairs.pair_objective == plan.objectives.index(name)).any():
             raise ConfigError(
                 f"{key}: no held-out pair is judged for {name}; raise data.held_out, give data.held_out_path, "
-                f"or {otherwise.format(name)}"
+                f"or {otherwise}"
             )
+
+
+def _by_rewards(plan: Plan) -> str:
+    """What to do for an evaluation by rewards."""
+    lacking = [f"give objectives.{name}.reward" for name in plan.objectives if name not in plan.rewards]
+    named = ["leave evaluate.kind out"] if plan.config.evaluate.kind == "preference" else []
+    return f"{', '.join(lacking + named)}, and rewards score responses"
 
 
 def _score_of(scorers: Scorers, asked: Sequence[Asked], names: Sequence[str], *, dispensable: bool) -> Score | None:

@@ -143,6 +143,12 @@ def test_the_command_prints_words_and_writes_numbers(small_run, pairs, tmp_path)
     assert list(found["policies"]) == ["base", "w-0.00-1.00"]
 
 
+def test_what_was_computed_is_shown_though_it_cannot_be_written(small_run, tmp_path):
+    done = CliRunner().invoke(app, ["evaluate", str(small_run), "--json", "--out", str(tmp_path)])
+    assert done.exit_code != 0 and len(json.loads(done.stdout)["points"]) == 4
+    assert isinstance(done.exception, RunError) and f"cannot write {tmp_path}" in str(done.exception)
+
+
 def test_what_is_mistyped_is_refused_before_a_model_is_loaded(small_run, pairs, monkeypatch, tmp_path):
     monkeypatch.setattr("moalign.sweeps.side_by_side.load", None)
     installed = registry.discover()

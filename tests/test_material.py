@@ -114,7 +114,7 @@ def test_an_objective_that_nothing_judges_is_named(tiny_model_path, tmp_path):
     advice = ", ".join(f"give objectives.{name}.reward" for name in plan.objectives)
     with pytest.raises(ConfigError, match=rf"no held-out pair is judged for brief; .* or {advice}, and rewards"):
         open_workshop(plan, Path(), Observer(), keep_cache=False)
-    rewarded = dict.fromkeys(objectives, {"reward": "length"})
+    rewarded = {name: {"reward": "length"} for name in objectives}
     plan = prepare(
         small_config(tiny_model_path, pairs, objectives=rewarded, evaluate={"kind": "preference"}), registry.discover()
     )

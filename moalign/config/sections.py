@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+COLDEST = 1e-6  # temperature: logits divided by less overflow, and the likeliest token is certain long before
 BUILT_IN_MODEL = "tiny-assistant"
 BUILT_IN_DIRECTORY = Path(__file__).parents[1] / "demo"
 
@@ -161,7 +162,7 @@ class RolloutSettings(Section):
     """how often fresh samples are drawn from the policy, at even distances; the first round samples the base"""
     prompts_per_step: int = Field(default=8, ge=1)
     """groups in a training step; replaces train.pairs_per_step"""
-    temperature: float = Field(default=1.0, ge=1e-6)
+    temperature: float = Field(default=1.0, ge=COLDEST)
     top_p: float = Field(default=1.0, gt=0, le=1)
     """sample from the likeliest tokens alone that have this much of the probability together; 1: from all"""
     max_new_tokens: int = Field(default=64, ge=1)
@@ -244,7 +245,7 @@ class EvaluateSettings(Section):
     prompts: int | None = Field(default=None, ge=1)
     """at most so many held-out prompts; default all"""
     max_new_tokens: int = Field(default=64, ge=1)
-    temperature: float = Field(default=1.0, ge=1e-6)
+    temperature: float = Field(default=1.0, ge=COLDEST)
     reference_point: Literal["base"] | dict[str, float] = "base"
     """of the hypervolume: the untouched model's scores, or one number per objective as fronts have it, so negated for
     one that is minimised"""

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
+from moalign.config.sections import COLDEST
 from moalign.data.tokenise import Ids, Tokeniser
 from moalign.engine.conditioning import Prompt, place_of_text, told_ids
 from moalign.engine.row_conditions import RowConditions, in_front, place_of_vectors, with_places
@@ -22,7 +23,6 @@ from moalign.errors import ModelError, UserError
 from moalign.seeds import derive
 
 USUAL_LENGTH = 256
-COLDEST = 1e-6  # logits divided by less overflow; the likeliest token is certain long before
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,6 @@ TEMPORARY = ".partial-"  # first letters of everything that is not finished yet
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]{0,127}")
 _CHECKSUM_KEY = "sha256"
 _NO_CHECKSUM = "0" * 64
-_ADVICE = {
-    "read": "see that it is there and that you may read it",
-    "write": "see to its permissions and the free space; a run is then gone on with by `moalign resume`",
-}
 
 
 def safe_name(name: object) -> bool:
@@ -365,7 +361,8 @@ def _naming(path: str | Path, action: str = "write") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(f"cannot {action} {path}: {error.strerror or error}; {_ADVICE[action]}") from error
+        advice = "that it is there and may be read" if action == "read" else "to its permissions and the free space"
+        raise RunError(f"cannot {action} {path}: {error.strerror or error}; see {advice}, then try again") from error
 
 
 def _temporary(path: Path) -> Path:

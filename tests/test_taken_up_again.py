@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 
@@ -80,6 +81,18 @@ def test_samples_of_the_base_are_made_again_where_they_are_gone_or_altered(copy,
             unbroken / samples.BASE / samples.FILE
         ).read_bytes()
         shutil.rmtree(again)
+
+
+def test_where_another_machine_makes_other_samples_of_the_base_the_run_goes_on(copy, monkeypatch):
+    made = samples.text_of
+    (copy / samples.BASE / samples.FILE).unlink()
+    monkeypatch.setattr(samples, "text_of", lambda *asked: made(*asked) + "\n")
+    run.resume(copy, registry.discover(), Observer())
+    events = journal.read(copy / journal.FILE)
+    again = (copy / samples.BASE / samples.FILE).read_bytes()
+    assert samples.of_base(events) == hashlib.sha256(again).hexdigest() != events[1]["samples"]
+    run.resume(copy, registry.discover(), Observer())
+    assert journal.read(copy / journal.FILE) == events and again.endswith(b"\n\n")
 
 
 def test_a_candidate_that_is_gone_is_named(copy):

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from moalign import pareto, preference, storage
 from moalign.config import Config
 from moalign.errors import CorruptFileError, RunError
-from moalign.sweeps import analysis, configurations, journal, optima, outcomes
+from moalign.sweeps import analysis, configurations, journal, optima, outcomes, samples
 from moalign.sweeps.analysis import Price
 from moalign.sweeps.optima import Sampled
 from moalign.types import Outcome
@@ -121,8 +121,7 @@ def read(run_directory: Path) -> dict[str, Any]:
         config, price = Config.model_validate(record["config"]), float(record.get("kl_price", 0.0))
         names = config.objective_names
         done = [outcome.id for outcome in outcomes.history(list(events), names) if outcome.status == "done"]
-        base = next((event.get("samples") for event in events if event["event"] == "base"), None)
-        sampled = optima.read(run_directory, done, names, base) if price > 0 else None
+        sampled = optima.read(run_directory, done, names, samples.of_base(events)) if price > 0 else None
         return compute(config, record["evaluation"], events, world, price, sampled)
 
 

@@ -218,12 +218,14 @@ def _settled(plan: Plan, directory: Path, workshop: Workshop) -> list[Outcome]:
     """What is already known: the journal, and candidates that were finished but not yet written into it."""
     file = directory / journal.FILE
     events = journal.read(file)
-    base = next((event for event in events if event["event"] == "base"), None)
-    if base is None:
+    written = samples.of_base(events)
+    if all(event["event"] != "base" for event in events):
         journal.append(file, _measure_base(workshop, directory))
         events = journal.read(file)
-    elif "samples" in base and base["samples"] != _sha256(directory / samples.BASE / samples.FILE):
-        _measure_base(workshop, directory)  # its samples are gone, or not what was written
+    elif written is not None and written != _sha256(directory / samples.BASE / samples.FILE):
+        again = _measure_base(workshop, directory)["samples"]  # its samples are gone, or not what was written
+        if again != written:  # another machine rounds otherwise
+            journal.append(file, {"event": samples.AGAIN, "samples": again})
     history = outcomes.history(events, plan.objectives)
     for folder in sorted((directory / "candidates").glob("[!.]*")):
         if folder.name not in {outcome.id for outcome in history}:

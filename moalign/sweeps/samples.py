@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 FILE = "samples.jsonl"
 LARGEST = 1e100  # of rewards and log-ratios, whose squares are to be finite
+AGAIN = "base samples"  # the event that says what they are where they were made again
 BASE = "base"  # the folder of the untouched base in a run directory; candidates have theirs under candidates/
 
 
@@ -46,6 +47,12 @@ def text_of(measured: Evaluation, prompts: Sequence[str], objectives: Sequence[s
             row["log_ratio"] = float(measured.log_ratios[place])
         lines.append(json.dumps(row, sort_keys=True) + "\n")
     return "".join(lines)
+
+
+def of_base(events: Sequence[Mapping[str, Any]]) -> str | None:
+    """SHA-256 of the untouched base's file, by a run's journal; None where none was kept."""
+    said = [event.get("samples") for event in events if event["event"] in ("base", AGAIN)]
+    return said[-1] if said else None
 
 
 def read(folder: Path) -> list[SampleLine]:

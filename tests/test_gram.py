@@ -110,5 +110,7 @@ def test_a_loss_finds_its_parameters_and_the_preference(adapted):
     plain = gradient_products(model, TRAINED, RLOO(), dataset, advantages)
     z = torch.tensor(3.0, requires_grad=True)
     found = gradient_products(model, TRAINED, Scaled(), dataset, advantages, "c", (0.5, 0.25, 0.25), {"z": z})
-    torch.testing.assert_close(found, plain * (3 * 0.25) ** 2, rtol=1e-5, atol=1e-12)
+    norms = plain.diagonal().sqrt()
+    scales = torch.outer(norms, norms)  # gradients are rounded relative to their lengths, not to their products
+    torch.testing.assert_close(found / scales, plain * (3 * 0.25) ** 2 / scales, rtol=0, atol=1e-5)
     assert z.grad is None

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from moalign import cli, registry, storage
 from moalign.errors import CorruptFileError, RunError
 from moalign.sweeps import front, journal, run, samples
+from moalign.sweeps.archive import Archive
 from moalign.sweeps.observe import Observer
 
 
@@ -100,6 +101,18 @@ def test_a_candidate_that_is_gone_is_named(copy):
     shutil.rmtree(done)
     with pytest.raises(RunError, match=rf"{done.name} is gone, though it was finished; restore it from a copy"):
         run.resume(copy, registry.discover(), Observer())
+
+
+def test_a_journal_that_is_gone_is_named_rather_than_written_anew(copy):
+    (copy / journal.FILE).unlink()
+    said = r"journal\.jsonl is gone, though candidates were finished; restore it from a copy"
+    with pytest.raises(RunError, match=said):
+        run.resume(copy, registry.discover(), Observer())
+    with pytest.raises(RunError, match=said):
+        front.read(copy)
+    with pytest.raises(RunError, match=said):
+        Archive.open(copy)
+    assert not (copy / journal.FILE).exists()
 
 
 @pytest.fixture(scope="module")

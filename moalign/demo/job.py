@@ -74,7 +74,7 @@ def measure(directory: Path, observer: Observer) -> dict[str, Any]:
     with lora.active(model.policy, None):
         reference = reply_logps(model.policy, replies)
     with front.as_written(directory):
-        reached = outcomes.history(journal.read(directory / journal.FILE), names)
+        reached = outcomes.history(journal.of_run(directory), names)
     ids = [outcome.id for outcome in reached if outcome.status == "done"]
     values = {}
     for name in ids:

@@ -42,7 +42,7 @@ def _points(archive: Archive, chosen: Sequence[str], found: Mapping[str, Any]) -
 def _from_journal(archive: Archive, chosen: Sequence[str]) -> list[dict[str, Any]]:
     """As the run evaluated them; without standard errors where the scores are no rewards."""
     names = archive.config.objective_names
-    events = journal.read(archive.directory / journal.FILE)
+    events = journal.of_run(archive.directory)
     base = next((event for event in events if event["event"] == "base"), None)
     measured = [] if base is None else [(BASE, 0.0, base["details"], base["stderr"])]
     measured += [

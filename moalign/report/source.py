@@ -136,7 +136,7 @@ def read_source(run_directory: str | Path) -> Source:
     except (MoalignError, TypeError, ValueError) as error:
         notices.append(f"The configuration is not shown. {error}")
     try:
-        events = journal.read(run_directory / journal.FILE)
+        events = journal.of_run(run_directory)
     except MoalignError as error:
         notices.append(f"The history is not shown. {error}")
     ids = [entry["id"] for entry in (*front["points"], *front["failed"])]

@@ -59,7 +59,7 @@ class Archive:
     def open(cls, directory: Path) -> Archive:
         """Raises RunError where it is no run directory, CorruptFileError where record or journal are damaged."""
         record = front.read_record(directory)
-        events = journal.read(directory / journal.FILE)
+        events = journal.of_run(directory)
         with front.as_written(directory):
             config = Config.model_validate(record["config"])
             history = outcomes.history(events, config.objective_names)

@@ -116,7 +116,7 @@ def read(run_directory: Path) -> dict[str, Any]:
     record = read_record(run_directory)
     world_file = run_directory / WORLD
     world = storage.read_json(world_file) if world_file.exists() else None
-    events = journal.read(run_directory / journal.FILE)
+    events = journal.of_run(run_directory)
     with as_written(run_directory):
         config, price = Config.model_validate(record["config"]), float(record.get("kl_price", 0.0))
         names = config.objective_names

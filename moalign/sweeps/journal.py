@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moalign import storage
-from moalign.errors import CorruptFileError, MoalignError
+from moalign.errors import CorruptFileError, MoalignError, RunError
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,14 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     Raises CorruptFileError naming file and line where any earlier line is not what was written, or one is missing.
     """
     return _read(Path(path)).events
+
+
+def of_run(run_directory: Path) -> list[dict[str, Any]]:
+    """``read`` of a run directory. Raises RunError where the journal is gone and candidates are not."""
+    path = run_directory / FILE
+    if not path.exists() and any((run_directory / "candidates").glob("[!.]*")):
+        raise RunError(f"{path} is gone, though candidates were finished; restore it from a copy")
+    return read(path)
 
 
 def ended(path: str | Path) -> bool:

@@ -136,7 +136,7 @@ def _changed_plugins(directory: Path, plugins: provenance.Used) -> provenance.Ch
     if not (directory / "run.json").exists():
         return {}
     recorded = front.read_record(directory).get("plugins", {})
-    return provenance.changes(recorded, journal.read(directory / journal.FILE), plugins)
+    return provenance.changes(recorded, journal.of_run(directory), plugins)
 
 
 def _record(plan: Plan, directory: Path, workshop: Workshop, plugins: provenance.Used) -> None:

@@ -70,7 +70,8 @@ def stated(world, weights, policies):
     sampled[None] = world.sampled(world.reference)
     base = dict(zip(NAMES, sampled[None].rewards.mean(0).tolist(), strict=True))
     front = {"objectives": [{"name": name} for name in NAMES], "points": points, "failed": []}
-    front |= {"base": {"scores": base, "stderr": {}}, "reference_point": base}
+    corner = dict(zip(NAMES, world.values(world.reference).tolist(), strict=True))
+    front |= {"base": {"scores": base, "stderr": {}}, "reference_point": corner}
     analysis.annotate(points, NAMES, base)
     most = optima.bounds(dict(zip(map(str, range(len(weights))), weights, strict=True)), sampled, PRICE)
     values = [[each["scores"][name] - PRICE * each["kl"] for name in NAMES] for each in points]
@@ -97,6 +98,24 @@ def test_the_share_is_at_least_what_is_said_though_only_samples_are_known(points
     assert np.mean(claims) > 0.35 * np.mean(truths), "and it says something"
     if points == 2 and strength == 1.0:
         assert careless > false + 2, "the best policy for its weights is sure of these alone"
+
+
+@pytest.mark.parametrize(("points", "least"), [(3, 0.3), (11, 0.5)])
+def test_one_that_says_the_same_thing_to_everybody_makes_no_bound_false(points, least):
+    weights = [np.array([share, 1 - share]) for share in np.linspace(0, 1, points)]
+    fine = [np.array([share, 1 - share]) for share in np.linspace(0, 1, 100)]
+    claims = []
+    for seed in range(10):
+        world = World(100 + seed)
+        policies = [world.tilted(w, 0.9) for w in weights]
+        said = world.reference + 40 * np.eye(REPLIES)[world.rng.integers(0, REPLIES, PROMPTS)]
+        policies[points // 2] = said - np.log(np.exp(said).sum(1, keepdims=True))
+        found, corner = stated(world, weights, policies)[0], world.values(world.reference)
+        exact = pareto.hypervolume([world.values(world.tilted(w)) for w in fine], corner)
+        assert found["hypervolume_at_most"] >= exact
+        assert found["front_share_at_least"] <= world.shares(policies).mean()
+        claims.append(found["front_share_at_least"])
+    assert np.mean(claims) > least, "and it says something"
 
 
 def test_where_no_samples_are_kept_nothing_more_is_claimed():

@@ -9,6 +9,7 @@ import pytest
 from sweeps import short_rebel
 
 from moalign import storage
+from moalign.engine.optimum import Optimum
 from moalign.errors import CorruptFileError
 from moalign.sweeps import front, optima
 from moalign.sweeps.optima import Sampled
@@ -48,9 +49,27 @@ def test_a_policy_that_says_one_thing_alone_does_not_know_what_it_misses_and_oth
     assert astray.about(ALONE, PRICE).deviation < 1e-9  # it could not be surer
     assert optima.bounds({"astray": ALONE}, {"astray": astray}, PRICE)["astray"] < best(ALONE) - 0.1
     for asked in ({"astray": astray, "other": other}, {"other": other, "astray": astray}):
-        at_least = other.about(ALONE, PRICE)
+        value, error = other.about(ALONE, PRICE).bound
         found = optima.bounds({"astray": ALONE}, asked, PRICE)["astray"]
-        assert found == pytest.approx(at_least.value - optima.ERRORS * at_least.stderr, rel=1e-12)
+        assert found == pytest.approx(value + optima.ERRORS * error, rel=1e-12) and found > best(ALONE)
+
+
+def test_the_base_contradicts_by_its_estimate_and_others_by_two_standard_errors_less():
+    def estimate(value, error, deviation):
+        return Optimum(value, error, value - 1, error, deviation, error)
+
+    surest, next_to_it = estimate(1.0, 0.1, 0.5), estimate(1.2, 0.2, 0.6)
+    allowed = 1.0 + optima.ERRORS * 0.1
+    for who, value, believed in (
+        (None, allowed, True),
+        (None, allowed + 1e-9, False),
+        ("third", allowed + optima.CONTRADICTED * 0.3 - 1e-9, True),
+        ("third", allowed + optima.CONTRADICTED * 0.3 + 1e-9, False),
+    ):
+        said = {"surest": surest, "next": next_to_it, who: estimate(value, 0.3, 9.0)}
+        assert optima._believed(said) == pytest.approx(allowed if believed else 1.2 + optima.ERRORS * 0.2, rel=1e-12)
+    last = {"surest": surest, "next": next_to_it, None: estimate(9.0, 0.5, 9.0)}
+    assert optima._believed(last) == 9.0 + optima.ERRORS * 0.5
 
 
 def test_whose_samples_vary_least_is_believed():

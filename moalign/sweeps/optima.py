@@ -1,7 +1,8 @@
 """What no policy exceeds for the weights of each candidate, by the samples that say it best, whoever's they are.
 
 A candidate's own samples say what could be reached for its weights (see ``engine.optimum``), but not where it has gone
-astray: what it never says it does not know. So all candidates are asked about the weights of each.
+astray: what it never says it does not know, and is the surer of the rest. So all candidates are asked about the weights
+of each, and whom the others contradict is not believed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from moalign.sweeps import samples
 from moalign.sweeps.samples import SampleLine
 
 ERRORS = 3.0  # standard errors above an estimate at which it is taken for a bound
+CONTRADICTED = 2.0  # standard errors by which another's estimate is above that
 Array = NDArray[np.float64]
 
 
@@ -55,19 +57,25 @@ class Sampled:
 
 
 def bounds(weights: Mapping[str, Array], sampled: Mapping[str | None, Sampled], price: float) -> dict[str, float]:
-    """By candidate, what no policy exceeds for its weights [M]; those of whom nothing is known are left out.
-
-    The estimate of those samples that vary least in what they say of it, three standard errors added, and no less than
-    anybody's, three standard errors taken away.
-    """
+    """By candidate, what no policy exceeds for its weights [M]; those of whom nothing is known are left out."""
     found = {}
     for name, wanted in weights.items():
-        estimates = [one for each in sampled.values() if (one := each.about(wanted, price)) is not None]
-        if estimates:
-            value, error = min(estimates, key=lambda one: one.deviation).bound
-            at_least = max(one.value - ERRORS * one.stderr for one in estimates)
-            found[name] = max(value + ERRORS * error, at_least)
+        asked = {who: each.about(wanted, price) for who, each in sampled.items()}
+        if estimates := {who: one for who, one in asked.items() if one is not None}:
+            found[name] = _believed(estimates)
     return found
+
+
+def _believed(estimates: Mapping[str | None, Optimum]) -> float:
+    """The estimate of those samples that vary least in what they say, three standard errors added, unless others have
+    more than that, two standard errors taken away; then the next.
+
+    The base (None) says all that any policy says, and errs by chance alone: its estimate counts as it is.
+    """
+    others = [one.value - (0.0 if who is None else CONTRADICTED * one.stderr) for who, one in estimates.items()]
+    surest = sorted(estimates.values(), key=lambda one: one.deviation)
+    most = [value + ERRORS * error for value, error in (one.bound for one in surest)]
+    return next(limit for limit in most if limit >= max(others))
 
 
 def read(

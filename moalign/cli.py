@@ -22,7 +22,7 @@ from moalign.commands.evaluate import evaluate
 from moalign.commands.export import export
 from moalign.commands.generate import generate
 from moalign.commands.select import select
-from moalign.errors import MoalignError
+from moalign.errors import MoalignError, NoSpaceError
 
 app = typer.Typer(
     help="Train a language model for several objectives at once; get the whole trade-off back.",
@@ -140,37 +140,30 @@ def front(
     as_json: Annotated[bool, typer.Option("--json", help="Print front.json instead of a table.")] = False,
 ) -> None:
     """The front of a run, finished or not."""
-    from moalign.report.table import front_table
+    from moalign.report.table import show_front
     from moalign.storage import canonical_json
-    from moalign.sweeps.front import read
+    from moalign.sweeps.front import read, unfinished
 
     result = read(run_directory)
     if as_json:
         sys.stdout.write(canonical_json(result))
         return
     console = Console()
-    console.print(front_table(result))
-    if not (run_directory / "front.json").exists():
-        _print_path(console, f"unfinished; moalign resume {shlex.quote(str(run_directory))} goes on")
+    show_front(result, console)
+    _print_path(console, unfinished(run_directory))
 
 
 @app.command("report")
 def write_report(run_directory: Run) -> None:
     """Write front.png and report.html from a run directory alone."""
     from moalign.report.page import write_page
-    from moalign.sweeps import front, journal
+    from moalign.sweeps import front
 
-    finished = (run_directory / front.FRONT).exists() or journal.ended(run_directory / journal.FILE)
-    front.write(run_directory)
-    try:
-        write_page(run_directory)
-    finally:
-        if not finished:  # else it would pass for the whole front
-            (run_directory / front.FRONT).unlink()
+    unfinished = front.unfinished(run_directory)  # its front is not kept: it would pass for the whole one
+    write_page(run_directory, front.read(run_directory) if unfinished else front.write(run_directory))
     console = Console()
     _print_path(console, f"{run_directory / 'front.png'}\n{run_directory / 'report.html'}")
-    if not finished:
-        _print_path(console, f"unfinished; moalign resume {shlex.quote(str(run_directory))} goes on")
+    _print_path(console, unfinished)
 
 
 for command in (select, compare, evaluate, generate, export):
@@ -178,9 +171,9 @@ for command in (select, compare, evaluate, generate, export):
 
 
 def _show(console: Console, front: dict[str, Any], directory: Path) -> None:
-    from moalign.report.table import front_table
+    from moalign.report.table import show_front
 
-    console.print(front_table(front))
+    show_front(front, console)
     _print_path(
         console,
         f"\nfront    {directory / 'front.json'}\npicture  {directory / 'front.png'}\n"
@@ -189,8 +182,9 @@ def _show(console: Console, front: dict[str, Any], directory: Path) -> None:
 
 
 def _print_path(console: Console, text: str) -> None:
-    """As it stands, to be copied: neither cut at the terminal's edge nor read as markup."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    """As it stands, to be copied: neither cut at the terminal's edge nor read as markup; "" is no line."""
+    if text:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -207,10 +201,10 @@ def _watching() -> Iterator[tuple[Console, Any]]:
 
 @contextmanager
 def _resumable(directory: Path) -> Iterator[None]:
-    """Say how to go on after Ctrl-C or SIGTERM; what was finished is in the journal already."""
+    """Say how to go on after Ctrl-C, SIGTERM or on a full disk; what was finished is in the journal already."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, NoSpaceError):
         if not (directory / "run.json").exists():
             Console(stderr=True).print("\nstopped; nothing was written yet")
         else:

@@ -53,6 +53,12 @@ class RunError(UserError):
     """A run directory is locked, incomplete or does not belong to this configuration; names the directory."""
 
 
+class NoSpaceError(RunError):
+    """The disk is full. What was finished stands; names the path."""
+
+    exit_code = 1
+
+
 class CorruptFileError(MoalignError):
     """A file of a run directory is not what was written there; names the file."""
 

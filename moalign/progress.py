@@ -25,11 +25,9 @@ class ConsoleObserver(Observer):
         self.console = console
         self._bar: Progress | None = None
         self._steps = 1
-        self._expected = 0
-        self._finished = 0
-        self._planned: set[str] = set()  # candidates that are expected to be trained
+        self._expected = 0  # trainings, by what the search has proposed up to now
+        self._of = ""  # what the time that is left is for
         self._started = time.monotonic()
-        self._here = 0
         self._steps_of: dict[str, int] = {}  # by candidate: a search may give one fewer steps than others
         self._share_done: dict[str, float] = {}  # by candidate; several may be under way
 
@@ -39,29 +37,26 @@ class ConsoleObserver(Observer):
             self._bar = None
 
     def on_phase(self, what: str) -> None:
-        self.console.print(f"[dim]{what} …[/]", highlight=False)
+        self.console.print(f"[dim]{escape(what)} …[/]", highlight=False, soft_wrap=True)
 
     def on_warning(self, what: str) -> None:
-        self.console.print(f"[yellow]warning[/] {escape(what)}", highlight=False)
+        self.console.print(f"[yellow]warning[/] {escape(what)}", highlight=False, soft_wrap=True)
 
     def on_run_start(self, plan: Plan, material: Material, finished: int) -> None:
-        self._planned = {candidate.id for candidate in plan.propose(()) if candidate.kind == "trained"}
-        self._begin(material.counts, material.warnings, plan.config.train.steps, len(self._planned), finished)
+        self._begin(material.counts, material.warnings, plan.config.train.steps)
+        if finished:
+            self.console.print(f"already there: {finished} candidate{'s' * (finished > 1)}", highlight=False)
 
     def on_training_start(self, counts: Mapping[str, int], warnings: Sequence[str], steps: int, members: int) -> None:
-        self._begin(counts, warnings, steps, members, 0)
+        self._begin(counts, warnings, steps)
+        self._expect(members)
 
-    def _begin(
-        self, counts: Mapping[str, int], warnings: Sequence[str], steps: int, expected: int, finished: int
-    ) -> None:
+    def _begin(self, counts: Mapping[str, int], warnings: Sequence[str], steps: int) -> None:
         for reason, count in sorted(counts.items()):
             self.console.print(f"  {reason}: {count}", highlight=False, markup=False)
         for warning in warnings:
             self.on_warning(warning)
-        self._steps, self._finished, self._expected = steps, min(finished, expected), expected
-        if finished:
-            self.console.print(f"already there: {finished} candidate{'s' * (finished > 1)}", highlight=False)
-        self._started = time.monotonic()
+        self._steps, self._started = steps, time.monotonic()
         if self.console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -74,17 +69,17 @@ class ConsoleObserver(Observer):
                 console=self.console,
             )
             self._bar.start()
-            self._task = self._bar.add_task(
-                "", total=self._expected * self._steps, completed=self._finished * self._steps
-            )
+            self._task = self._bar.add_task("", total=None)
 
-    def on_skipped(self, outcomes: Sequence[Outcome]) -> None:
-        dropped = self._planned.intersection(outcome.id for outcome in outcomes)
-        self._planned -= dropped
-        self._expected -= len(dropped)
-        self._finished = min(self._finished, self._expected)
+    def on_proposed(self, candidates: Sequence[Candidate]) -> None:
+        """A search may propose again, by what these reach: what comes after them nobody knows."""
+        self._expect(sum(candidate.kind == "trained" for candidate in candidates))
+        self._of = f" for the {self._expected} proposed so far"
+
+    def _expect(self, more: int) -> None:
+        self._expected += more
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._completed(), total=self._total())
+            self._bar.update(self._task, total=self._expected * self._steps)
 
     def on_candidate_start(self, candidate: Candidate) -> None:
         self._steps_of[candidate.id] = candidate.changes.get("train.steps", self._steps)
@@ -101,37 +96,36 @@ class ConsoleObserver(Observer):
         elif (step + 1) % max(1, steps // LINES_PER_CANDIDATE) == 0:
             loss = metrics.get("loss")
             shown = f", loss {loss:.4f}" if isinstance(loss, float) else ""
-            self.console.print(f"{candidate.id}: step {step + 1} of {steps}{shown}{self._left()}", markup=False)
+            self._say(f"{candidate.id}: step {step + 1} of {steps}{shown}{self._left()}")
 
     def on_candidate_end(self, outcome: Outcome) -> None:
         if outcome.kind == "trained":  # others take no steps
-            self._here += 1
             self._share_done[outcome.id] = 1.0
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._completed(), total=self._total())
+            self._bar.update(self._task, completed=self._completed())
         if outcome.status == "failed":
             self.console.print(f"[red]failed[/] {outcome.id}: ", end="")
             self.console.print(outcome.error, markup=False)
             return
         scores = ", ".join(f"{name} {score:.3f}" for name, score in outcome.scores.items())
         kl = "" if outcome.kl is None else f", KL {outcome.kl:.2f} nats"
-        self.console.print(f"done   {outcome.id}: {scores}{kl}", highlight=False, markup=False)
+        self._say(f"done   {outcome.id}: {scores}{kl}")
 
     def on_run_end(self, front: dict[str, Any]) -> None:
         self.close()
 
-    def _total(self) -> int:
-        return max(self._expected, self._finished + self._here) * self._steps
+    def _say(self, what: str) -> None:
+        """One line, however narrow the output is."""
+        self.console.print(what, highlight=False, markup=False, soft_wrap=True)
 
     def _completed(self) -> int:
         """Steps, as if every candidate took the configuration's."""
-        return round((self._finished + sum(self._share_done.values())) * self._steps)
+        return round(sum(self._share_done.values()) * self._steps)
 
     def _left(self) -> str:
         done = sum(self._share_done.values())
-        remaining = self._expected - self._finished - done
-        seconds = (time.monotonic() - self._started) / done * max(0.0, remaining)
-        return f", about {duration(seconds)} left"
+        seconds = (time.monotonic() - self._started) / done * max(0.0, self._expected - done)
+        return f", about {duration(seconds)} left{self._of}"
 
 
 def duration(seconds: float) -> str:

@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib import metadata
@@ -178,8 +178,17 @@ class Registry:
             raise PluginError(f"{who}: {target!r} is not a subclass of moalign.api.{KINDS[entry.kind].__name__}")
         return target
 
-    def build(self, kind: str, name: str, options: Mapping[str, Any], key: str, deadline: float | None = None) -> Any:
-        """The plugin with its options validated; ``key`` is where the configuration names it, for messages.
+    def build(
+        self,
+        kind: str,
+        name: str,
+        options: Mapping[str, Any],
+        key: str,
+        deadline: float | None = None,
+        beside: Collection[str] = (),
+    ) -> Any:
+        """The plugin with its options validated; ``key`` is where the configuration names it, for messages, and
+        ``beside`` what else is known there.
 
         ``deadline``: seconds that a call into it may take. What an option names whose field is of a kind, such as
         ``reward: Reward``, is built likewise.
@@ -211,7 +220,7 @@ class Registry:
             with under_way(origin.call(CONSTRUCTOR)):
                 built = plugin(**{**options, **inner})
         except ValidationError as error:
-            raise ConfigError(explain(error, plugin, key)) from None
+            raise ConfigError(explain(error, plugin, key, beside)) from None
         except (MoalignError, KeyboardInterrupt):
             raise
         except BaseException as error:  # SystemExit and what a stranger may derive from BaseException

@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from moalign import disk
 from moalign.errors import CorruptFileError, MoalignError, RunError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     path = Path(path)
     temporary = _temporary(path)
     try:
-        with _naming(path):
+        with disk.naming(path):
             make_directory(path.parent)
             with _opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
                 _write(descriptor, data)
@@ -87,7 +88,7 @@ def append_bytes(path: str | Path, data: bytes, keep: int | None = None) -> None
     Raises RunError naming the path; the file then ends after ``keep`` bytes.
     """
     path = Path(path)
-    with _naming(path):
+    with disk.naming(path):
         make_directory(path.parent)
         new = not path.exists()
         with _opened(path, os.O_WRONLY | os.O_CREAT) as descriptor:
@@ -108,7 +109,7 @@ def append_bytes(path: str | Path, data: bytes, keep: int | None = None) -> None
 
 def read_bytes(path: str | Path) -> bytes:
     """The whole file; RunError when it is not there or cannot be read."""
-    with _naming(path, "read"):
+    with disk.naming(path, "read"):
         return Path(path).read_bytes()
 
 
@@ -128,7 +129,7 @@ def parse_json(data: bytes) -> Any:
 
 def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file's content in hexadecimal."""
-    with _naming(path, "read"), Path(path).open("rb") as file:
+    with disk.naming(path, "read"), Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -212,7 +213,7 @@ def make_directory(path: str | Path) -> None:
     if path.is_dir():
         return
     make_directory(path.parent)
-    with _naming(path):
+    with disk.naming(path):
         path.mkdir(exist_ok=True)
         _sync(path.parent)
 
@@ -222,7 +223,8 @@ def new_directory(path: str | Path) -> Iterator[Path]:
     """Build a folder under a temporary name; at the end it gets its manifest and its name, all or nothing.
 
     ``with new_directory(run / "checkpoints" / "step-5") as folder: write_json(folder / "state.json", state)``.
-    Raises RunError when ``path`` is there and not empty, or something cannot be written; no trace is left then.
+    Raises RunError when ``path`` is there and not empty, or something cannot be written, NoSpaceError where the disk is
+    full; no trace is left then.
     """
     path = Path(path)
     vacant = path.is_dir() and not path.is_symlink() and not any(path.iterdir())
@@ -231,11 +233,12 @@ def new_directory(path: str | Path) -> Iterator[Path]:
     make_directory(path.parent)
     temporary = _temporary(path)
     try:
-        with _naming(path):
+        with disk.naming(path):
             temporary.mkdir()
-        yield temporary
+        with disk.space_for(path):
+            yield temporary
         write_manifest(temporary)
-        with _naming(path):
+        with disk.naming(path):
             os.rename(temporary, path)
             _sync(path.parent)
     except BaseException:
@@ -248,11 +251,11 @@ def write_manifest(path: str | Path) -> None:
     path = Path(path)
     files = {}
     for file in _files_below(path):
-        with _naming(file):
+        with disk.naming(file):
             _sync(file)
             files[file.relative_to(path).as_posix()] = {"sha256": sha256_of(file), "size": file.stat().st_size}
     for folder in sorted((p for p in path.rglob("*") if p.is_dir()), reverse=True):
-        with _naming(folder):
+        with disk.naming(folder):
             _sync(folder)
     write_json(path / MANIFEST, _sealed(files))
 
@@ -274,7 +277,7 @@ def leftovers(path: str | Path) -> list[Path]:
     """Remove what a killed process left unfinished anywhere below ``path``; returns it. Only under the run's lock."""
     found = sorted(Path(path).rglob(f"{TEMPORARY}*"))
     for item in found:
-        with _naming(item):
+        with disk.naming(item):
             if item.is_dir() and not item.is_symlink():
                 shutil.rmtree(item)
             else:
@@ -340,7 +343,7 @@ def lock(run_directory: str | Path) -> Iterator[None]:
     path = Path(run_directory) / LOCK
     make_directory(path.parent)
     with ExitStack() as stack:
-        with _naming(path):
+        with disk.naming(path):
             descriptor = stack.enter_context(_opened(path, os.O_RDWR | os.O_CREAT))
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -353,16 +356,6 @@ def lock(run_directory: str | Path) -> Iterator[None]:
 
 
 # --- primitives -----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _naming(path: str | Path, action: str = "write") -> Iterator[None]:
-    """Turn an error of the system into one that names the path and says what to do."""
-    try:
-        yield
-    except OSError as error:
-        advice = "that it is there and may be read" if action == "read" else "to its permissions and the free space"
-        raise RunError(f"cannot {action} {path}: {error.strerror or error}; see {advice}, then try again") from error
 
 
 def _temporary(path: Path) -> Path:

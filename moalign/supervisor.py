@@ -47,7 +47,7 @@ def stand_by() -> int | None:
     deaths: tuple[Death, ...] = ()
     while True:
         record = Record()
-        with tempfile.TemporaryFile() as stack:
+        with _in_memory() as stack:
             sys.stdout.flush()
             sys.stderr.flush()
             parent = os.getpid()
@@ -64,6 +64,11 @@ def stand_by() -> int | None:
         if final:
             return 1
         deaths += (death,)
+
+
+def _in_memory() -> IO[bytes]:
+    """A file for the child's stack, which needs no space on any disk where the system has such."""
+    return os.fdopen(os.memfd_create("stack"), "w+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()
 
 
 def _begin(parent: int, record: Record, deaths: tuple[Death, ...], stack: IO[bytes]) -> None:

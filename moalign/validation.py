@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -18,16 +18,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(names)}" if names else ""
 
 
-def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
-    """One line per finding, with the key's full path: ``train.lrr: unknown key; did you mean 'lr'?``."""
-    return "\n".join(_line(finding, model, prefix) for finding in error.errors())
+def explain(error: ValidationError, model: type[BaseModel], prefix: str = "", beside: Collection[str] = ()) -> str:
+    """One line per finding, with the key's full path: ``train.lrr: unknown key; did you mean 'lr'?``.
+
+    ``beside``: what else may stand where the model's own keys do.
+    """
+    return "\n".join(_line(finding, model, prefix, beside) for finding in error.errors())
 
 
-def _line(finding: Any, model: type[BaseModel], prefix: str) -> str:
+def _line(finding: Any, model: type[BaseModel], prefix: str, beside: Collection[str]) -> str:
     path = [str(part) for part in finding["loc"]]
     key = ".".join([prefix, *path] if prefix else path) or "configuration"
     if finding["type"] == "extra_forbidden":
-        return f"{key}: unknown key{nearest(path[-1], _fields_at(model, path[:-1]))}"
+        known = _fields_at(model, path[:-1]) | (set(beside) if len(path) == 1 else set())
+        return f"{key}: unknown key{nearest(path[-1], known)}"
     if finding["type"] == "missing":
         return f"{key}: this key is required"
     message = finding["msg"].removeprefix("Value error, ")

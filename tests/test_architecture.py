@@ -17,7 +17,7 @@ PLUGINS = ROOT / "plugins"
 # From the ground up. A part imports parts of lower floors and itself, never a part of its own floor or above.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "types", "batch", "seeds"),
-    ("pareto",),
+    ("pareto", "disk"),
     ("api", "calls", "validation"),
     ("door", "supervisor"),
     ("hooks", "preference", "storage", "ops"),

@@ -20,7 +20,6 @@ from moalign import config, registry, storage
 from moalign.commands import dry_run
 from moalign.engine.trainee import SKIPS_IN_A_ROW, Trainee
 from moalign.errors import ConfigError, PluginError
-from moalign.progress import ConsoleObserver
 from moalign.sweeps import budget, front, journal, outcomes, run
 from moalign.sweeps.budget import Purse
 from moalign.sweeps.estimate import Estimate
@@ -337,29 +336,6 @@ def test_a_first_proposal_without_anything_to_train_is_refused_by_name():
     assert first_trained([mixed, trained], plan) is trained
     with pytest.raises(PluginError, match=r"search 'mixes'.*first proposal \(m\)"):
         first_trained([mixed], plan)
-
-
-def test_the_bar_counts_what_will_be_trained():
-    equal = Preference("weights", {"a": 1.0})
-    candidates = [Candidate(name, equal) for name in ("p", "q", "r")] + [Candidate("m", equal, mixed=True)]
-    train = SimpleNamespace(steps=6)
-    plan: Any = SimpleNamespace(propose=lambda history: candidates, config=SimpleNamespace(train=train))
-    material: Any = SimpleNamespace(counts={}, warnings=())
-    observer = ConsoleObserver(Console(file=io.StringIO(), force_terminal=True))
-    observer.on_run_start(plan, material, 0)
-    assert observer._bar is not None
-    task = observer._bar.tasks[0]
-    assert task.total == 18
-    skipped = [outcomes.skipped(candidate) for candidate in (candidates[2], Candidate("later", equal))]
-    observer.on_skipped(skipped)
-    observer.on_skipped(skipped)  # told again, they are not counted again
-    assert task.total == 12
-    for candidate in candidates[:2]:
-        observer.on_candidate_start(candidate)
-        observer.on_step(candidate, 5, {})
-        observer.on_candidate_end(Outcome(candidate.id, "done", equal))
-    assert (task.completed, task.total) == (12, 12)
-    observer.close()
 
 
 def test_fronts_of_runs_without_a_budget_are_as_they_were(settings, tmp_path, cut):

@@ -36,6 +36,18 @@ def test_bad_keys_are_named(change, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("written", "taken"), [("1e3", 1000), ("2E2", 200), ("1.5e1", 15), ("15e-1", None), ("1e999", None), ("e", None)]
+)
+def test_a_whole_number_may_be_written_with_an_exponent(written, taken):
+    """YAML reads it as text."""
+    if taken is not None:
+        assert config.from_mapping(MINIMAL | {"train": {"steps": written}}).train.steps == taken
+        return
+    with pytest.raises(ConfigError, match=r"train\.steps: input should be a valid integer"):
+        config.from_mapping(MINIMAL, [f"train.steps={written}"])
+
+
 def test_all_bad_keys_are_named_at_once():
     with pytest.raises(ConfigError) as caught:
         config.from_mapping(MINIMAL | {"trian": {}, "train": {"lr": -1}, "seed": "x"})
@@ -49,6 +61,12 @@ def test_all_bad_keys_are_named_at_once():
         ("objectives: {a: }\nseed: 1\nseed: 2\n", ":3: the key 'seed' stands twice"),
         ("- a\n- b\n", "a configuration is a mapping of keys, this is list"),
         ("", "a configuration is a mapping of keys, this is NoneType"),
+        ("data:\n  path: {{ pairs }}\n", ":2: a mapping or list is no key; a value that begins with a brace stands in"),
+        ("? [a, b]\n: 1\n", ":1: a mapping or list is no key"),
+        ("search: {budget:\n  {minutes: 1:30}}", ":2: 1:30 is read as a number in base 60; write the number itself"),
+        ("a: 1:30.5\n", ":1: 1:30.5 is read as a number in base 60"),
+        ("a: 2024-13-01\n", "month must be in 1..12; text stands in quotes"),
+        ("preferences: {2024-05-01: {a: 1}}\n", "a key is a name, and anything else stands in quotes"),
         ("a: !!python/object/apply:os.system ['true']\n", ":1: could not determine a constructor"),
     ],
 )

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from moalign import pareto
 from moalign.report.configurations import configurations_table
-from moalign.report.table import front_table
+from moalign.report.table import show_front
 from moalign.sweeps.configurations import compare
 
 OBJECTIVES = ("harmless", "helpful")
@@ -122,7 +122,7 @@ def test_a_front_shows_them_only_where_there_are_several():
 
     def shown() -> str:
         output = io.StringIO()
-        Console(file=output, width=120).print(front_table(front))
+        show_front(front, Console(file=output, width=120))
         return output.getvalue()
 
     assert "Configurations" not in shown()

@@ -17,7 +17,7 @@ from moalign.report import analysis as words
 from moalign.report import wording
 from moalign.report.page import write_page
 from moalign.report.source import check_front
-from moalign.report.table import front_table
+from moalign.report.table import show_front
 from moalign.sweeps import front, journal
 
 PRICE = 0.1
@@ -64,7 +64,7 @@ def computed(events=EVENTS, kind="generate", world=None, price=PRICE, config=CON
 
 def shown(found) -> str:
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(front_table(found))
+    show_front(found, console)
     return console.export_text()
 
 
@@ -177,6 +177,15 @@ def test_an_objective_without_a_candidate_of_its_own_is_what_to_run_next():
     assert words.outlook(found) == (
         "Front share not bounded: no candidate is for helpful alone; one more run, at harmless=0, helpful=1 "
         "(about 1,000 tokens), bounds it"
+    )
+
+
+def test_where_several_objectives_have_none_a_run_for_each_bounds_it():
+    found = computed([BASE, EVENTS[2]])
+    assert found["analysis"]["bounds"]["missing"] == ["harmless", "helpful"]
+    assert words.outlook(found) == (
+        "Front share not bounded: no candidate is for harmless alone, none for helpful alone; 2 more runs, one for "
+        "each of these (about 1,100 tokens each), bound it"
     )
 
 

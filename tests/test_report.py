@@ -21,7 +21,7 @@ from moalign.report import labels, picture, wording
 from moalign.report.curves import curves
 from moalign.report.page import write_page
 from moalign.report.source import check_front, read_source
-from moalign.report.table import front_table
+from moalign.report.table import show_front
 from moalign.sweeps import journal
 
 HOSTILE = '<script>alert("x")</script>\x1b[31m"\'&$\\alpha$ [red]{{ 7 * 7 }}\u202e'
@@ -81,7 +81,7 @@ def front(objectives=2, points=5, base=True, failed=0, exact=False):
 
 def printed(value, width=160) -> str:
     text = io.StringIO()
-    Console(file=text, width=width, color_system=None).print(front_table(value))
+    show_front(value, Console(file=text, width=width, color_system=None))
     return text.getvalue()
 
 

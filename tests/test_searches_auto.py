@@ -34,12 +34,24 @@ TWO = Space(("harmless", "helpful"))
         (replace(TWO, weighted_sums=False), Grid(points=11), "not trained for weighted sums"),
         (replace(TWO, weighted_sums=False, budget=5.9), Grid(points=5), "an even grid of preferences"),
         (replace(TWO, weighted_sums=False, budget=2.0), Soup(trained=2, points=11), "2.0 trainings: soup"),
+        (TWO, OptimisticLinearSupport(points=11, mixes=11), "at most 11 trained and 11 mixed"),
+        (replace(TWO, budget=1.97), Soup(trained=2, points=11), "the budget pays 1.9 trainings, and there are 2"),
         (Space(("a", "b", "c", "d")), OptimisticLinearSupport(points=20, mixes=20), "4 objectives"),
     ],
 )
 def test_what_it_chooses_and_says(space, search, reason):
     assert Auto().chosen(space) == search
     assert reason in Auto().reason(space)
+
+
+def test_a_budget_in_the_searchs_place_or_mistyped_is_found():
+    for options, said in (
+        ({"bugdet": {"tokens": 5}}, "search.bugdet: unknown key; did you mean 'budget'?"),
+        ({"tokens": 5}, "search.tokens: unknown key; known: budget, points"),
+    ):
+        content = {"objectives": {"a": None}, "data": {"path": "README.md"}, "search": options}
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            prepare(config.from_mapping(content), registry.discover())
 
 
 def test_points_are_its_only_option():

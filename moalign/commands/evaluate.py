@@ -84,6 +84,7 @@ def evaluate(
         base=base,
         device=device or steered.device(),
     )
+    steered.note_unfinished(run_directory)
     found = ask(run_directory, registry.discover(), question, steered.phase)
     if as_json:
         sys.stdout.write(storage.canonical_json(found))

@@ -71,6 +71,7 @@ def _bundle(run_directory: Path, to: Path, everything: bool, base: str | None) -
     from moalign.sweeps.archive import Archive
 
     archive = Archive.open(run_directory)
+    steered.note_unfinished(run_directory)
     content = exporting.write_bundle(archive, to, everything=everything, base=base)
     count = len(content["adapters"])
     _plain(f"{count} adapter{'s' * (count > 1)}, largest rank {content['largest_r']}: {to / exporting.BUNDLE}\n")

@@ -90,9 +90,8 @@ def _show(content: Mapping[str, Any], console: Console) -> None:
 
 
 def _dry_run(settings: RewardModelConfig, installed: Registry, console: Console) -> None:
-    from rich.table import Table
-
     from moalign.progress import ConsoleObserver, duration
+    from moalign.report.table import summary_table
     from moalign.reward_models import training
     from moalign.reward_models.plan import prepare
     from moalign.sweeps.observe import Observer
@@ -102,18 +101,18 @@ def _dry_run(settings: RewardModelConfig, installed: Registry, console: Console)
     training.rehearse(shop)
     together, seconds = training.seconds_per_step(shop)
     passes = -(-settings.members // together)
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_row("model", settings.model.path)
-    table.add_row("data", settings.data.path)
-    table.add_row("form", settings.reward_model.name)
-    table.add_row("objectives", ", ".join(settings.objective_names))
-    for reason, count in sorted(shop.material.counts.items()):
-        table.add_row("", f"{reason}: {count}")
-    table.add_row("members", f"{settings.members}, {together} in a pass")
     steps = settings.train.steps
-    table.add_row("steps", f"{steps:,} each, {seconds:.3f} s for a step of {together}")
-    table.add_row("time", f"about {duration(seconds * steps * passes)} of training, and a look at what was held out")
-    console.print(table)
+    lines = [
+        ("model", settings.model.path),
+        ("data", settings.data.path),
+        ("form", settings.reward_model.name),
+        ("objectives", ", ".join(settings.objective_names)),
+        *(("", f"{reason}: {count}") for reason, count in sorted(shop.material.counts.items())),
+        ("members", f"{settings.members}, {together} in a pass"),
+        ("steps", f"{steps:,} each, {seconds:.3f} s for a step of {together}"),
+        ("time", f"about {duration(seconds * steps * passes)} of training, and a look at what was held out"),
+    ]
+    console.print(summary_table(lines))
     for warning in shop.material.warnings:
         console.print(f"warning: {warning}", highlight=False, markup=False)
     console.print("nothing was written")

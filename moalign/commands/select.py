@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from moalign.commands import steered
+
 if TYPE_CHECKING:
     from moalign.sweeps.choice import Choice
 
@@ -83,7 +85,7 @@ def read_or_compute(directory: Path) -> dict[str, Any]:
         return read_front(directory)
     found = front.read(directory)
     check_front(found, directory)
-    Console(stderr=True).print("unfinished; this is the front so far", highlight=False)
+    steered.note_unfinished(directory)
     return found
 
 

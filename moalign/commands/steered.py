@@ -46,10 +46,19 @@ def chosen(
     from moalign.sweeps.archive import Archive
 
     archive = Archive.open(directory)
+    note_unfinished(directory)
     if (prefer is None) == (candidate is None):
         raise PreferenceError("give --prefer or --candidate, one of the two; `moalign select` finds a candidate")
     mix = archive.for_preference(prefer) if candidate is None else archive.of_candidate(candidate)
     return archive, archive.drawn(mix, posterior, draw)
+
+
+def note_unfinished(directory: Path) -> None:
+    """On stderr, how to go on with the run, where it is not finished."""
+    from moalign.sweeps import front
+
+    if said := front.unfinished(directory):
+        note(said)
 
 
 def say(mix: Mix) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,6 +43,8 @@ def read(path: str | Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         place = f"{file}:{mark.line + 1}" if mark else str(file)
         raise ConfigError(f"{place}: {getattr(error, 'problem', None) or error}") from None
+    except ValueError as error:  # of a date that is none
+        raise ConfigError(f"{file}: {error}; text stands in quotes") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{file}: a configuration is a mapping of keys, this is {type(content).__name__}")
     return content
@@ -59,6 +61,8 @@ def validated(kind: type[Kind], content: Mapping[str, Any], overrides: Sequence[
         merged: dict[str, Any] = json.loads(json.dumps(content, default=str))
     except (ValueError, RecursionError):
         raise ConfigError(f"{where}: an alias contains itself") from None
+    except TypeError as error:  # a date
+        raise ConfigError(f"{where}: {error}; a key is a name, and anything else stands in quotes") from None
     for override in overrides:
         _override(merged, override, kind)
     try:
@@ -96,9 +100,10 @@ def _override(content: dict[str, Any], override: str, kind: type[Shared]) -> Non
             raise ConfigError(f"--set {override}: {'.'.join(parents[: depth + 1])} is not a section")
         target = inner
     try:
-        target[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not valid YAML: {error}") from None
+        target[last] = yaml.load(text, Loader=_UniqueKeyLoader)
+    except (yaml.YAMLError, ValueError) as error:
+        problem = getattr(error, "problem", None) or error
+        raise ConfigError(f"--set {override}: the value is not valid YAML: {problem}") from None
 
 
 def _absolute(config: Kind) -> Kind:
@@ -132,13 +137,17 @@ def _located(value: Any) -> Any:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """A SafeLoader that refuses a key written twice, where YAML would silently keep the last."""
+    """A SafeLoader that refuses a key written twice, where YAML would silently keep the last, and a clock time, which
+    it would take for a number in base 60."""
 
 
 def _mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node)
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, Hashable):
+            problem = "a mapping or list is no key; a value that begins with a brace stands in quotes"
+            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
         if isinstance(key, str) and key in seen:
             raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' stands twice", key_node.start_mark)
         seen.add(key if isinstance(key, str) else repr(key))
@@ -146,4 +155,16 @@ def _mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]
     return dict(loader.construct_pairs(node))
 
 
+def _number(construct: Callable[[Any, Any], Any]) -> Callable[[Any, yaml.ScalarNode], Any]:
+    def constructed(loader: _UniqueKeyLoader, node: yaml.ScalarNode) -> Any:
+        if ":" in node.value:
+            problem = f"{node.value} is read as a number in base 60; write the number itself, or text in quotes"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return construct(loader, node)
+
+    return constructed
+
+
+_UniqueKeyLoader.add_constructor("tag:yaml.org,2002:int", _number(yaml.SafeLoader.construct_yaml_int))
+_UniqueKeyLoader.add_constructor("tag:yaml.org,2002:float", _number(yaml.SafeLoader.construct_yaml_float))
 _UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)

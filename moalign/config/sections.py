@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -35,12 +36,14 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads yes as true, which pydantic would take for 1."""
-        if isinstance(value, bool) and info.field_name is not None:
-            wanted = _types(cls.model_fields[info.field_name].annotation)
-            if (int in wanted or float in wanted) and bool not in wanted and Any not in wanted:
-                raise ValueError("a number is wanted, not true or false")
+    def _as_it_was_meant(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads yes as true, which pydantic would take for 1, and 1e6 as text, which it would not take at all."""
+        wanted = _types(cls.model_fields[info.field_name].annotation) if info.field_name else []
+        if isinstance(value, bool) and (int in wanted or float in wanted) and bool not in wanted and Any not in wanted:
+            raise ValueError("a number is wanted, not true or false")
+        if isinstance(value, str) and int in wanted and str not in wanted and Any not in wanted:
+            with suppress(ValueError, OverflowError):
+                return int(float(value)) if float(value).is_integer() and "e" in value.lower() else value
         return value
 
 
@@ -66,7 +69,8 @@ class BudgetSettings(Section):
     tokens: int | None = Field(default=None, ge=1)
     """response tokens that are trained on, over all candidates"""
     minutes: float | None = Field(default=None, gt=0)
-    """of training, sampling and evaluation, on this machine; a run that is resumed has used what it used"""
+    """of training, sampling and evaluation, on this machine; a run that is resumed has used
+    what its finished candidates took"""
 
     @model_validator(mode="after")
     def _one(self) -> BudgetSettings:

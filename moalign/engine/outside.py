@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from moalign import door, lora
+from moalign import disk, door, lora
 from moalign.api import Sampler, SamplingSession
 from moalign.calls import SAMPLE
 from moalign.engine.model import LanguageModel
@@ -137,10 +136,10 @@ def _response(found: Any, how: Sampling, vocabulary: int) -> tuple[int, ...]:
 @contextmanager
 def _written(model: LanguageModel, adapters: Sequence[str | None]) -> Iterator[list[Path | None]]:
     """The adapters' folders as peft writes them, as long as the context lasts."""
-    with tempfile.TemporaryDirectory(prefix="moalign-adapters-") as place:
+    with disk.scratch() as place:
         folders: list[Path | None] = []
         for number, adapter in enumerate(adapters):
-            folder = None if adapter is None else Path(place, str(number))
+            folder = None if adapter is None else place / str(number)
             if folder is not None and adapter is not None:
                 folder.mkdir()
                 lora.write(model.policy, adapter, folder, model.fingerprint)

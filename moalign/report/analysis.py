@@ -27,12 +27,20 @@ def outlook(front: Mapping[str, Any]) -> str | None:
     where = ", ".join(f"{printable(name)}={weight:.4g}" for name, weight in following["preference"].items())
     cost = "" if following["tokens"] is None else f" (about {following['tokens']:,.0f} tokens)"
     if bounds["front_share_at_least"] is None:
-        return f"Front share not bounded: {printable(analysis['unbounded'])}; one more run, at {where}{cost}, bounds it"
+        return f"Front share not bounded: {printable(analysis['unbounded'])}; {_bounding(bounds, where, cost)}"
     share, worst = bounds["front_share_at_least"], bounds["front_share_worst_at_least"]
     known = f"Front share at least {_share(share)} (worst preference {_share(worst)})"
     longer = "a longer one " if _trained_at(front, following["preference"]) else ""
     most = _at_most(following["gain_at_most"], 2)
     return f"{known}; one more run, such as {longer}at {where}{cost}, brings at most {most}"
+
+
+def _bounding(bounds: Mapping[str, Any], where: str, cost: str) -> str:
+    """What would bound the share: a run for each objective that no candidate is for alone."""
+    missing = bounds.get("missing", [])
+    if len(missing) < 2:
+        return f"one more run, at {where}{cost}, bounds it"
+    return f"{len(missing)} more runs, one for each of these{cost.replace(')', ' each)')}, bound it"
 
 
 def _trained_at(front: Mapping[str, Any], weights: Mapping[str, float]) -> bool:

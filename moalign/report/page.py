@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,15 @@ PAGE, PICTURE = "report.html", "front.png"
 EVENT_WIDTH = 600
 
 
-def write_page(run_directory: str | Path) -> Path:
+def write_page(run_directory: str | Path, front: Mapping[str, Any] | None = None) -> Path:
     """Write ``front.png`` and ``report.html`` into a run directory, from its own files alone; returns the page's path.
 
-    The same files give the same bytes. Raises RunError where there is no front yet or the folder cannot be written,
-    CorruptFileError where ``front.json`` is not one. Other damage is told on the page itself.
+    ``front``: what is shown instead of ``front.json``, of a run that is not finished and has none. The same files give
+    the same bytes. Raises RunError where there is no front yet or the folder cannot be written, CorruptFileError
+    where ``front.json`` is not one. Other damage is told on the page itself.
     """
     run_directory = Path(run_directory)
-    source = read_source(run_directory)
+    source = read_source(run_directory, front)
     draw(source.front, run_directory / PICTURE)
     text = render(source, storage.read_bytes(run_directory / PICTURE), run_directory.resolve().name)
     storage.write_text(run_directory / PAGE, text)

@@ -70,6 +70,7 @@ class _Next(_Part):
 
 class _Bounds(_Part):
     kl_price: float
+    missing: list[str] = []
     front_share_at_least: float | None
     front_share_worst_at_least: float | None
     hypervolume_values: float
@@ -124,10 +125,17 @@ class Source:
     notices: tuple[str, ...] = ()
 
 
-def read_source(run_directory: str | Path) -> Source:
-    """Read a run directory. RunError without a front; what else is missing or damaged becomes a notice."""
+def read_source(run_directory: str | Path, given: Mapping[str, Any] | None = None) -> Source:
+    """Read a run directory. RunError without a front; what else is missing or damaged becomes a notice.
+
+    ``given``: the front, where it is not kept as ``front.json``.
+    """
     run_directory = Path(run_directory)
-    front = read_front(run_directory)
+    if given is None:
+        front = read_front(run_directory)
+    else:
+        check_front(given, run_directory)
+        front = dict(given)
     notices: list[str] = []
     run: dict[str, Any] = {}
     events: list[dict[str, Any]] = []

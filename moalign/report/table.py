@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -27,8 +27,16 @@ NARROW = {
 }
 
 
-def front_table(front: Mapping[str, Any]) -> RenderableType:
-    """The points of a front (the content of ``front.json``), a summary, and the failures, as something rich prints."""
+def show_front(front: Mapping[str, Any], console: Console) -> None:
+    """A front (the content of ``front.json``), and last how good it is: one line, however narrow the output is."""
+    console.print(_front(front))
+    outlook = analysis.outlook(front)
+    if outlook is not None:
+        console.print(outlook, highlight=False, markup=False, soft_wrap=True)
+
+
+def _front(front: Mapping[str, Any]) -> RenderableType:
+    """Its points, a summary, and the failures."""
     names = wording.detail_names(front["points"])
     details = [name for name in names if "/" not in name and name not in NARROW]
     parts: list[RenderableType] = [_table(front, details[:DETAILS_SHOWN])]
@@ -36,12 +44,9 @@ def front_table(front: Mapping[str, Any]) -> RenderableType:
     hidden = [name for name in names if name not in details[:DETAILS_SHOWN]]
     if hidden:
         lines.append(("In the report", ", ".join(wording.printable(name) for name in hidden)))
-    parts.append(_summary(lines))
+    parts.append(summary_table(lines))
     if front.get("configurations"):
         parts.append(configurations_table(front["configurations"]))
-    outlook = analysis.outlook(front)
-    if outlook is not None:
-        parts.append(Text(outlook))
     if front["failed"]:
         parts.append(_failures(front["failed"]))
     return Group(*parts)
@@ -87,7 +92,8 @@ def _scores(measured: Mapping[str, Any], names: list[str]) -> list[str]:
     return [wording.measure(measured["scores"][name], measured["stderr"].get(name)) for name in names]
 
 
-def _summary(lines: list[tuple[str, str]]) -> Table:
+def summary_table(lines: Sequence[tuple[str, str]]) -> Table:
+    """What there is to say, as (what, value), none of it read as markup."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column()

@@ -110,7 +110,9 @@ def summary(front: Mapping[str, Any]) -> list[tuple[str, str]]:
     if front.get("skipped"):
         count = len(front["skipped"])
         lines.append(("Skipped", f"{count} candidate{'s' * (count > 1)} did not fit into the budget"))
-    lines.append(("Tokens", f"{sum(point['tokens'] for point in points):,}"))
+    in_vain = sum(entry.get("tokens", 0) for entry in failed)
+    spent = f"{sum(point['tokens'] for point in points):,}"
+    lines.append(("Tokens", spent + (f", and {in_vain:,} of failed candidates" if in_vain else "")))
     evaluation = printable(front["evaluation"]).rstrip(". ")
     lines.append(("Scores", f"{evaluation[:1].upper()}{evaluation[1:]}. Larger is better everywhere."))
     return lines

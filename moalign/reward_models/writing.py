@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from moalign import door, lora, storage
+from moalign import disk, door, lora, storage
 from moalign.data.tokenise import Sequence as TokenSequence
 from moalign.data.tokenise import Tokeniser
 from moalign.engine import judged
@@ -141,9 +140,9 @@ def written_tokenizer(tokeniser: Tokeniser) -> Any:
 
 def _check_tokenizer(tokenizer: Any, trained: Tokeniser, material: Material) -> None:
     """Raises ModelError where the tokenizer, written and read again, reads the data in another way than training."""
-    with tempfile.TemporaryDirectory(prefix="moalign-tokenizer-") as folder:
+    with disk.scratch() as folder:
         tokenizer.save_pretrained(folder)
-        written = Tokeniser.of(models.load_tokenizer(folder))
+        written = Tokeniser.of(models.load_tokenizer(str(folder)))
     held_out = () if material.held_out is None else material.held_out.samples[:TOKENISED]
     for sample in (*held_out, *material.train.samples[:TOKENISED]):
         ids, own = (

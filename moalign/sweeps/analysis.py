@@ -125,21 +125,22 @@ def _bounds(
     most = np.maximum(most, (weights @ np.vstack([reached, base]).T).max(1))
     corner = [front["reference_point"][name] for name in names]
     gap = pareto.gap(reached, base, weights, most, *_doubts(front, points, names, price, sampled))
-    alone = [names[place] for place in pareto.unbounded(weights)]
+    missing = [names[place] for place in pareto.unbounded(weights)]
     found = {
         "kl_price": price.value,
+        "missing": missing,
         "front_share_at_least": None if gap is None else gap.share,
         "front_share_worst_at_least": None if gap is None else gap.worst,
         "hypervolume_values": pareto.hypervolume(reached, corner),
         "hypervolume_mixtures": pareto.hypervolume_of_mixtures(reached, corner),
         "hypervolume_at_most": pareto.hypervolume_at_most(weights, most, corner),
         "next": {
-            "preference": dict(zip(names, gap.weights, strict=True)) if gap else _only(alone[0], names),
+            "preference": dict(zip(names, gap.weights, strict=True)) if gap else _only(missing[0], names),
             "gain_at_most": None if gap is None else gap.gain,
             "tokens": _tokens(front["points"]),
         },
     }
-    return found, None if gap else f"no candidate is for {alone[0]} alone"
+    return found, None if gap else "no candidate is for " + " alone, none for ".join(missing) + " alone"
 
 
 def _optimum(point: Mapping[str, Any]) -> float | None:

@@ -107,7 +107,8 @@ def purse(plan: Plan, directory: Path, workshop: Workshop, history: Sequence[Out
 
 
 def _of_tokens(limit: float, cost: float, history: Sequence[Outcome], plan: Plan) -> Purse:
-    """Tokens of failed candidates are spent as well, but tell nothing of what a whole training costs."""
+    """Tokens of failed candidates are spent as well, but tell nothing of what a whole training costs. Nobody has those
+    of a pass of several that was begun anew with fewer."""
     spent = float(sum(outcome.tokens for outcome in history))
     whole = [each for each in history if each.kind == "trained" and each.status == "done" and each.tokens]
     trained = sum(_share(outcome.changes, plan) for outcome in whole)

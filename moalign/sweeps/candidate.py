@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-from moalign import calls, lora, storage
+from moalign import calls, disk, lora, storage
 from moalign.api import Objective
 from moalign.data.batching import groups_of
 from moalign.data.dataset import PairDataset
@@ -54,22 +53,24 @@ def train_candidates(
         return
     for candidate in wanted:
         observer.on_candidate_start(candidate)
+    trainees: list[tuple[Trainee, list[str]]] = []
     try:
-        trainees = _train(candidates, {candidate.id for candidate in wanted}, workshop, history, observer)
+        _train(candidates, {candidate.id for candidate in wanted}, workshop, history, observer, trainees)
     except UserError:
         raise  # disk full, data unusable: the next candidates would meet the same
     except Exception as error:
         smaller, reason = len(candidates) // 2 if isinstance(error, torch.OutOfMemoryError) else 1, _reason(error)
+        spent = sum(trainee.tokens for trainee, _ in trainees)
     else:
         sampled = _held_out_samples([trainee for trainee, _ in trainees], workshop)
         for candidate, (trainee, metrics) in zip(candidates, trainees, strict=True):
             if candidate.id not in known:
                 yield _finish(candidate, trainee, metrics, sampled.get(trainee.slot), workshop)
         return
-    # the traceback held the failed graph alive; it is gone only here
+    trainees.clear()  # they held the failed graph alive, as the traceback did; it is gone only here
     _free_memory()
     if len(candidates) == 1:
-        yield outcomes.failure(candidates[0], reason)
+        yield replace(outcomes.failure(candidates[0], reason), tokens=spent)
         return
     observer.on_phase(f"{len(candidates)} candidates together: {reason}; going on with {smaller} at a time")
     for start in range(0, len(candidates), smaller):
@@ -96,8 +97,10 @@ def _train(
     workshop: Workshop,
     history: Sequence[Outcome],
     observer: Observer,
-) -> list[tuple[Trainee, list[str]]]:
-    """Each candidate's state after training, and the lines of its metrics; only those wanted are shown."""
+    trainees: list[tuple[Trainee, list[str]]],
+) -> None:
+    """Into ``trainees``, as far as it comes, each candidate's state and the lines of its metrics; only those wanted are
+    shown."""
 
     def trainee(candidate: Candidate, slot: str) -> tuple[Trainee, list[str]]:
         lines: list[str] = []
@@ -110,7 +113,7 @@ def _train(
         source = batch_source(candidate, workshop, slot)
         made = Trainee(job_of(candidate, workshop, history), source, slot, on_step)
         try:
-            made.parent = starts.start(candidate, workshop, Path(scratch))
+            made.parent = starts.start(candidate, workshop, scratch)
         except UserError:
             raise
         except MoalignError as error:  # its own: the others go on without it
@@ -119,10 +122,9 @@ def _train(
 
     workshop.release_guides()
     anchors.release(workshop, history)
-    with tempfile.TemporaryDirectory() as scratch:
-        made = [trainee(*each) for each in zip(candidates, slots(len(candidates)), strict=True)]
-        train_together(workshop.model, [each for each, _ in made], workshop.cache, workshop.accelerator)
-    return made
+    with disk.scratch() as scratch:
+        trainees += [trainee(*each) for each in zip(candidates, slots(len(candidates)), strict=True)]
+        train_together(workshop.model, [each for each, _ in trainees], workshop.cache, workshop.accelerator)
 
 
 def _held_out_samples(trainees: Sequence[Trainee], workshop: Workshop) -> dict[str, list[Rollout]]:

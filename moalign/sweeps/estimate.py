@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +20,7 @@ from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import Plan
 from moalign.sweeps.proposals import first_trained, next_candidates
 from moalign.sweeps.workshop import Workshop, opened_workshop
-from moalign.types import Candidate
+from moalign.types import Candidate, Outcome, Space
 
 PROBE_STEPS = 4  # the first is warm-up and does not count
 PROBE_LOOKS_EVERY = 2
@@ -33,7 +34,7 @@ class Estimate:
     ``seconds_of_sampling`` is for all rounds of one candidate, 0 without rollouts. ``seconds_of_looks`` is for all its
     looks at the held-out pairs, 0 without train.early_stop; where a candidate will end early is not foreseen.
     ``memory`` is that of ``together`` candidates in one pass, in bytes, the base among them.
-    ``reason``: what the search says of itself; ``candidates`` are then its first proposal.
+    ``reason``: what the search says of itself. ``goes_on``: ``candidates`` are its first proposal, and it wants more.
     ``purse``: what there is to spend, where the search has a budget, and ``fitting`` those that it pays.
     """
 
@@ -50,6 +51,7 @@ class Estimate:
     memory: int
     purse: Purse | None = None
     reason: str = ""
+    goes_on: bool = False
     fitting: tuple[Candidate, ...] = ()
 
     @property
@@ -87,6 +89,29 @@ def estimate(plan: Plan, observer: Observer) -> Estimate:
     """
     with opened_workshop(plan, Path(), observer, keep_cache=False) as workshop:
         return _estimate(plan, workshop, observer)
+
+
+def _goes_on(candidates: Sequence[Candidate], plan: Plan, space: Space) -> bool:
+    """Whether the search wants more once it has these: asked with made up scores, by which each has what it is for.
+
+    One that breaks on them does look at what was reached, so that it may go on.
+    """
+    tried = [
+        Outcome(
+            id=each.id,
+            status="done",
+            preference=each.preference,
+            scores={name: each.preference.values.get(name, 0.0) for name in plan.objectives},
+            kl=0.0,
+            kind=each.kind,
+            changes=each.changes,
+        )
+        for each in candidates
+    ]
+    try:
+        return bool(plan.propose(tried, space))
+    except Exception:
+        return True
 
 
 def _estimate(plan: Plan, workshop: Workshop, observer: Observer) -> Estimate:
@@ -141,5 +166,6 @@ def _estimate(plan: Plan, workshop: Workshop, observer: Observer) -> Estimate:
         memory=base + beyond[size],
         purse=purse,
         reason=door.call(plan.search, "reason", space),
+        goes_on=_goes_on(candidates, plan, space),
         fitting=tuple(fitting),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,7 +59,7 @@ def compute(
         base = world["base"]
         front |= {key: value for key, value in world["front"].items() if key != "objectives"}
     front["base"] = base
-    front["failed"] = [{"id": outcome.id, "error": outcome.error} for outcome in failed]
+    front["failed"] = [{"id": each.id, "error": each.error, "tokens": each.tokens} for each in failed]
     front["skipped"] = [outcome.id for outcome in reached if outcome.status == "skipped"]
     declared = config.evaluate.reference_point
     if isinstance(declared, dict):
@@ -130,6 +131,13 @@ def write(run_directory: Path) -> dict[str, Any]:
     front = read(run_directory)
     storage.write_json(run_directory / FRONT, front)
     return front
+
+
+def unfinished(run_directory: Path) -> str:
+    """How to go on with a run that is not finished, for people; "" where it is."""
+    if (run_directory / FRONT).exists() or journal.ended(run_directory / journal.FILE):
+        return ""
+    return f"unfinished; moalign resume {shlex.quote(str(run_directory))} goes on"
 
 
 def read_record(run_directory: Path) -> dict[str, Any]:

@@ -34,6 +34,9 @@ class Observer:
     def on_skipped(self, outcomes: Sequence[Outcome]) -> None:
         """The budget does not pay these; they are not trained."""
 
+    def on_proposed(self, candidates: Sequence[Candidate]) -> None:
+        """What the search wants next; of a proposal that was cut short, what is missing."""
+
     def on_candidate_start(self, candidate: Candidate) -> None: ...
 
     def on_step(self, candidate: Candidate, step: int, metrics: dict[str, Any]) -> None: ...

@@ -257,7 +257,7 @@ def prepare(config: Config, registry: Registry) -> Plan:
         config=config,
         objective=registry.build("objective", config.loss.name, config.loss.options, "loss", deadline),
         combiner=combiner,
-        search=registry.build("search", config.search.name, config.search.options, "search", deadline),
+        search=registry.build("search", config.search.name, config.search.options, "search", deadline, ("budget",)),
         rewards=_rewards(config, registry),
         transforms=_transforms(config, registry),
         readers=readers_for(config.data.reader, registry, deadline),

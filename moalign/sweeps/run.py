@@ -95,6 +95,8 @@ def _execute(
             observer.on_skipped(skipped)
             began = budget.now()
             while proposed := _pending(plan, directory, workshop, history, observer):
+                known = {outcome.id for outcome in history}
+                observer.on_proposed([candidate for candidate in proposed if candidate.id not in known])
                 for outcome in _outcomes(proposed, directory, workshop, history, observer):
                     journal.append(directory / journal.FILE, outcomes.to_event(outcome))
                     history.append(outcomes.as_read(outcome, plan.objectives))

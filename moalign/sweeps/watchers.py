@@ -68,6 +68,9 @@ class PluginObservers(Observer):
     def on_skipped(self, outcomes: Sequence[Outcome]) -> None:
         self._shown.on_skipped(outcomes)
 
+    def on_proposed(self, candidates: Sequence[Candidate]) -> None:
+        self._shown.on_proposed(candidates)
+
     def on_candidate_start(self, candidate: Candidate) -> None:
         self._shown.on_candidate_start(candidate)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from random import Random
 
@@ -30,7 +31,7 @@ class Auto(Search):
     """
 
     points: int | None = Field(default=None, ge=1)
-    """at most so many; none: 11 for two objectives, 15 for three, five for each of more"""
+    """at most so many trained, beside mixes; none: 11 for two objectives, 15 for three, five for each of more"""
 
     def propose(self, space: Space, history: Sequence[Outcome], rng: Random) -> list[Candidate]:
         return list(self.chosen(space).propose(space, history, rng))
@@ -42,17 +43,13 @@ class Auto(Search):
         if space.conditioned:
             return "one model, asked for an even grid of preferences"
         if space.budget is not None and space.budget < objectives:
-            return (
-                f"the budget pays {space.budget:.1f} trainings, and there are {objectives} objectives: no whole front"
-            )
+            return f"the budget pays {_paid(space)}, and there are {objectives} objectives: no whole front"
         if _tight(space):
-            return (
-                f"the budget pays {space.budget:.1f} trainings: soup, each of the {objectives} objectives alone and "
-                "mixes between them"
-            )
+            soup = f"soup, each of the {objectives} objectives alone and mixes between them"
+            return f"the budget pays {_paid(space)}: {soup}"
         if not space.weighted_sums:
             return "candidates are not trained for weighted sums of the rewards: an even grid of preferences"
-        paid = "" if space.budget is None else f" and a budget of {space.budget:.1f} trainings"
+        paid = "" if space.budget is None else f" and a budget of {_paid(space)}"
         return f"{objectives} objectives{paid}: optimistic-linear-support, {self.chosen(space).reason(space)}"
 
     def chosen(self, space: Space) -> Search:
@@ -71,6 +68,11 @@ class Auto(Search):
 def _points(objectives: int) -> int:
     """11 for two objectives, then those of even grids with four steps."""
     return {1: 1, 2: 11, 3: 15}.get(objectives, 5 * objectives)
+
+
+def _paid(space: Space) -> str:
+    """Never more than it pays: 1.97 are not 2.0."""
+    return f"{math.floor((space.budget or 0.0) * 10) / 10:.1f} trainings"
 
 
 def _tight(space: Space) -> bool:

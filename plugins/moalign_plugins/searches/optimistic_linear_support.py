@@ -77,8 +77,8 @@ class OptimisticLinearSupport(Search):
         objectives = len(space.objectives)
         if objectives == 1:
             return "there is one objective, so one candidate is all there is"
-        most = max(self.points, objectives)
-        return f"each of the {objectives} objectives alone, then where most can be gained, at most {most} in all"
+        most = f"at most {max(self.points, objectives)} trained" + (f" and {self.mixes} mixed" if self.mixes else "")
+        return f"each of the {objectives} objectives alone, then where most can be gained, {most}"
 
     def _candidate(
         self, weights: tuple[float, ...], train: bool, space: Space, history: Sequence[Outcome]

@@ -240,6 +240,14 @@ def test_a_combiner_that_keeps_no_thresholds_is_found_before_anything_is_trained
             assert plan.propose(())[0].preference.kind == "weights"
 
 
+@pytest.mark.parametrize("name", ["c-morl", "epsilon-constraint"])
+def test_accuracies_are_no_thresholds_for_rewards(tiny_model_path, tmp_path, name):
+    sampled = settings(tiny_model_path, tmp_path, "lagrangian", name=name)
+    by_accuracy = sampled.model_copy(update={"evaluate": sampled.evaluate.model_copy(update={"kind": "preference"})})
+    with pytest.raises(ConfigError, match=rf"search '{name}' takes thresholds from what `evaluate` measures.*rollouts"):
+        prepare(by_accuracy, registry.discover())
+
+
 def test_a_conditioned_model_is_told_no_thresholds(tiny_model_path, tmp_path):
     class Later(Grid):
         later_kinds = frozenset({"thresholds"})

@@ -165,6 +165,30 @@ def test_when_the_budget_is_spent_the_gaps_that_remain_are_mixed():
     assert OptimisticLinearSupport().propose(space, [*done, skipped], Random(0)) == []
 
 
+@pytest.mark.parametrize("objectives", [1, 2, 3])
+def test_an_objective_whose_own_training_failed_is_tried_between_it_and_the_middle(objectives):
+    space, search = Space(NAMES[:objectives], steps=100), OptimisticLinearSupport(points=6)
+    history = [
+        Outcome(f"p{place}", "done", _weights(space, row), dict(zip(space.objectives, row, strict=True)))
+        for place, row in enumerate(np.eye(objectives).tolist())
+    ]
+    history[0] = Outcome("p0", "failed", history[0].preference)
+    proposed = search.propose(space, history, Random(0))
+    if objectives == 1:
+        assert proposed == []
+        return
+    (instead,) = proposed
+    own, *_ = instead.preference.vector(space.objectives)
+    assert own == pytest.approx((1 + 1 / objectives) / 2, abs=1e-3) and not instead.changes and not instead.parents
+    reached = dict(zip(space.objectives, (0.8, *[0.3] * (objectives - 1)), strict=True))
+    done = [*history, Outcome(instead.id, "done", instead.preference, reached)]
+    (following, *_) = search.propose(space, done, Random(0))
+    assert following.changes, "and then it goes on where most can be gained"
+    failed = [*history, Outcome(instead.id, "failed", instead.preference)]
+    assert instead.id not in [each.id for each in search.propose(space, failed, Random(0))]
+    assert OptimisticLinearSupport(points=objectives).propose(space, history, Random(0)) == []
+
+
 def test_what_trained_candidates_do_not_enclose_is_not_mixed():
     space = Space(NAMES[:2])
     done = [
@@ -172,9 +196,12 @@ def test_what_trained_candidates_do_not_enclose_is_not_mixed():
         Outcome("b", "done", _weights(space, (0.5, 0.5)), {"concise": 0.8, "harmless": 0.8}),
     ]
     alone = Outcome("c", "skipped", _weights(space, (0.0, 1.0)))
-    mixed = OptimisticLinearSupport(mixes=4).propose(space, [*done, alone], Random(0))
-    assert mixed and all(candidate.preference.values["concise"] >= 0.5 for candidate in mixed)
-    assert OptimisticLinearSupport(mixes=4).propose(space, [done[0], alone], Random(0)) == []
+    (cheaper,) = OptimisticLinearSupport(mixes=4).propose(space, [*done, alone], Random(0))
+    assert cheaper.kind == "trained" and cheaper.changes, "the budget may pay one of fewer steps"
+    unpaid = [alone, Outcome(cheaper.id, "skipped", cheaper.preference)]
+    mixed = OptimisticLinearSupport(mixes=4).propose(space, [*done, *unpaid], Random(0))
+    assert mixed and all(candidate.mixed and candidate.preference.values["concise"] >= 0.5 for candidate in mixed)
+    assert OptimisticLinearSupport(mixes=4).propose(space, [done[0], *unpaid], Random(0)) == []
 
 
 def test_it_keeps_the_contract_of_searches():

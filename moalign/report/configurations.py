@@ -27,11 +27,9 @@ def configurations_table(configurations: Sequence[Mapping[str, Any]]) -> Table:
         if held_out:
             cells.append(_deviating(one["held_out"], one["held_out_stddev"]))
         table.add_row(Text(changes or "as configured"), *cells)
-    if held_out:
-        table.caption, table.caption_justify = (
-            "± is the standard deviation over seeds; held-out seeds chose nothing",
-            "left",
-        )
+    chose = "; held-out seeds chose nothing" if held_out else ""
+    table.caption = f"hypervolume with KL paid for, ± its standard deviation over seeds{chose}"
+    table.caption_justify = "left"
     return table
 
 

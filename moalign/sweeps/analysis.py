@@ -119,7 +119,7 @@ def _bounds(
     points = [point for point in front["points"] if point["kl"] is not None or point["id"] in price.paid]
     if not measured or not points:
         return None, _unmeasured(front["points"])
-    reached, base = _values(points, names, price), table([front["base"]], names)[0]
+    reached, base = values(points, names, price), table([front["base"]], names)[0]
     weights = np.array([[point["preference"]["values"][name] for name in names] for point in measured])
     most = np.array([optima.get(point["id"], _optimum(point)) for point in measured])
     most = np.maximum(most, (weights @ np.vstack([reached, base]).T).max(1))
@@ -180,9 +180,9 @@ def _doubts(
     return np.array(less), exact if price.paid else doubts.of_base(front["base"], names, asked, sampled.get(None))
 
 
-def _values(points: Sequence[Mapping[str, Any]], names: Sequence[str], price: Price) -> Array:
-    """Scores [n,M] less the price of KL."""
-    costs = [0.0 if point["id"] in price.paid else price.value * point["kl"] for point in points]
+def values(points: Sequence[Mapping[str, Any]], names: Sequence[str], price: Price) -> Array:
+    """Scores [n,M] less the price of KL; nothing is paid where KL was not measured."""
+    costs = [0.0 if point["id"] in price.paid else price.value * (point["kl"] or 0.0) for point in points]
     return table(points, names) - np.array(costs)[:, None]
 
 

@@ -72,9 +72,10 @@ def compute(
     front["hypervolume"] = pareto.hypervolume(analysis.table(points, names), corner)
     analysis.annotate(points, names, front["reference_point"])
     front["points"] = points
-    if compared := configurations.compare(points, names, front["reference_point"], config.seed):
-        front["configurations"] = compared
     price = _price(config, kind, world, kl_price)
+    worth = dict(zip([one.id for one in done], analysis.values(points, names, price).tolist(), strict=True))
+    if compared := configurations.compare(reached, worth, corner, config.seed):
+        front["configurations"] = compared
     weights = {one.id: np.array(one.preference.vector(names)) for one in done if one.preference.kind == "weights"}
     known = {} if price.why else optima.bounds(weights, sampled or {}, price.value)
     front["analysis"] = analysis.analyse(front, price, known, sampled)

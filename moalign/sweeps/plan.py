@@ -172,7 +172,8 @@ class Plan:
                 raise ConfigError(f"search: '{self.config.search.name}' may come to {said}: {reason}")
 
     def check_later(self) -> None:
-        """Raise PreferenceError where the search will come to preferences that the run has no meaning for."""
+        """Raise PreferenceError where the search will come to preferences that the run has no meaning for, ConfigError
+        where they would mean something else than what it takes them from."""
         first, *others = self.objectives
         made = {
             "thresholds": Preference("thresholds", dict.fromkeys(others, 0.0)),
@@ -186,6 +187,11 @@ class Plan:
                 reason = str(error).removeprefix("later: ")
                 name = self.config.search.name
                 raise PreferenceError(f"search '{name}' comes to {kind} later, and {reason}") from None
+            if kind == "thresholds" and (self.evaluation_kind != "generate" or self.config.rollouts is None):
+                raise ConfigError(
+                    f"search '{self.config.search.name}' takes thresholds from what `evaluate` measures, and they are "
+                    "kept on the rewards of sampled responses: that takes rollouts, and evaluate.kind: generate"
+                )
             if self.conditioner is not None:
                 conditions.asked_of_model([candidate], self, ())
 

@@ -68,7 +68,8 @@ class Bayesian(Search):
         left = self.points - len(own)
         if last < 0 and (begin := self._round(0, left, space, history, seed)):
             return begin
-        if left <= 0 or (space.affordable is not None and space.affordable < self._share):
+        unpaid = space.affordable is not None and space.affordable < self._share and not space.conditioned
+        if left <= 0 or unpaid:
             return []
         return self._round(max(last, 0) + 1, min(left, self.batch or max(1, space.together)), space, history, seed)
 

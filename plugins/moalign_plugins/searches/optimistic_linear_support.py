@@ -67,8 +67,10 @@ class OptimisticLinearSupport(Search):
         settled = [outcome for outcome in tried if outcome.status != "skipped" or _is_mix(outcome)]
         mixed = sum(_is_mix(outcome) for outcome in settled)
         left, at_once = self.points - len(settled) + mixed, max(1, space.together)
-        if not any(outcome.status == "skipped" for outcome in history):
-            wanted = self._widest(space, settled, history, min(left, at_once), train=True)
+        unpaid = [outcome.preference.values for outcome in history if outcome.status == "skipped"]
+        if all(values in [candidate.preference.values for candidate in alone] for values in unpaid):  # others cost less
+            wanted = _instead(alone, tried, space)[: max(0, left)]
+            wanted = wanted or self._widest(space, tried, history, min(left, at_once), train=True)
             if wanted:
                 return wanted
         return self._widest(space, settled, history, min(self.mixes - mixed, at_once), train=False)
@@ -83,9 +85,7 @@ class OptimisticLinearSupport(Search):
     def _candidate(
         self, weights: tuple[float, ...], train: bool, space: Space, history: Sequence[Outcome]
     ) -> Candidate:
-        digits = len(str(_PARTS)) - 1
-        name = "-".join(f"{weight:.{digits}f}" for weight in weights)
-        made = Candidate(f"ols-{name}", Preference("weights", dict(zip(space.objectives, weights, strict=True))))
+        made = _named(weights, space)
         if not train:
             return replace(made, id=f"{_MIX}{made.id}", mixed=True)
         if self.warm_start is None or space.conditioned:
@@ -125,6 +125,24 @@ class OptimisticLinearSupport(Search):
                 if train or enclosed(candidate, history, space):
                     chosen[near] = candidate
         return list(chosen.values())
+
+
+def _named(weights: Sequence[float], space: Space) -> Candidate:
+    digits = len(str(_PARTS)) - 1
+    name = "-".join(f"{weight:.{digits}f}" for weight in weights)
+    return Candidate(f"ols-{name}", Preference("weights", dict(zip(space.objectives, weights, strict=True))))
+
+
+def _instead(alone: Sequence[Candidate], tried: Sequence[Outcome], space: Space) -> list[Candidate]:
+    """Between the middle and each objective whose own training failed: without one beyond them nothing bends towards
+    it. Not warm, for nothing is near."""
+    import numpy as np
+
+    known = [outcome.preference.values for outcome in tried]
+    failed = [outcome.preference.values for outcome in tried if outcome.status == "failed"]
+    lost = [each.preference.vector(space.objectives) for each in alone if each.preference.values in failed]
+    made = [_named(_on_grid((np.array(own) + 1 / len(own)) / 2), space) for own in lost]
+    return [candidate for candidate in made if candidate.preference.values not in known]
 
 
 def _is_mix(outcome: Outcome) -> bool:

@@ -5,46 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmarks.small_worlds import GRID, PRICE, World
 from moalign import pareto
 from moalign.sweeps import analysis, doubts, optima
 from moalign.sweeps.analysis import Price
 from moalign.sweeps.optima import Sampled
 
-NAMES, PRICE, PROMPTS, REPLIES, SAMPLES = ("harmless", "helpful"), 0.15, 24, 5, 12
-GRID = np.array(pareto.grid(2))
-
-
-class World:
-    """Rewards and a reference for each prompt; everything about every policy is a sum."""
-
-    def __init__(self, seed):
-        self.rng = np.random.default_rng(seed)
-        self.rewards = self.rng.uniform(0, 1, (PROMPTS, REPLIES, 2))
-        self.reference = np.log(self.rng.dirichlet(np.ones(REPLIES), PROMPTS))
-
-    def tilted(self, weights, strength=1.0):
-        logits = self.reference + strength * self.rewards @ weights / PRICE
-        return logits - np.log(np.exp(logits).sum(1, keepdims=True))
-
-    def values(self, policy):
-        """E[r_j] - price KL, [M]."""
-        probabilities = np.exp(policy)
-        cost = PRICE * (probabilities * (policy - self.reference)).sum(1).mean()
-        return np.einsum("pr,prm->m", probabilities, self.rewards) / PROMPTS - cost
-
-    def most(self, weights):
-        return PRICE * np.log((np.exp(self.reference + self.rewards @ weights / PRICE)).sum(1)).mean()
-
-    def sampled(self, policy):
-        places = np.array([self.rng.choice(REPLIES, SAMPLES, p=np.exp(row)) for row in policy])
-        rewards = np.take_along_axis(self.rewards, places[..., None], 1).reshape(-1, 2)
-        ratios = np.take_along_axis(policy - self.reference, places, 1).ravel()
-        return Sampled(rewards, ratios, tuple(np.repeat(np.arange(PROMPTS), SAMPLES).tolist()))
-
-    def shares(self, policies):
-        base, points = GRID @ self.values(self.reference), np.array([self.values(policy) for policy in policies])
-        reached = np.maximum((GRID @ points.T).max(1), base)
-        return (reached - base) / (np.array([self.most(w) for w in GRID]) - base)
+NAMES = ("harmless", "helpful")
 
 
 def point(name, weights, own):
@@ -103,15 +70,13 @@ def test_the_share_is_at_least_what_is_said_though_only_samples_are_known(points
 @pytest.mark.parametrize(("points", "least"), [(3, 0.3), (11, 0.5)])
 def test_one_that_says_the_same_thing_to_everybody_makes_no_bound_false(points, least):
     weights = [np.array([share, 1 - share]) for share in np.linspace(0, 1, points)]
-    fine = [np.array([share, 1 - share]) for share in np.linspace(0, 1, 100)]
     claims = []
     for seed in range(10):
         world = World(100 + seed)
         policies = [world.tilted(w, 0.9) for w in weights]
-        said = world.reference + 40 * np.eye(REPLIES)[world.rng.integers(0, REPLIES, PROMPTS)]
-        policies[points // 2] = said - np.log(np.exp(said).sum(1, keepdims=True))
+        policies[points // 2] = world.collapsed()
         found, corner = stated(world, weights, policies)[0], world.values(world.reference)
-        exact = pareto.hypervolume([world.values(world.tilted(w)) for w in fine], corner)
+        exact = pareto.hypervolume(world.front(100), corner)
         assert found["hypervolume_at_most"] >= exact
         assert found["front_share_at_least"] <= world.shares(policies).mean()
         claims.append(found["front_share_at_least"])

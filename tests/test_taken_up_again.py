@@ -69,6 +69,16 @@ def test_a_report_of_an_unfinished_run_does_not_pass_for_its_front(copy):
     assert journal.read(copy / journal.FILE) == events, "a run ends once"
 
 
+@pytest.mark.parametrize(
+    "asked", [["generate", "--candidate", "none", "--prompt", "x"], ["export", "--candidate", "none", "--to", "there"]]
+)
+def test_who_asks_an_unfinished_run_is_told_how_to_go_on(copy, asked):
+    command, *rest = asked
+    done = CliRunner().invoke(cli.app, [command, str(copy), *rest])
+    assert isinstance(done.exception, RunError) and "no candidate 'none'" in str(done.exception)
+    assert f"unfinished; moalign resume '{copy}' goes on\n" in done.stderr and done.stdout == ""
+
+
 def test_samples_of_the_base_are_made_again_where_they_are_gone_or_altered(copy, tmp_path):
     unbroken = shutil.copytree(copy, tmp_path / "unbroken")
     run.resume(unbroken, registry.discover(), Observer())

@@ -22,7 +22,8 @@ from moalign.engine.train import train, train_together
 from moalign.engine.trainee import Job, Trainee
 from moalign.errors import ConfigError, ModelError, PluginError, TrainingError, UserError
 from moalign.lora import Mixture
-from moalign.sweeps import journal, run, together
+from moalign.report import wording
+from moalign.sweeps import front, journal, run, together
 from moalign.sweeps.candidate import batch_source, job_of, slots
 from moalign.sweeps.observe import Observer
 from moalign.sweeps.plan import prepare
@@ -235,6 +236,27 @@ def test_where_memory_does_not_suffice_half_are_trained_at_a_time(tiny_model_pat
     assert [point["id"] for point in found["points"]] == [point["id"] for point in expected["points"]]
     for point, other in zip(found["points"], expected["points"], strict=True):
         assert point["scores"] == pytest.approx(other["scores"], abs=1e-4)
+
+
+def test_what_a_training_took_before_it_failed_is_spent(tiny_model_path, pairs, tmp_path, monkeypatch):
+    forward, passes = LanguageModel.hidden_states, []
+
+    def breaks(self, layout, *arguments, **options):
+        passes.append(torch.is_grad_enabled())
+        if passes.count(True) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return forward(self, layout, *arguments, **options)
+
+    changes = {"search": {"name": "listed"}, "preferences": {"one": "equal"}}
+    train = {"steps": 3, "pairs_per_step": 8, "together": 1}
+    settings = small_config(tiny_model_path, pairs, train=train, **changes)
+    monkeypatch.setattr(LanguageModel, "hidden_states", breaks)
+    with pytest.raises(TrainingError, match="every candidate failed"):
+        run.start(settings, tmp_path / "run", registry.discover(), Observer())
+    found = front.read(tmp_path / "run")
+    (failed,) = found["failed"]
+    assert failed["tokens"] > 0
+    assert ("Tokens", f"0, and {failed['tokens']:,} of failed candidates") in wording.summary(found)
 
 
 def test_how_many_together_is_measured_once_and_kept(tiny_model_path, pairs, tmp_path, monkeypatch):

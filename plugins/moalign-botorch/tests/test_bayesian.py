@@ -186,6 +186,7 @@ def test_the_search_is_over_when_the_budget_does_not_pay_another():
     begun = tuple(outcome(each, (1, 1)) for each in search.propose(space(2), (), Random(0)))
     assert search.propose(replace(space(2), affordable=0.9), begun, Random(0)) == []
     assert search.propose(replace(space(2), affordable=1.0), begun, Random(0)) != []
+    assert search.propose(replace(space(2), affordable=0.4, conditioned=True), begun, Random(0)) != [], "asking is free"
 
 
 @pytest.mark.parametrize("point", [(1.0, 1.0, 1.0), (0.2, -1e-9, 0.8), (1e-7, 1e-7, 1.0), (3.0, 5.0, 7.0)])

@@ -100,7 +100,7 @@ def _override(content: dict[str, Any], override: str, kind: type[Shared]) -> Non
             raise ConfigError(f"--set {override}: {'.'.join(parents[: depth + 1])} is not a section")
         target = inner
     try:
-        target[last] = yaml.load(text, Loader=_UniqueKeyLoader)
+        target[last] = yaml.load(text, Loader=_UniqueKeyLoader)  # a SafeLoader, as above
     except (yaml.YAMLError, ValueError) as error:
         problem = getattr(error, "problem", None) or error
         raise ConfigError(f"--set {override}: the value is not valid YAML: {problem}") from None

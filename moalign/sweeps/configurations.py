@@ -30,11 +30,11 @@ def compare(
         if outcome.kind == "trained" and not outcome.parents:
             groups.setdefault(json.dumps(_without_seed(outcome.changes), sort_keys=True), []).append(outcome)
     held_out = _held_out({key: {_seed(one, seed) for one in members} for key, members in groups.items()})
-    tried = {key: [one for one in members if one.status != "skipped"] for key, members in groups.items()}
-    tried = {key: members for key, members in tried.items() if members}
-    return (
-        [_compared(members, worth, reference, seed, held_out) for members in tried.values()] if len(tried) > 1 else []
-    )
+    paid = [[one for one in members if one.status != "skipped"] for members in groups.values()]
+    tried = [members for members in paid if members]
+    if len(tried) < 2:
+        return []
+    return [_compared(members, worth, reference, seed, held_out) for members in tried]
 
 
 def _held_out(seeds: Mapping[str, set[int]]) -> set[int]:

@@ -68,7 +68,8 @@ class OptimisticLinearSupport(Search):
         mixed = sum(_is_mix(outcome) for outcome in settled)
         left, at_once = self.points - len(settled) + mixed, max(1, space.together)
         unpaid = [outcome.preference.values for outcome in history if outcome.status == "skipped"]
-        if all(values in [candidate.preference.values for candidate in alone] for values in unpaid):  # others cost less
+        ends = [candidate.preference.values for candidate in alone]
+        if all(values in ends for values in unpaid):  # the others take fewer steps
             wanted = _instead(alone, tried, space)[: max(0, left)]
             wanted = wanted or self._widest(space, tried, history, min(left, at_once), train=True)
             if wanted:
